@@ -1,0 +1,70 @@
+# Every command a developer needs; docs/hacking.md says more. `make` alone lists them.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+READY := $(VENV)/.ready
+# The system packages that tests drive: real initiators, a real file system checker, a real S3 server.
+TEST_PACKAGES := qemu-utils qemu-block-extra libiscsi-bin e2fsprogs radosgw ceph-mon ceph-osd ceph-common openssl
+DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
+BENCH_PACKAGES := qemu-utils qemu-block-extra tgt
+UV_VERSION := 0.13.8
+SEED ?= 1
+PYTHON ?=
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help venv check lint test demo bench sim lock docs clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+venv: $(READY) ## the environment in .venv, from requirements-dev.txt with hashes
+
+$(READY): requirements-dev.txt pyproject.toml .ci/find-python
+	@python=$$(.ci/find-python) && \
+	if [ -n "$(PYTHON)" ] || ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo "making $(VENV) with $$("$$python" --version)"; "$$python" -m venv --clear $(VENV); fi
+	@echo "installing requirements-dev.txt"
+	@$(PIP) install -qq --require-hashes -r requirements-dev.txt
+	@$(PIP) install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+lint: $(READY)
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+check: lint ## format, lint, types, imports and the fast tests: run it before every commit
+	@$(PY) -m pytest -q -m "not slow and not rgw and not initiator"
+
+test: ## everything, set-up included: what continuous integration runs
+	@.ci/system-packages $(TEST_PACKAGES)
+	@$(MAKE) --no-print-directory lint
+	@$(PY) -m pytest
+
+demo: ## a disk in an object store, written and read by a real initiator, in under three minutes
+	@.ci/system-packages $(DEMO_PACKAGES)
+	@$(MAKE) --no-print-directory venv
+	@$(PY) deploy/demo.py
+
+bench: ## figures of this machine, beside tgt in the same run
+	@.ci/system-packages $(BENCH_PACKAGES)
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -m bench
+
+sim: $(READY) ## replay one simulated episode: make sim SEED=1234
+	@$(PY) -m tests.simulation $(SEED)
+
+docs: $(READY) ## draw the documents that come from tables in the code
+	@$(PY) -m tests.architecture.documents
+
+lock: $(READY) ## choose new versions within pyproject.toml and write the requirements files
+	@$(PY) -m venv build/lock && build/lock/bin/python -m pip install -qq --disable-pip-version-check uv==$(UV_VERSION)
+	@.ci/lock build/lock/bin/uv
+
+clean: ## remove what was built; .venv too
+	@rm -rf $(VENV) build dist *.egg-info .demo .results .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

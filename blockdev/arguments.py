@@ -1,0 +1,106 @@
+"""Arguments and options that several `s3block` commands share, and what becomes of them.
+
+One rule: whatever is wrong with the command line is found here, before a store is contacted, and ends in a usage error.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from blockdev.place import VolumePlace, open_store, resolve
+from s3core.console import progress
+from s3core.quantities import parse_duration, parse_size
+from s3core.settings import Config
+from s3core.settings_table import reason
+from s3core.store import ObjectStore
+
+VolumeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="VOLUME",
+        help="A volume of the configuration file, or its URL: s3://ENDPOINT/BUCKET/PREFIX/NAME, file:///DIRECTORY/NAME.",
+        show_default=False,
+    ),
+]
+
+StateDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--state-dir",
+        help="Folder for journals, maps and caches; each volume has one of its name in it.",
+        show_default=False,
+    ),
+]
+
+
+def usage(message: str) -> NoReturn:
+    """End with a usage error."""
+    raise typer.BadParameter(message)
+
+
+def option(setting: str, flag: str, **more: Any) -> Any:
+    """An option that stands in for a setting of [volume.NAME]; its help is the setting's reason."""
+    return typer.Option(flag, help=reason("volume.NAME", setting), show_default=False, **more)
+
+
+def size_option(setting: str, flag: str) -> Any:
+    return option(setting, flag, parser=_size, metavar="SIZE")
+
+
+def duration_option(setting: str, flag: str) -> Any:
+    return option(setting, flag, parser=_duration, metavar="TIME")
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def find(config: Config, text: str) -> VolumePlace:
+    """The volume a VOLUME argument means. BadParameter, ConfigError."""
+    try:
+        return resolve(config, text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@contextmanager
+def opened(config: Config, store_url: str) -> Iterator[ObjectStore]:
+    """The store, closed afterwards."""
+    store = open_store(config, store_url)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def steps(
+    label: str, total: float | None, *, unit: Literal["bytes", "items"] = "items", quiet: bool = False
+) -> Iterator[Callable[[float], None]]:
+    """Progress of a long act, as a function to be told of steps done."""
+    with progress(label, total, unit=unit, quiet=quiet) as shown:
+        yield shown.advance
+
+
+def moment(seconds: Any) -> str:
+    """Unix seconds as people read them; nothing for None."""
+    return "" if seconds is None else datetime.fromtimestamp(float(seconds), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 object`, `2 objects`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"

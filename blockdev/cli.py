@@ -1,0 +1,70 @@
+"""The `s3block` command: disks in object stores.
+
+One rule: this is the outermost rim: commands are put together here, and errors of a volume are given their exit codes.
+"""
+
+from typing import Annotated, NoReturn
+
+import typer
+
+from blockdev import content_commands, serve_command, volume_commands
+from blockdev.errors import (
+    AttachRefused,
+    CorruptFormat,
+    CorruptJournal,
+    JournalFull,
+    LocalDiskFailed,
+    MediumError,
+    NotReady,
+    StoreUnreachable,
+)
+from blockdev.image import ImageRefused
+from blockdev.iscsi.errors import PortalError
+from blockdev.volumes import Refused
+from s3core.console import new_app, run_and_exit, write_line
+from s3core.exit_codes import ExitCode, register
+
+for _kind, _code in (
+    (CorruptFormat, ExitCode.CORRUPT),
+    (CorruptJournal, ExitCode.CORRUPT),
+    (MediumError, ExitCode.CORRUPT),
+    (AttachRefused, ExitCode.REFUSED),
+    (NotReady, ExitCode.REFUSED),  # Fenced is one of these
+    (PortalError, ExitCode.REFUSED),
+    (Refused, ExitCode.REFUSED),
+    (ImageRefused, ExitCode.REFUSED),
+    (LocalDiskFailed, ExitCode.LOCAL),
+    (JournalFull, ExitCode.LOCAL),
+    (StoreUnreachable, ExitCode.UNAVAILABLE),
+):
+    register(_kind, _code)
+
+ABOUT = "Disks in object stores: make them, serve them over iSCSI, look after them."
+
+app = new_app("s3block", ABOUT)
+app.command("create")(volume_commands.create)
+app.command("list")(volume_commands.list_volumes)
+app.command("info")(volume_commands.info)
+app.command("serve")(serve_command.serve)
+app.command("check")(content_commands.check)
+app.command("export")(content_commands.export)
+app.command("delete")(volume_commands.delete)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        write_line(f"s3block {volume_commands.program_version()}")
+        raise typer.Exit
+
+
+@app.callback(help=ABOUT)
+def top(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What holds for every command."""
+
+
+def main() -> NoReturn:
+    run_and_exit(app, "s3block")

@@ -1,0 +1,404 @@
+"""The daemon: configuration to volumes to front doors. The only place that builds the real thing out of its parts.
+
+One thread runs sockets, SCSI, journal and cache of all its volumes; each volume has a worker process and a flush thread.
+One volume that fails does not stop the others; when the last one has stopped, so does the daemon.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from blockdev import errors as block_errors
+from blockdev.engine import link
+from blockdev.engine.attach import open_volume_file
+from blockdev.engine.cache import ReadCache, open_cache
+from blockdev.engine.front import Front
+from blockdev.engine.process import SWITCH_INTERVAL_S, Orders, configure_logging
+from blockdev.engine.socket_link import SocketLink
+from blockdev.engine.state_directory import StateDirectory
+from blockdev.engine.syncer import ThreadSyncer
+from blockdev.errors import BlockError, NotReady
+from blockdev.iscsi.chap import Credentials
+from blockdev.iscsi.nodes import Nodes
+from blockdev.iscsi.portal import Address, Portal
+from blockdev.journal.file import keep_freed_memory
+from blockdev.journal.journal import Journal, open_journal
+from blockdev.segments import paths
+from blockdev.segments.volume_file import VolumeFile
+from blockdev.target import BlockTarget
+from s3core import errors as store_errors
+from s3core.build import build_store
+from s3core.console import write_line
+from s3core.credentials import read_secret
+from s3core.prefixed import sub_store
+from s3core.settings import Config, ConfigError, VolumeSettings
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.05
+STOP_PATIENCE_S = 60.0
+"""An orderly stop waits so long for the bucket; then the journal keeps what is left, and the next start goes on."""
+
+MAP_PATIENCE_S = 10.0
+"""How long the worker may take to sync its map at the end; without that the next start rebuilds it from the bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVolume:
+    """A volume to serve. `settings` hold everything, defaults and the command line's overrides included."""
+
+    name: str
+    store_url: str
+    settings: VolumeSettings
+    state_dir: Path
+
+
+def rebuilt_error(kind: str, message: str) -> Exception:
+    """The worker's failure to attach, as the exception it was, so that exit codes and messages are the same."""
+    if kind == "ConfigError":
+        return ConfigError(message)
+    for module in (block_errors, store_errors):
+        found = getattr(module, kind, None)
+        if isinstance(found, type) and issubclass(found, BlockError | store_errors.StoreError):
+            return found(message)
+    return NotReady(f"{kind}: {message}")
+
+
+class RunningVolume:
+    """One attached volume: state directory, worker process, front."""
+
+    def __init__(self, served: ServedVolume, config: Config, *, accept_loss: bool) -> None:
+        self.served = served
+        self._config = config
+        self._accept_loss = accept_loss
+        self._directory = StateDirectory(served.state_dir)
+        self._lock = -1
+        self._process: subprocess.Popen[bytes] | None = None
+        self._link: SocketLink | None = None
+        self._journal: Journal | None = None
+        self._cache: ReadCache | None = None
+        self._syncer: ThreadSyncer | None = None
+        self.front: Front | None = None
+        self._closed = False
+        self.stopped = asyncio.Event()
+        self.failure: Exception | None = None
+        self._detached = False
+
+    async def start(self, volume: VolumeFile) -> Front:
+        """Lock, start the worker, wait until it has attached, recover the journal. Raises what the worker met."""
+        served, settings = self.served, self.served.settings
+        self._directory.prepare()
+        self._lock = self._directory.lock()
+        cache_bytes = settings.cache_bytes or 0
+        ours, theirs = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[link.Ready] = loop.create_future()
+        self._link = SocketLink(loop, ours, lambda: self._worker_gone(answer))
+
+        def attached(message: Any) -> None:
+            if answer.done():
+                return
+            if isinstance(message, link.Ready):
+                answer.set_result(message)
+            elif isinstance(message, link.Failed):
+                answer.set_exception(rebuilt_error(message.kind, message.message))
+
+        self._link.on_message = attached
+        orders = Orders(
+            config=str(self._config.path.resolve()) if self._config.path.exists() else "",
+            store_url=served.store_url,
+            name=served.name,
+            state_dir=str(served.state_dir),
+            journal_bytes=settings.journal_bytes or 0,
+            objects_bytes=cache_bytes // 4,
+            commit_bytes=settings.commit_bytes,
+            commit_interval_s=settings.commit_interval_s,
+            accept_loss=self._accept_loss,
+            unfenced=settings.unfenced,
+            log_level=self._config.s3block.log_level,
+            log_format=self._config.s3block.log_format,
+            cache_file=str(self._directory.cache_path / "cache"),
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "blockdev.engine.process", str(theirs.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=(theirs.fileno(), self._lock),
+        )
+        theirs.close()
+        assert self._process.stdin is not None
+        self._process.stdin.write(orders.dumps())
+        self._process.stdin.close()
+        try:
+            ready = await answer
+            self.front = self._open_front(volume, ready, cache_bytes - cache_bytes // 4)
+        except BaseException:
+            self.close()
+            raise
+        return self.front
+
+    def _open_front(self, volume: VolumeFile, ready: link.Ready, cache_bytes: int) -> Front:
+        assert self._link is not None
+        self._journal = open_journal(self._directory.journal_path)
+        self._cache = open_cache(
+            self._directory.cache_path,
+            identity=uuid4(),
+            volume=volume.identity,
+            frame_bytes=volume.geometry.frame_bytes,
+            size_bytes=cache_bytes,
+        )
+        post = asyncio.get_running_loop().call_soon_threadsafe
+        self._syncer = ThreadSyncer(self._journal, post)
+        front = Front(
+            name=volume.name,
+            identity=volume.identity,
+            geometry=volume.geometry,
+            journal=self._journal,
+            cache=self._cache,
+            link=self._link,
+            syncer=self._syncer,
+            post=post,
+            read_only=self.served.settings.read_only,
+            flush_to=self.served.settings.flush,
+        )
+        front.start(ready)
+        front.on_stopped = self._front_stopped
+        return front
+
+    def _front_stopped(self, error: Exception) -> None:
+        self.failure = self.failure or error
+        self.stopped.set()
+
+    def _worker_gone(self, answer: "asyncio.Future[link.Ready]") -> None:
+        if self._closed:
+            return
+        gone = NotReady(f"the worker of volume {self.served.name} ended unexpectedly", hint="see its last log lines")
+        if not answer.done():
+            answer.set_exception(gone)
+        elif self.front is not None:
+            self.front.stop(gone)
+
+    async def detach(self) -> Exception | None:
+        """Carry everything to the bucket and leave it clean; the error if that cannot be done in time."""
+        if self.front is None or self.stopped.is_set():
+            return self.failure
+        done: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+        def finished(error: Exception | None) -> None:
+            self._detached = error is None
+            if not done.done():
+                done.set_result(error)
+
+        self.front.detach(finished)
+        try:
+            return await asyncio.wait_for(done, STOP_PATIENCE_S)
+        except TimeoutError:
+            return NotReady(
+                f"volume {self.served.name}: the bucket did not take everything within {STOP_PATIENCE_S:.0f} s",
+                hint=f"the rest is safe in {self._directory.journal_path}; serve the volume on this host again",
+            )
+
+    def close(self) -> None:
+        """End the worker and give back files. Idempotent."""
+        self._closed = True
+        if self._syncer is not None:
+            self._syncer.close()
+        if self._process is not None:
+            # A worker that detached closes its map and ends; any other has nothing of its own to lose: what counts is
+            # in the journal and the log.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(MAP_PATIENCE_S if self._detached else 0)
+            self._process.kill()
+            self._process.wait()
+        if self._link is not None:
+            self._link.close()
+        for part in (self._cache, self._journal):
+            if part is not None:
+                part.close()
+        self._cache = self._journal = self._syncer = self._process = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _credentials(settings: VolumeSettings) -> Credentials | None:
+    if not settings.chap_user:
+        return None
+    secret = read_secret(Path(settings.chap_secret_file)).encode()
+    if not settings.chap_mutual_user:
+        return Credentials(settings.chap_user, secret)
+    mutual = read_secret(Path(settings.chap_mutual_secret_file)).encode()
+    return Credentials(settings.chap_user, secret, settings.chap_mutual_user, mutual)
+
+
+def _address(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    return Address(host.strip("[]"), int(port))
+
+
+class Daemon:
+    def __init__(self, config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool) -> None:
+        self._config = config
+        self._running = [RunningVolume(served, config, accept_loss=accept_loss) for served in volumes]
+        self._portals: list[Portal] = []
+        self._stopping = asyncio.Event()
+        self._bug: Exception | None = None
+
+    async def run(self, files: Sequence[VolumeFile]) -> None:
+        """Serve until SIGTERM or SIGINT, or until every volume has failed (then the first failure is raised)."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.set_exception_handler(self._unexpected)
+        ticker: asyncio.Task[None] | None = None
+        try:
+            await self._try_addresses()
+            if not await self._attach(files):
+                return
+            await self._open_portals()
+            gc.collect()
+            gc.freeze()
+            ticker = asyncio.create_task(self._tick())
+            await self._until_stopped()
+        finally:
+            if ticker is not None:
+                ticker.cancel()
+            for portal in self._portals:
+                await portal.stop()
+            for running in self._running:
+                running.close()
+
+    async def _try_addresses(self) -> None:
+        """Raises PortalError for one that cannot be listened on, before a volume is attached and an epoch spent."""
+        listen = {address for running in self._running for address in running.served.settings.listen or ()}
+        trial = Portal(Nodes(), listen=tuple(_address(text) for text in sorted(listen)))
+        await trial.start()
+        await trial.stop()
+
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback raised what nobody expected: stop rather than serve from a state nobody understands. The journal
+        has everything that was acknowledged, and the next start goes on from it."""
+        loop.default_exception_handler(context)
+        error = context.get("exception")
+        if isinstance(error, Exception) and self._bug is None:
+            self._bug = error
+            self._stopping.set()
+
+    async def _attach(self, files: Sequence[VolumeFile]) -> bool:
+        """False: a signal came first."""
+
+        async def start_all() -> None:
+            for running, volume in zip(self._running, files, strict=True):
+                await running.start(volume)
+
+        starting = asyncio.create_task(start_all())
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return False
+        stopping.cancel()
+        await starting
+        return True
+
+    async def _open_portals(self) -> None:
+        groups: dict[tuple[str, ...], list[RunningVolume]] = {}
+        for running in self._running:
+            groups.setdefault(tuple(running.served.settings.listen or ()), []).append(running)
+        for listen, members in groups.items():
+            nodes = Nodes()
+            targets: dict[str, dict[int, RunningVolume]] = {}
+            for running in members:
+                settings = running.served.settings
+                units = targets.setdefault(str(settings.iqn), {})
+                if settings.lun in units:
+                    raise ConfigError(
+                        f"two volumes want lun {settings.lun} of {settings.iqn}", hint="give one another lun"
+                    )
+                units[settings.lun] = running
+            for iqn, units in targets.items():
+                settings = next(iter(units.values())).served.settings
+                fronts: dict[int, BlockTarget] = {lun: r.front for lun, r in units.items() if r.front is not None}
+                nodes.serve(
+                    iqn,
+                    fronts,
+                    credentials=_credentials(settings),
+                    initiators=frozenset(settings.initiators) if settings.initiators else None,
+                )
+            portal = Portal(nodes, listen=tuple(_address(text) for text in listen))
+            await portal.start()
+            self._portals.append(portal)
+            for iqn, units in targets.items():
+                for lun, running in units.items():
+                    for address in portal.addresses:
+                        write_line(f"serving {running.served.name} at iscsi://{address}/{iqn}/{lun}")
+        sys.stdout.flush()
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK_S)
+            alone = sum(portal.connection_count for portal in self._portals) <= 1
+            now = loop.time()
+            for running in self._running:
+                if running.front is not None:
+                    running.front.inline_flush = alone
+                    running.front.tick(now)
+
+    async def _all_failed(self) -> None:
+        for running in self._running:
+            await running.stopped.wait()
+
+    async def _until_stopped(self) -> None:
+        stopping = asyncio.create_task(self._stopping.wait())
+        everything = asyncio.create_task(self._all_failed())
+        await asyncio.wait({stopping, everything}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._stopping.is_set():
+            stopping.cancel()
+            raise next(running.failure for running in self._running if running.failure is not None)
+        everything.cancel()
+        if self._bug is not None:
+            raise self._bug
+        for portal in self._portals:
+            await portal.stop()
+        self._portals.clear()
+        problems = await asyncio.gather(*(running.detach() for running in self._running))
+        for running, problem in zip(self._running, problems, strict=True):
+            if problem is None:
+                log.info("volume %s: detached, the bucket has everything", running.served.name)
+            else:
+                log.error("volume %s: not detached: %s", running.served.name, problem)
+        for problem in problems:
+            if problem is not None:
+                raise problem
+
+
+def serve(config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool) -> None:
+    """Serve the volumes over iSCSI until SIGTERM or SIGINT. Writes one line per volume and portal to standard output
+    when it listens. Raises what made a volume fail to attach; then nothing is served."""
+    configure_logging(config.s3block.log_level, config.s3block.log_format)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_freed_memory()
+    files = []
+    for served in volumes:
+        store = build_store(served.store_url, config=config)
+        try:
+            files.append(open_volume_file(sub_store(store, paths.volume_prefix(served.name)), served.name))
+        finally:
+            store.close()
+
+    async def main() -> None:
+        await Daemon(config, volumes, accept_loss=accept_loss).run(files)
+
+    asyncio.run(main())

@@ -1,0 +1,340 @@
+"""From the journal to the bucket: one commit after the other, each a contiguous piece of the journal.
+
+The order of a commit, and what a crash leaves behind:
+1. read the records, plan (nothing written);
+2. PUT extent objects and segments (a crash leaves orphans: objects of a generation no record names);
+3. PUT the commit record with If-None-Match (a crash before: as 2; after: the record counts and recovery applies it);
+4. apply the record to the map (a crash leaves the map behind the log; recovery replays the record);
+5. tell the front (a crash leaves the journal longer than needed; the replayed map says from where it counts).
+"""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import zstandard
+
+from blockdev.engine import plan as planning
+from blockdev.engine.local_objects import LocalObjects
+from blockdev.engine.log import CommitLog, Persistence
+from blockdev.engine.plan import Batch, CommitPlan, Piece
+from blockdev.engine.ports import Execution
+from blockdev.extents.extent_map import ExtentMap
+from blockdev.extents.format import EMPTY, ExtentValue
+from blockdev.journal.format import Record as JournalRecord
+from blockdev.segments import container, extent_object, frames, paths, record
+from blockdev.segments.paths import INLINE, ContainerRef
+from blockdev.segments.record import BaseEntry, MoveEntry, PatchEntry, RangeEntry, Record, RecordKind
+from blockdev.units import Geometry
+from s3core.store import Buffer, ObjectStore
+
+Records = Callable[[int, int], Iterable[tuple[JournalRecord, memoryview]]]
+"""(begin, end) -> the journal's records with their data; see `JournalReader.records`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSettings:
+    """See docs/design/0003-commit-and-fold.md for where the numbers come from. All in bytes unless said."""
+
+    commit_bytes: int = 8 << 20
+    interval_s: float = 5.0
+    inline_bytes_max: int = 1 << 20
+    segment_bytes: int = 8 << 20
+    uploads: int = 8
+    """PUTs in flight."""
+    compression: str = "zstd"
+
+
+@dataclass(slots=True)
+class Extras:
+    """What the collector adds to a record: it rides with the next commit."""
+
+    folds: list[BaseEntry]
+    moves: list[MoveEntry]
+    sizes: dict[ContainerRef, int]
+
+    def __bool__(self) -> bool:
+        return bool(self.folds or self.moves)
+
+
+Collect = Callable[[Callable[[int], bool]], Awaitable[Extras | None]]
+"""The collector's next slice; the argument says which extents it must leave alone."""
+
+
+@dataclass(slots=True)
+class CommitCounters:
+    commits: int = 0
+    records: int = 0
+    host_bytes: int = 0
+    puts: int = 0
+    bytes_up: int = 0
+    extents: int = 0
+    patches: int = 0
+
+
+class Encoder:
+    """Frames and objects from raw bytes; one compressor per thread, since a compressor is not to be shared."""
+
+    def __init__(self, geometry: Geometry, volume: bytes, compression: str) -> None:
+        self.geometry = geometry
+        self.volume = volume
+        self._compression = compression
+        self._threads = threading.local()
+
+    @property
+    def compressor(self) -> zstandard.ZstdCompressor | None:
+        if self._compression == "none":
+            return None
+        found: zstandard.ZstdCompressor | None = getattr(self._threads, "compressor", None)
+        if found is None:
+            found = self._threads.compressor = zstandard.ZstdCompressor(level=1, write_checksum=False)
+        return found
+
+    def patch(self, piece: Piece, gen: int) -> bytes:
+        raw: Buffer = piece.parts[0] if len(piece.parts) == 1 else b"".join(piece.parts)
+        place = frames.place_of(piece.extent, piece.start)
+        return frames.encode(self.volume, place, piece.end - piece.start, gen, raw, self.compressor)
+
+    def patches(self, pieces: Sequence[Piece], gen: int) -> list[bytes]:
+        return [self.patch(piece, gen) for piece in pieces]
+
+    def extent(
+        self, extent: int, gen: int, epoch: int, contents: Sequence[Buffer | None]
+    ) -> tuple[list[bytes], bytes, int]:
+        return extent_object.encode(self.geometry, self.volume, extent, gen, epoch, contents, self.compressor)
+
+
+class Destager:
+    """Writes commits. One at a time; owned by the worker's commit task."""
+
+    def __init__(
+        self,
+        *,
+        geometry: Geometry,
+        volume: UUID,
+        epoch: int,
+        lineage: UUID,
+        journal: UUID,
+        records: Records,
+        extent_map: ExtentMap,
+        store: ObjectStore,
+        local: LocalObjects,
+        commit_log: CommitLog,
+        persistence: Persistence,
+        execution: Execution,
+        settings: CommitSettings,
+        nonce: Callable[[], bytes],
+    ) -> None:
+        self.geometry = geometry
+        self.epoch = epoch
+        self.encoder = Encoder(geometry, volume.bytes, settings.compression)
+        self._volume = volume
+        self._lineage = lineage
+        self._journal = journal
+        self._records = records
+        self._map = extent_map
+        self._store = store
+        self._local = local
+        self._log = commit_log
+        self._persistence = persistence
+        self._execution = execution
+        self._settings = settings
+        self._nonce = nonce
+        self._uploads = asyncio.Semaphore(settings.uploads)
+        self.counters = CommitCounters()
+        self.last_record_bytes = 0
+
+    async def commit(self, head: int, collect: Collect | None = None) -> Record | None:
+        """Carry records up to `head` (a record boundary), at most about `commit_bytes` of them, and what `collect`
+        proposes for extents that this commit leaves alone; None when there is nothing to carry.
+        Raises Fenced, CorruptJournal."""
+        state = self._map.state
+        assert state is not None
+        batch, plan = await self._execution.run(self._plan, state.end, head)
+        seq = state.seq + 1
+        # A fold and a whole write of one extent in one commit would have the same key, and a discard could not tell
+        # the fold's content from younger content: so no extent is in both halves of a record.
+        extras = await collect(batch.touches) if collect is not None else None
+        if head <= state.end and not extras:
+            return None
+        bases = await asyncio.gather(*(self._whole(extent, batch, seq) for extent in plan.wholes))
+        patches, inline, sizes = await self._patches(plan, seq)
+        made = Record(
+            seq=seq,
+            epoch=self.epoch,
+            kind=RecordKind.DATA,
+            nonce=self._nonce(),
+            parent=state.digest,
+            volume=self._volume,
+            lineage=self._lineage,
+            journal=self._journal,
+            begin=state.end,
+            end=max(batch.end, state.end),
+            time_us=int(self._execution.time() * 1e6),
+            size_bytes=state.size_bytes,
+            folds=extras.folds if extras else (),
+            moves=extras.moves if extras else (),
+            ranges=[RangeEntry(*item) for item in plan.discards],
+            bases=bases,
+            patches=patches,
+        )
+        if extras:
+            sizes |= extras.sizes
+        await self.append(made, inline, sizes)
+        self.counters.records += batch.records
+        self.counters.host_bytes += batch.written_bytes
+        self.counters.extents += len(bases)
+        self.counters.patches += len(patches)
+        return made
+
+    async def append(self, made: Record, inline: Sequence[Buffer], sizes: dict[ContainerRef, int]) -> None:
+        """Steps 3 and 4 for any record."""
+        parts, digest, inline_offset = await self._execution.run(record.encode, made, inline)
+        await self._log.append(made.seq, parts, made.nonce)
+        self._sent(parts)
+        self.last_record_bytes = sum(len(part) for part in parts)
+        self.counters.commits += 1
+        if inline:
+            self._local.put(paths.log(made.seq), parts)
+        await self._execution.run(self._map.apply, made, digest, inline_offset, sizes)
+
+    async def detach(self) -> None:
+        """The last record of an epoch: everything acknowledged is in the bucket."""
+        state = self._map.state
+        assert state is not None
+        made = Record(
+            seq=state.seq + 1,
+            epoch=self.epoch,
+            kind=RecordKind.DETACH,
+            nonce=self._nonce(),
+            parent=state.digest,
+            volume=self._volume,
+            lineage=self._lineage,
+            journal=self._journal,
+            begin=state.end,
+            end=state.end,
+            time_us=int(self._execution.time() * 1e6),
+            size_bytes=state.size_bytes,
+        )
+        await self.append(made, (), {})
+
+    async def upload(self, key: str, parts: Sequence[Buffer], *, keep: bool = True) -> None:
+        """PUT an object whose name only we can have chosen: repeating it is harmless."""
+        async with self._uploads:
+            await self._persistence.call(f"put {key}", self._store.put, key, parts)
+        self._sent(parts)
+        if keep:
+            await self._execution.run(self._local.put, key, parts)
+
+    def _sent(self, parts: Sequence[Buffer]) -> None:
+        self.counters.puts += 1
+        self.counters.bytes_up += sum(len(part) for part in parts)
+
+    def _plan(self, begin: int, head: int) -> tuple[Batch, CommitPlan]:
+        records = self._records(begin, head) if head > begin else ()
+        batch = planning.gather(records, self.geometry, begin, self._settings.commit_bytes)
+        if not batch.records:
+            # Nothing but padding at the ring's end, whose next record a crash took: it is carried by being passed.
+            batch.end = head
+        extents = list(batch.extents)
+        values: dict[int, ExtentValue] = {}
+        if extents:
+            _, found = self._map.lookup(extents)
+            values = dict(zip(extents, found, strict=True))
+        return batch, planning.decide(batch, self.geometry, {e: values.get(e, EMPTY) for e in extents})
+
+    async def _whole(self, extent: int, batch: Batch, seq: int) -> BaseEntry:
+        async with self._uploads:
+            parts, lengths, digest = await self._execution.run(self._encode_whole, extent, batch, seq)
+            if any(lengths):
+                key = paths.extent(extent, seq, self.epoch)
+                await self._persistence.call(f"put {key}", self._store.put, key, parts)
+                self._sent(parts)
+                await self._execution.run(self._local.put, key, parts)
+        return BaseEntry(extent, seq, self.epoch, seq, digest, lengths)
+
+    def _encode_whole(self, extent: int, batch: Batch, seq: int) -> tuple[list[bytes], bytes, int]:
+        contents = planning.whole_contents(batch.extents[extent], self.geometry)
+        return self.encoder.extent(extent, seq, self.epoch, contents)
+
+    async def _patches(
+        self, plan: CommitPlan, seq: int
+    ) -> tuple[list[PatchEntry], list[Buffer], dict[ContainerRef, int]]:
+        """Encode the pieces; small commits keep them inside the record, larger ones in segments."""
+        stored = [piece for piece in plan.pieces if piece.parts]
+        blobs = await self._execution.run(self.encoder.patches, stored, seq)
+        ready = dict(zip(map(id, stored), blobs, strict=True))
+        zero_ref = ContainerRef(seq, self.epoch, INLINE)
+        entries: list[PatchEntry] = []
+        if sum(map(len, blobs)) <= self._settings.inline_bytes_max:
+            offset = 0
+            for piece in plan.pieces:
+                blob = ready.get(id(piece), b"")
+                entries.append(
+                    PatchEntry(piece.extent, piece.start, piece.end - piece.start, offset, len(blob), zero_ref)
+                )
+                offset += len(blob)
+            sizes = {zero_ref: offset} if offset else {}
+            return entries, list(blobs), sizes
+        builder = SegmentBuilder(self, seq, 0)
+        for piece in plan.pieces:
+            found = ready.get(id(piece))
+            if found is None:
+                entries.append(PatchEntry(piece.extent, piece.start, piece.end - piece.start, 0, 0, zero_ref))
+            else:
+                ref, offset = builder.add(found)
+                entries.append(PatchEntry(piece.extent, piece.start, piece.end - piece.start, offset, len(found), ref))
+        return entries, [], await builder.finish()
+
+    @property
+    def segment_bytes(self) -> int:
+        return self._settings.segment_bytes
+
+
+COLLECTOR_FIRST = 0x8000
+"""Segment numbers of a commit from here on are the collector's."""
+
+
+class SegmentBuilder:
+    """Packs encoded patches into segments of about `segment_bytes`, uploaded together by `finish`."""
+
+    def __init__(self, destager: Destager, seq: int, first: int) -> None:
+        self._destager = destager
+        self._seq = seq
+        self._n = first
+        self._blobs: list[bytes] = []
+        self._bytes = container.HEADER_BYTES
+        self._full: list[tuple[int, list[bytes], int]] = []
+
+    def add(self, blob: bytes) -> tuple[ContainerRef, int]:
+        """Where the blob will lie."""
+        if self._blobs and self._bytes + len(blob) > self._destager.segment_bytes:
+            self._close()
+        offset = self._bytes
+        self._blobs.append(blob)
+        self._bytes += len(blob)
+        return ContainerRef(self._seq, self._destager.epoch, self._n), offset
+
+    def _close(self) -> None:
+        self._full.append((self._n, self._blobs, self._bytes))
+        self._n += 1
+        self._blobs = []
+        self._bytes = container.HEADER_BYTES
+
+    async def finish(self) -> dict[ContainerRef, int]:
+        """Upload all of them; their sizes."""
+        if self._blobs:
+            self._close()
+        epoch, volume = self._destager.epoch, self._destager.encoder.volume
+        await asyncio.gather(
+            *(
+                self._destager.upload(
+                    paths.segment(self._seq, epoch, n),
+                    [container.header(volume, self._seq, epoch, n, len(blobs)), *blobs],
+                )
+                for n, blobs, _ in self._full
+            )
+        )
+        return {ContainerRef(self._seq, epoch, n): size for n, _, size in self._full}

@@ -1,0 +1,47 @@
+"""What the worker's coroutines are given: a way to block elsewhere, and time.
+
+In production `ThreadExecution` runs blocking calls on threads and sleeps on the event loop; the simulation delays and runs
+them inline, so that a crash can fall before, between and after them.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Execution(Protocol):
+    def run(self, function: Callable[..., T], *args: Any) -> Awaitable[T]:
+        """Call `function(*args)` where it may block; many calls run side by side."""
+        ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+    def monotonic(self) -> float: ...
+
+    def time(self) -> float:
+        """Unix seconds, for records and people."""
+        ...
+
+
+class ThreadExecution:
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="worker")
+
+    def run(self, function: Callable[..., T], *args: Any) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def time(self) -> float:
+        return time.time()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,459 @@
+"""The worker of one volume: attaches, commits, fetches, checkpoints. Coroutines only; everything that blocks goes through
+the execution port, everything it tells the front through `send`.
+
+One rule: whatever cannot be cured by waiting stops the worker with a `Failed` message; it never goes on after a state
+it does not understand.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+from blockdev.checksum import crc32c
+from blockdev.engine import link
+from blockdev.engine.attach import Attacher
+from blockdev.engine.checkpoint import Checkpointer, CheckpointSettings
+from blockdev.engine.collector import Collector, CollectorSettings
+from blockdev.engine.destager import CommitSettings, Destager, Records
+from blockdev.engine.fetch import Fetcher, FrameContent
+from blockdev.engine.link import FetchedFrame, FetchFrame
+from blockdev.engine.local_objects import LocalObjects
+from blockdev.engine.log import CommitLog, Persistence
+from blockdev.engine.ports import Execution
+from blockdev.errors import (
+    AttachRefused,
+    CorruptFormat,
+    CorruptJournal,
+    Fenced,
+    LocalDiskFailed,
+)
+from blockdev.extents.extent_map import ExtentMap
+from blockdev.extents.format import PATCH_BYTES
+from blockdev.segments.volume_file import VolumeFile
+from blockdev.units import BLOCK_BYTES
+from s3core.errors import Corrupt, NotFound, StoreError
+from s3core.store import ObjectStore
+
+log = logging.getLogger(__name__)
+
+STATUS_INTERVAL_S = 1.0
+DELIVER_INLINE = 4
+"""So few frames are written to their slots on the loop itself: 30 us each, less than handing them to a thread."""
+FETCH_PATIENCE_S = 30.0
+"""How long a read waits for an unreachable store before the initiator is told; it then tries again by itself."""
+
+
+class SlotWriter(Protocol):
+    """The cache file, for writing whole slots."""
+
+    def write(self, slot: int, data: bytes | bytearray | memoryview) -> None:
+        """May raise OSError."""
+        ...
+
+
+class LocalJournal(Protocol):
+    """The journal file as the worker needs it."""
+
+    def identity(self) -> UUID | None:
+        """The journal on this host, None when there is none."""
+        ...
+
+    def create(self, position: int) -> UUID:
+        """A new empty journal whose first position is `position`; durable on return. An old one is kept aside."""
+        ...
+
+    def note_epoch(self, epoch: int) -> None:
+        """Remember, durably on return, that the journal is about to be attached as this epoch."""
+        ...
+
+    def noted_epoch(self) -> int:
+        """The newest note for the journal that is here, 0 if there is none."""
+        ...
+
+    def records(self) -> Records:
+        """Reader over the journal of now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    commit: CommitSettings = field(default_factory=CommitSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    collector: CollectorSettings = field(default_factory=CollectorSettings)
+    accept_loss: bool = False
+    note: dict[str, Any] = field(default_factory=dict)
+    """Goes into the fence record: host, process, program version."""
+
+
+class Worker:
+    """`start` attaches and sends Ready; `receive` takes the front's messages; `run` works until detached or failed."""
+
+    def __init__(
+        self,
+        *,
+        volume: VolumeFile,
+        store: ObjectStore,
+        extent_map: ExtentMap,
+        local: LocalObjects,
+        slots: SlotWriter,
+        journal: LocalJournal,
+        execution: Execution,
+        settings: WorkerSettings,
+        nonce: Callable[[], bytes],
+        send: Callable[[link.ToFront], None],
+    ) -> None:
+        self._volume = volume
+        self._store = store
+        self._map = extent_map
+        self._local = local
+        self._slots = slots
+        self._journal = journal
+        self._execution = execution
+        self._settings = settings
+        self._nonce = nonce
+        self._send = send
+        self._persistence = Persistence(execution)
+        self._log = CommitLog(store, volume.identity, execution, self._persistence)
+        self._fetcher = Fetcher(volume.geometry, volume.identity.bytes, extent_map, store, local, execution)
+        self._head = 0
+        self.urgent = False
+        self._commit_to = 0
+        self._arrivals: deque[tuple[int, float]] = deque()
+        """(journal position, when it was announced) of what the bucket does not have yet."""
+        self.detaching = False
+        self._stopped = False
+        self.failure: BaseException | None = None
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._destager: Destager | None = None
+        self._checkpointer: Checkpointer | None = None
+        self._collector: Collector | None = None
+
+    # --- attach --------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Attach and fence, then tell the front. Raises AttachRefused, CorruptFormat and store errors."""
+        attacher = Attacher(self._volume, self._store, self._map, self._log, self._persistence)
+        state = await attacher.catch_up()
+        mine = self._journal.identity()
+        noted = self._journal.noted_epoch()
+        continues = attacher.may_attach(state, mine, noted, accept_loss=self._settings.accept_loss)
+        position = state.end if state is not None and state.seq else BLOCK_BYTES
+        if continues and mine is not None:
+            journal = mine
+        else:
+            position = -(-position // BLOCK_BYTES) * BLOCK_BYTES
+            journal = await self._execution.run(self._journal.create, position)
+        await self._execution.run(self._journal.note_epoch, (state.epoch if state is not None else 0) + 1)
+        attached = await attacher.fence(
+            journal,
+            continues=continues,
+            accept_loss=self._settings.accept_loss,
+            position=position,
+            nonce=self._nonce(),
+            time_us=int(self._execution.time() * 1e6),
+            note=self._settings.note,
+        )
+        self._destager = Destager(
+            geometry=self._volume.geometry,
+            volume=self._volume.identity,
+            epoch=attached.epoch,
+            lineage=attached.lineage,
+            journal=journal,
+            records=self._journal.records(),
+            extent_map=self._map,
+            store=self._store,
+            local=self._local,
+            commit_log=self._log,
+            persistence=self._persistence,
+            execution=self._execution,
+            settings=self._settings.commit,
+            nonce=self._nonce,
+        )
+        self._checkpointer = Checkpointer(
+            volume=self._volume.identity,
+            extent_map=self._map,
+            store=self._store,
+            destager=self._destager,
+            persistence=self._persistence,
+            execution=self._execution,
+            settings=self._settings.checkpoint,
+        )
+        self._collector = Collector(
+            geometry=self._volume.geometry,
+            extent_map=self._map,
+            fetcher=self._fetcher,
+            destager=self._destager,
+            execution=self._execution,
+            settings=self._settings.collector,
+        )
+        self._head = position
+        self._send(link.Ready(position, attached.seq, attached.epoch, attached.size_bytes))
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    def receive(self, message: link.ToWorker) -> None:
+        """Called on the worker's loop for each message, in order."""
+        match message:
+            case link.Appended(position, urgent):
+                if position > self._head:
+                    self._arrivals.append((position, self._execution.monotonic()))
+                    self._head = position
+                self.urgent = urgent
+                self._wake.set()
+            case link.Fetch():
+                self._spawn(self._fetch(message))
+            case link.CommitNow(position):
+                self._commit_to = max(self._commit_to, position)
+                self._wake.set()
+            case link.Detach():
+                self.detaching = True
+                self._wake.set()
+            case link.AskAllocated(id, lba, count):
+                self._spawn(self._allocated(id, lba, count))
+
+    def lag_seconds(self) -> float:
+        """Age of the oldest journal record that the bucket does not have."""
+        return self._execution.monotonic() - self._arrivals[0][1] if self._arrivals else 0.0
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._fail(task.exception())
+
+    def _fail(self, error: BaseException | None) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        self.failure = error
+        kind = "bug"
+        if isinstance(error, Fenced):
+            kind = "fenced"
+        elif isinstance(error, CorruptFormat | CorruptJournal | Corrupt):
+            kind = "corrupt"
+        elif isinstance(error, LocalDiskFailed | OSError):
+            kind = "local"
+        elif isinstance(error, StoreError | AttachRefused):
+            kind = "store"
+        log.error("volume %s stops: %s", self._volume.name, error, exc_info=error if kind == "bug" else None)
+        self._send(link.Failed(kind, str(error) or repr(error)))
+        self._wake.set()
+
+    # --- committing ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Commit, collect and checkpoint until detached or failed. Never raises but for cancellation."""
+        try:
+            while not self._stopped:
+                if not await self._turn():
+                    return
+        except Exception as error:  # noqa: BLE001 - the front must be told whatever it is, or it would go on alone
+            self._fail(error)
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+
+    async def _turn(self) -> bool:
+        """One look at what is due; False when detached."""
+        assert self._destager is not None
+        assert self._checkpointer is not None
+        assert self._collector is not None
+        state = self._map.state
+        assert state is not None
+        behind = self._head - state.end
+        settings = self._settings.commit
+        aged = self.lag_seconds() >= settings.interval_s
+        forced = self.detaching or self.urgent or self._commit_to > state.end
+        due = behind > 0 and (forced or aged or behind >= settings.commit_bytes)
+        if not due and self.detaching:
+            await self._detach()
+            return False
+        if not due and not self._collector.choose():
+            wait = STATUS_INTERVAL_S
+            if self._arrivals:
+                wait = min(wait, max(0.0, settings.interval_s - self.lag_seconds()))
+            await self._idle(wait)
+            return True
+        collect = None if self.detaching or self.urgent else self._collector.slice
+        made = await self._destager.commit(self._head if due else state.end, collect)
+        if made is None:
+            # The collector's extents could not be read just now; give the store a moment.
+            await self._idle(STATUS_INTERVAL_S)
+            return True
+        self._checkpointer.wrote(self._destager.last_record_bytes)
+        while self._arrivals and self._arrivals[0][0] <= made.end:
+            self._arrivals.popleft()
+        self._send(link.Durable(made.end, made.seq, made.time_us / 1e6))
+        await self._look_after_map([entry.extent for entry in made.patches])
+        if self._checkpointer.due():
+            await self._checkpointer.write()
+        await self._checkpointer.delete_dead()
+        self._status()
+        return True
+
+    async def _look_after_map(self, extents: Sequence[int]) -> None:
+        assert self._collector is not None
+        await self._execution.run(self._map.purge)
+        touched = sorted(set(extents))
+        if not touched:
+            return
+        _, values = await self._execution.run(self._map.lookup, touched)
+        limit = self._settings.collector.value_bytes_max
+        self._collector.overgrown(
+            [extent for extent, value in zip(touched, values, strict=True) if len(value.patches) * PATCH_BYTES > limit]
+        )
+
+    async def _idle(self, seconds: float) -> None:
+        self._status()
+        self._wake.clear()
+        sleeper = asyncio.ensure_future(self._execution.sleep(seconds))
+        waker = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({sleeper, waker}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeper.cancel()
+            waker.cancel()
+
+    async def _detach(self) -> None:
+        assert self._destager is not None
+        assert self._checkpointer is not None
+        await self._destager.detach()
+        await self._checkpointer.write()
+        self._stopped = True
+        self._send(link.Detached())
+
+    def _status(self) -> None:
+        assert self._destager is not None
+        assert self._checkpointer is not None
+        assert self._collector is not None
+        state = self._map.state
+        assert state is not None
+        commits, fetches = self._destager.counters, self._fetcher.counters
+        self._send(
+            link.Status(
+                {
+                    "commit_sequence": state.seq,
+                    "epoch": state.epoch,
+                    "commits": commits.commits,
+                    "journal_records": commits.records,
+                    "host_bytes_committed": commits.host_bytes,
+                    "store_puts": commits.puts,
+                    "store_bytes_up": commits.bytes_up,
+                    "extents_written": commits.extents,
+                    "patches_written": commits.patches,
+                    "store_gets": fetches.requests,
+                    "store_bytes_down": fetches.bytes_down,
+                    "local_object_hits": fetches.local_hits,
+                    "corrupt_local_copies": fetches.corrupt_local,
+                    "corrupt_objects": fetches.corrupt_store,
+                    "extents_folded": self._collector.folded,
+                    "patches_moved": self._collector.moved,
+                    "objects_deleted": self._checkpointer.deleted,
+                    "store_failures": self._persistence.failures,
+                }
+            )
+        )
+
+    # --- fetching ------------------------------------------------------------------------------------------------
+
+    async def _fetch(self, message: link.Fetch) -> None:
+        kept: dict[int, FetchedFrame] = {}
+        covered = -1
+        if any(item.as_of >= 0 for item in message.frames):
+            kept, covered = await self._execution.run(self._kept, message)
+        wanted = [item for item in message.frames if item.frame not in kept]
+        answers = list(kept.values())
+        if wanted:
+            state, contents = await self._patiently([item.frame for item in wanted], message.speculative)
+            covered = state.end if covered < 0 else min(covered, state.end)
+            if len(wanted) <= DELIVER_INLINE:
+                answers += self._deliver_all(wanted, contents, state.seq)
+            else:
+                answers += await self._execution.run(self._deliver_all, wanted, contents, state.seq)
+        self._send(link.Fetched(message.id, covered, tuple(answers)))
+
+    def _deliver_all(
+        self, wanted: Sequence[FetchFrame], contents: dict[int, FrameContent], seq: int
+    ) -> list[FetchedFrame]:
+        return [self._deliver(item, contents[item.frame], seq) for item in wanted]
+
+    def _kept(self, message: link.Fetch) -> tuple[dict[int, FetchedFrame], int]:
+        """Frames whose slot, filled before a restart, still holds the committed content; and the position the map stood
+        at when it was asked."""
+        asked = [item for item in message.frames if item.as_of >= 0]
+        per = self._volume.geometry.frames_per_extent
+        extents = sorted({item.frame // per for item in asked})
+        state, values = self._map.lookup(extents)
+        by_extent = dict(zip(extents, values, strict=True))
+        kept = {}
+        for item in asked:
+            newest = self._fetcher.newest(item.frame, by_extent[item.frame // per])
+            if 0 < newest <= item.as_of:
+                kept[item.frame] = FetchedFrame(item.frame, item.slot, "kept", as_of=state.seq)
+        return kept, state.end
+
+    async def _patiently(self, frames: list[int], speculative: bool) -> tuple[Any, dict[int, FrameContent]]:
+        """Ask again while the store is away, for a while: most blackouts are shorter than the initiator's patience."""
+        deadline = self._execution.monotonic() + FETCH_PATIENCE_S
+        pause = 0.1
+        state, contents = await self._fetcher.frames(frames)
+        while not speculative and self._execution.monotonic() < deadline and not self._stopped:
+            missing = [f for f in frames if _temporary(contents[f].error)]
+            if not missing:
+                break
+            await self._execution.sleep(pause)
+            pause = min(pause * 2, 2.0)
+            # All of them again: one answer is one map state.
+            state, contents = await self._fetcher.frames(frames)
+        return state, contents
+
+    def _deliver(self, item: FetchFrame, content: FrameContent, seq: int) -> FetchedFrame:
+        error = content.error
+        if error is not None:
+            state = "corrupt" if isinstance(error, CorruptFormat | Corrupt | NotFound) else "unreachable"
+            return FetchedFrame(item.frame, item.slot, state, error=str(error))
+        if content.data is None:
+            return FetchedFrame(item.frame, item.slot, "zero", as_of=seq)
+        data = memoryview(content.data)
+        crcs = tuple(crc32c(data[at : at + BLOCK_BYTES]) for at in range(0, len(data), BLOCK_BYTES))
+        try:
+            self._slots.write(item.slot, data)
+        except OSError as failure:
+            return FetchedFrame(item.frame, item.slot, "unreachable", error=f"read cache: {failure}")
+        return FetchedFrame(item.frame, item.slot, "data", crcs, seq)
+
+    async def _allocated(self, id: int, lba: int, count: int) -> None:
+        runs = await self._execution.run(self._runs, lba, count)
+        self._send(link.Allocated(id, runs))
+
+    def _runs(self, lba: int, count: int) -> tuple[tuple[int, int, bool], ...]:
+        size = self._volume.geometry.sectors_per_extent
+        end = lba + count
+        mapped = {extent for extent, _ in self._map.extents(lba // size, -(-end // size))}
+        runs: list[tuple[int, int, bool]] = []
+        at = lba
+        for extent in sorted(mapped):
+            first, last = max(extent * size, lba), min((extent + 1) * size, end)
+            if first > at:
+                runs.append((at, first - at, False))
+            if runs and runs[-1][2] and runs[-1][0] + runs[-1][1] == first:
+                runs[-1] = (runs[-1][0], last - runs[-1][0], True)
+            else:
+                runs.append((first, last - first, True))
+            at = last
+        if at < end:
+            runs.append((at, end - at, False))
+        return tuple(runs)
+
+
+def _temporary(error: Exception | None) -> bool:
+    return isinstance(error, StoreError) and error.temporary

@@ -1,0 +1,181 @@
+"""docs/protocol/scsi.md, drawn from the tables the code runs on.
+
+One rule: the page says nothing that is not read off a table here or in the modules it names; a test compares the page
+with `render()`. To write it again: `python -m blockdev.scsi.document > docs/protocol/scsi.md`.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from blockdev.errors import (
+    AttachRefused,
+    BlockError,
+    CorruptFormat,
+    CorruptJournal,
+    Fenced,
+    JournalFull,
+    LocalDiskFailed,
+    MediumError,
+    NotReady,
+    StoreUnreachable,
+)
+from blockdev.scsi import inquiry, mode
+from blockdev.scsi.commands import COMMANDS, Access, Amount, Command
+from blockdev.scsi.limits import Limits
+from blockdev.scsi.operation import Response, Status
+from blockdev.scsi.reservations import TYPES
+from blockdev.scsi.sense import Condition, response_for
+
+_OPENING = """\
+# The SCSI device
+
+What a volume answers to, through every front door. This page is drawn from the tables in `blockdev/scsi`; change those,
+then run `python -m blockdev.scsi.document > docs/protocol/scsi.md`.
+
+A volume is a direct access device (type 00h), thin provisioned, not removable, of SPC-4 and SBC-3, with 512- or
+4096-byte sectors on 4096-byte physical blocks. Discarded and unwritten space reads as zeros. The write cache is on
+(WCE=1): a write that was acknowledged survives the death of the service; SYNCHRONIZE CACHE or FUA makes it
+survive what the volume's flush promise says.
+"""
+
+_COMMANDS_NOTE = """\
+Usage: a bit set is a bit looked at; any other bit that is set ends the command with INVALID FIELD IN CDB and a field
+pointer. Service actions stand in the second byte.
+
+A reservation held by another nexus:
+"""
+
+_ATTENTION_NOTE = """\
+Unit attentions are queued for each I_T nexus, oldest first, and end the next command but INQUIRY, REPORT LUNS and
+REQUEST SENSE (which reports one as data).
+"""
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _data(command: Command) -> str:
+    if command.amount is Amount.NOTHING:
+        return "-"
+    return f"{command.direction.value}, {command.amount.value}"
+
+
+def _reservation_legend() -> str:
+    return "".join(f"- {access.name.lower()}: {access.value}\n" for access in Access)
+
+
+def _commands() -> str:
+    return _table(
+        ("Command", "Code", "Usage", "Data", "Reservation", "Standard"),
+        (
+            (
+                command.name,
+                f"{command.opcode:02X}h"
+                + ("" if command.service_action is None else f"/{command.service_action:02X}h"),
+                f"`{command.usage.hex(' ')}`",
+                _data(command),
+                command.access.name.lower(),
+                command.standard,
+            )
+            for command in COMMANDS
+        ),
+    )
+
+
+def _pages() -> str:
+    rows = [("VPD", f"{code:02X}h", name) for code, (name, _) in inquiry.PAGES.items()]
+    rows += [
+        ("mode", f"{code:02X}h", f"{name}: `{parameters.hex(' ')}`") for code, (name, parameters) in mode.PAGES.items()
+    ]
+    return _table(("Kind", "Code", "Page"), rows)
+
+
+def _size(length: int) -> str:
+    return f"{length // 1024} KiB" if length < 1024 * 1024 else f"{length // (1024 * 1024)} MiB"
+
+
+def _limits() -> str:
+    limits = Limits()
+    return _table(
+        ("Block Limits field", "Value"),
+        (
+            ("MAXIMUM TRANSFER LENGTH, MAXIMUM PREFETCH LENGTH", _size(limits.transfer_bytes)),
+            ("OPTIMAL TRANSFER LENGTH", _size(limits.optimal_transfer_bytes)),
+            ("OPTIMAL TRANSFER LENGTH GRANULARITY", _size(limits.granularity_bytes)),
+            ("MAXIMUM COMPARE AND WRITE LENGTH", f"{_size(limits.compare_and_write_bytes)}, at most 255 sectors"),
+            ("MAXIMUM WRITE SAME LENGTH", f"{_size(limits.write_same_bytes)}; a count of zero is refused (WSNZ)"),
+            (
+                "MAXIMUM UNMAP LBA COUNT",
+                "no limit" if limits.unmap_sectors == 0xFFFFFFFF else str(limits.unmap_sectors),
+            ),
+            ("MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT", str(limits.unmap_descriptors)),
+            ("OPTIMAL UNMAP GRANULARITY", f"{_size(limits.unmap_granularity_bytes)}, aligned at sector 0"),
+        ),
+    )
+
+
+def _sense() -> str:
+    return _table(
+        ("Key", "ASC/ASCQ", "Condition"),
+        (
+            (condition.key.name.replace("_", " "), f"{condition.asc:02X}h/{condition.ascq:02X}h", condition.text)
+            for condition in Condition
+        ),
+    )
+
+
+def _said(response: Response) -> str:
+    if response.status is not Status.CHECK_CONDITION:
+        return response.status.name.replace("_", " ")
+    key, asc, ascq = response.sense[2], response.sense[12], response.sense[13]
+    found = next(each for each in Condition if (each.key, each.asc, each.ascq) == (key, asc, ascq))
+    information = "; INFORMATION is the sector" if response.sense[0] & 0x80 else ""
+    return f"{found.key.name.replace('_', ' ')}, {found.text}{information}"
+
+
+def _failures() -> str:
+    failures: tuple[BlockError, ...] = (
+        JournalFull(""),
+        StoreUnreachable(""),
+        NotReady(""),
+        Fenced(""),
+        MediumError("", lba=1),
+        LocalDiskFailed(""),
+        CorruptJournal(""),
+        CorruptFormat(""),
+        AttachRefused(""),
+    )
+    rows = [(f"`{type(each).__name__}`", _said(response_for(each))) for each in failures]
+    return _table(("Failure of the volume", "Answer"), rows)
+
+
+def render() -> str:
+    """The page, as Markdown."""
+    types = ", ".join(f"{name} ({code:X}h)" for code, name in TYPES.items())
+    return "\n".join(
+        (
+            _OPENING,
+            "## Commands\n",
+            _COMMANDS_NOTE,
+            _reservation_legend(),
+            _commands(),
+            "## Pages\n",
+            _pages(),
+            "## Limits\n",
+            _limits(),
+            "## Failures\n",
+            _failures(),
+            "## Sense\n",
+            _ATTENTION_NOTE,
+            _sense(),
+            "## Persistent reservations\n",
+            f"Types: {types}. They are kept in memory (PTPL_C=0); APTPL, SPEC_I_PT and ALL_TG_PT are refused.\n",
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())

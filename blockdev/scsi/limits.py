@@ -1,0 +1,34 @@
+"""How much one command may ask for: the Block Limits page (VPD B0h) and the checks behind it, from one value.
+
+One rule: a limit that is reported is enforced, and the other way round. Lengths are bytes here, because they are
+chosen for the engine's sake; on the wire they are sectors.
+"""
+
+from dataclasses import dataclass
+
+from blockdev.units import KIB, MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one logical unit. Every length is a multiple of 4096 bytes."""
+
+    transfer_bytes: int = 16 * MIB
+    """READ, WRITE, VERIFY, ORWRITE, WRITE AND VERIFY, PRE-FETCH: what one command may hold in memory."""
+    optimal_transfer_bytes: int = 1 * MIB
+    """One extent: a write of a whole extent goes to the bucket as it is."""
+    granularity_bytes: int = 4 * KIB
+    """Smaller or unaligned transfers cost a read of the block around them."""
+    compare_and_write_bytes: int = 64 * KIB
+    write_same_bytes: int = 16 * MIB
+    """A pattern other than zero is written out this long at most; far less than any journal holds, since a command that
+    cannot fit would be answered BUSY for ever."""
+    unmap_sectors: int = 0xFFFFFFFF
+    """No limit: a discard is one range in the log however long it is."""
+    unmap_descriptors: int = 256
+    unmap_granularity_bytes: int = 64 * KIB
+    """One frame. Below 1 MiB, as VMFS-6 reclaims space automatically only then."""
+
+    def sectors(self, length: int, sector_bytes: int, ceiling: int = 0xFFFFFFFF) -> int:
+        """A length in sectors, as much of it as a field with that highest value can say."""
+        return min(length // sector_bytes, ceiling)

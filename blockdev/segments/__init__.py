@@ -1,0 +1,4 @@
+"""What lies in the bucket: frames, containers, commit records, roots, and every key ever written (`paths`).
+
+Formats: docs/formats/.
+"""

@@ -1,0 +1,81 @@
+"""Every key a volume ever writes, on one screen. Keys are relative to the store's prefix.
+
+    v1/<volume>/vol.json                                    what the volume is; written once
+    v1/<volume>/head                                        hint: where the newest root is; may be stale or gone
+    v1/<volume>/log/<seq>                                   commit records, one total order; also hold inline patches
+    v1/<volume>/ext/<hh>/<extent>/<gen>-<epoch>             one extent at one generation
+    v1/<volume>/seg/<hh>/<gen>-<epoch>-<n>                  patches of one commit, or what was moved by one
+    v1/<volume>/root/<seq>-<epoch>                          checkpoint of the map as of commit <seq>
+    v1/<volume>/page/<hh>/<seq>-<epoch>-<n>                 packs of map pages
+    v1/<volume>/snap/ ref/ run/ roll/                       reserved
+
+`gen` is the number of the commit an object is born in, `epoch` the writer's: two writers can never choose the
+same name. `hh` spreads neighbours over the key space, since stores limit requests per prefix.
+"""
+
+from typing import NamedTuple
+
+ROOT_PREFIX = "v1/"
+
+INLINE = 0xFFFF
+"""Container number that means: inside the commit record itself."""
+
+
+class ContainerRef(NamedTuple):
+    """Names a container of patches: segment `n` of commit `gen`, or (n == INLINE) its commit record."""
+
+    gen: int
+    epoch: int
+    n: int
+
+
+def spread(number: int) -> str:
+    """Two hex digits from a multiplicative hash of `number`."""
+    return f"{((number * 0x9E3779B1) & 0xFFFFFFFF) >> 24:02x}"
+
+
+def volume_prefix(volume: str) -> str:
+    return f"{ROOT_PREFIX}{volume}/"
+
+
+def volume_file() -> str:
+    return "vol.json"
+
+
+def head() -> str:
+    return "head"
+
+
+def log_prefix() -> str:
+    return "log/"
+
+
+def log(seq: int) -> str:
+    return f"log/{seq:016x}"
+
+
+def extent(number: int, gen: int, epoch: int) -> str:
+    return f"ext/{spread(number)}/{number:010x}/{gen:012x}-{epoch:06x}"
+
+
+def segment(gen: int, epoch: int, n: int) -> str:
+    return f"seg/{spread(gen)}/{gen:012x}-{epoch:06x}-{n:04x}"
+
+
+def container(ref: ContainerRef) -> str:
+    """The object a container's patches are read from."""
+    if ref.n == INLINE:
+        return log(ref.gen)
+    return segment(ref.gen, ref.epoch, ref.n)
+
+
+def root(seq: int, epoch: int) -> str:
+    return f"root/{seq:016x}-{epoch:06x}"
+
+
+def root_prefix() -> str:
+    return "root/"
+
+
+def page_pack(seq: int, epoch: int, n: int) -> str:
+    return f"page/{spread(seq)}/{seq:016x}-{epoch:06x}-{n:04x}"

@@ -1,0 +1,74 @@
+"""What a front door (iSCSI portal, TCMU) may ask of a volume, and what it is promised.
+
+One rule: a front door runs on one thread, the volume's front thread, and never waits. A call either
+finishes at once or takes a `done` callback that is called later *on the same thread*.
+
+Writes are staged by `write`, `write_zeroes` and `unmap` and become acknowledgeable when `commit` returns; a door
+calls `commit` once for everything one receive brought, then sends its replies. A read or a flush
+issued after staged writes sees them (it commits first where it must).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+from uuid import UUID
+
+Buffer = bytes | bytearray | memoryview
+
+
+class BlockTarget(Protocol):
+    @property
+    def name(self) -> str:
+        """The volume's name, for logs and the SCSI product or IQN."""
+        ...
+
+    @property
+    def identity(self) -> UUID:
+        """Stable over fail-over and restore; source of the NAA identifier and serial number."""
+        ...
+
+    @property
+    def sector_bytes(self) -> int: ...
+
+    @property
+    def sector_count(self) -> int:
+        """Grows online, never shrinks."""
+        ...
+
+    @property
+    def read_only(self) -> bool: ...
+
+    def read(self, lba: int, count: int, done: Callable[[list[Buffer] | Exception], None]) -> list[Buffer] | None:
+        """`count` sectors from `lba`, as buffers whose lengths add up to count * sector_bytes.
+
+        Local data is returned at once and `done` is never called; otherwise None is returned and `done` gets
+        the buffers or a BlockError (MediumError, StoreUnreachable, NotReady) later. Buffers stay valid until the
+        next call into the target after the door has handed them to the kernel or copied them: a door
+        sends or copies within the same turn. The caller checks the range against `sector_count`."""
+        ...
+
+    def write(self, lba: int, data: Sequence[Buffer]) -> None:
+        """Stage a write of whole sectors. The buffers must stay unchanged until `commit` returns.
+        Raises JournalFull (nothing staged by this call), NotReady, Fenced."""
+        ...
+
+    def write_zeroes(self, lba: int, count: int, *, may_unmap: bool = True) -> None:
+        """Stage zeros over a range, at a cost that does not grow with `count`. Raises like `write`."""
+        ...
+
+    def unmap(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Stage discards of (lba, count); they read as zeros afterwards (LBPRZ). Raises like `write`."""
+        ...
+
+    def commit(self) -> None:
+        """Append all that is staged to the journal with one system call. On return it survives the death of this
+        process, and reads see it. Raises LocalDiskFailed, Fenced: then none of it may be acknowledged."""
+        ...
+
+    def flush(self, done: Callable[[Exception | None], None]) -> None:
+        """Make every committed write durable as the volume's flush promise says (fdatasync of the journal),
+        then call `done(None)`, or `done(error)`. May call back before returning."""
+        ...
+
+    def allocated(self, lba: int, count: int, done: Callable[[list[tuple[int, int, bool]] | Exception], None]) -> None:
+        """GET LBA STATUS: (lba, count, mapped) runs that cover the range from `lba`, at least the first run."""
+        ...

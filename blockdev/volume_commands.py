@@ -1,0 +1,303 @@
+"""`s3block create|list|info|delete`: volumes as wholes.
+
+One rule: arguments in, answers out. What is done to a store is in `volumes`; what a volume holds is told by `offline`.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+from uuid import uuid4
+
+import typer
+
+from blockdev import volumes
+from blockdev.arguments import StateDirOption, VolumeArgument, counted, find, moment, opened, size_option, steps, usage
+from blockdev.offline import open_offline
+from blockdev.place import volume_store
+from blockdev.segments.record import RecordKind
+from blockdev.segments.volume_file import VolumeFile
+from blockdev.volumes import Listed, LocalState, Refused
+from s3core.build import parse_store_url
+from s3core.clock import system_random
+from s3core.console import (
+    Column,
+    JsonOption,
+    size_column,
+    write_json,
+    write_line,
+    write_note,
+    write_record,
+    write_records,
+)
+from s3core.endpoint_commands import ConfigOption
+from s3core.exit_codes import ExitCode, exit_code_of
+from s3core.quantities import shown_size
+from s3core.settings import Config, load_config
+
+
+def program_version() -> str:
+    try:
+        return version("bucketworks")
+    except PackageNotFoundError:  # run from a source tree that nobody installed
+        return "0"
+
+
+def create(
+    volume: VolumeArgument,
+    size: Annotated[int | None, size_option("size_bytes", "--size")] = None,
+    sector_size: Annotated[int | None, size_option("sector_bytes", "--sector-size")] = None,
+    extent_size: Annotated[int | None, size_option("extent_bytes", "--extent-size")] = None,
+    frame_size: Annotated[int | None, size_option("frame_bytes", "--frame-size")] = None,
+    compression: Annotated[
+        str, typer.Option("--compression", help="What frames are packed with: zstd or none.")
+    ] = "zstd",
+    unfenced: Annotated[
+        bool,
+        typer.Option("--unfenced", help="Make it even where the store cannot keep two hosts from writing at once."),
+    ] = False,
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a volume: one small object in the store, after a test whether the store can keep two hosts apart."""
+    config = load_config(config_path)
+    place = find(config, volume)
+    settings = place.settings
+    size = size if size is not None else settings.size_bytes
+    if size is None:
+        usage("say how large the volume is to be, such as --size 10G")
+    if compression not in volumes.COMPRESSIONS:
+        usage(f"--compression must be one of {', '.join(volumes.COMPRESSIONS)}, not {compression!r}")
+    try:
+        geometry = volumes.check_geometry(
+            size,
+            sector_size or settings.sector_bytes,
+            frame_size or settings.frame_bytes,
+            extent_size or settings.extent_bytes,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    with opened(config, place.store_url) as store:
+        volumes.require_free(store, place.name)
+        tested = volumes.fence_test(store, system_random())
+        if not tested.ok and not (unfenced or settings.unfenced):
+            said = "cannot keep two hosts from writing to a volume at once" if tested.conclusive else "cannot be tested"
+            raise Refused(f"{place.store_url} {said}: {tested.detail}", hint=tested.hint)
+        made = VolumeFile(
+            name=place.name,
+            identity=uuid4(),
+            lineage=uuid4(),
+            geometry=geometry,
+            compression=compression,
+            created=time.time(),
+            creator=f"bucketworks {program_version()}",
+        )
+        volumes.create_volume(store, made)
+    if as_json:
+        write_json({"url": place.url, "fenced": tested.ok} | _described(made))
+    else:
+        write_line(f"volume {place.name} of {shown_size(size)} created at {place.store_url}")
+    if not tested.ok:
+        write_note(
+            f"UNFENCED: {tested.detail}. If two hosts serve this volume at once, they destroy it, and nothing stops them."
+        )
+    write_note(f"next: s3block serve {volume}{'' if tested.ok else ' --unfenced'}")
+
+
+def _described(volume: VolumeFile) -> dict[str, object]:
+    geometry = volume.geometry
+    return {
+        "name": volume.name,
+        "uuid": str(volume.identity),
+        "size_bytes": geometry.size_bytes,
+        "sector_bytes": geometry.sector_bytes,
+        "frame_bytes": geometry.frame_bytes,
+        "extent_bytes": geometry.extent_bytes,
+        "compression": volume.compression,
+        "created": volume.created,
+        "creator": volume.creator,
+        "features": sorted(volume.features),
+    }
+
+
+# --- list, info ------------------------------------------------------------------------------------------------------
+
+
+def list_volumes(
+    store_url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STORE-URL]",
+            help="A place in a store, such as file:///srv/store; without it, the volumes of the configuration file.",
+            show_default=False,
+        ),
+    ] = None,
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the volumes in a store, or all that are configured."""
+    config = load_config(config_path)
+    found = _configured(config) if store_url is None else _in_store(config, store_url)
+    if not found and not as_json:
+        where = store_url or str(config.path)
+        advice = "s3block list STORE-URL looks into a store" if store_url is None else "s3block create makes one"
+        write_note(f"no volumes in {where}; {advice}")
+        return
+    columns = [
+        Column("name", "NAME"),
+        size_column("size_bytes", "SIZE"),
+        Column("sector_bytes", "SECTOR", justify="right"),
+        Column("created", "CREATED", moment),
+        Column("uuid", "UUID"),
+        Column("state", "STATE"),
+        Column("store_url", "STORE"),
+    ]
+    write_records([_row(item) for item in found], columns, as_json=as_json)
+    for item in found:
+        if item.error is not None:
+            write_note(f"{item.name}: {item.error}")
+    raise typer.Exit(next((int(exit_code_of(item.error)) for item in found if item.error is not None), 0))
+
+
+def _row(item: Listed) -> Mapping[str, object]:
+    described = _described(item.volume) if item.volume is not None else {}
+    return described | {"name": item.name, "store_url": item.store_url, "state": item.state}
+
+
+def _in_store(config: Config, store_url: str) -> list[Listed]:
+    try:
+        parse_store_url(store_url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    with opened(config, store_url) as store:
+        return volumes.list_volumes(store)
+
+
+def _configured(config: Config) -> list[Listed]:
+    found = []
+    for name in sorted(config.volumes):
+        place = find(config, name)
+        try:
+            with opened(config, place.store_url) as store:
+                found.append(volumes.look(store, place.name))
+        except Exception as error:  # noqa: BLE001 - one endpoint that is misconfigured must not hide the other volumes
+            found.append(Listed(name, place.store_url, "unreachable", error=error))
+    return found
+
+
+def info(volume: VolumeArgument, config_path: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Tell what a volume is and where it stands. Reads its log and map, none of its data."""
+
+    config = load_config(config_path)
+    place = find(config, volume)
+    with opened(config, place.store_url) as store, open_offline(volume_store(store, place.name), place.name) as found:
+        state = found.state
+        answer: dict[str, object] = {"url": place.url} | _described(found.volume)
+        answer |= {
+            "size_bytes": found.size_bytes,
+            "size_at_creation_bytes": found.volume.geometry.size_bytes,
+            "state": _standing(state.kind if state is not None else None),
+            "commit": state.seq if state is not None else 0,
+            "commit_time": state.time_us / 1e6 if state is not None else None,
+            "commit_digest": state.digest.hex() if state is not None else None,
+            "epoch": state.epoch if state is not None else 0,
+            "lineage": state.lineage if state is not None else str(found.volume.lineage),
+            "first_lineage": str(found.volume.lineage),
+            "mapped_extents": found.mapped_extents,
+            "mapped_bytes": found.mapped_extents * found.volume.geometry.extent_bytes,
+            "log_records": state.seq if state is not None else 0,
+            "root": found.root_key,
+        }
+    sizes = "sector_bytes", "frame_bytes", "extent_bytes"
+    lines = [
+        Column("name", "name"),
+        Column("url", "url"),
+        size_column("size_bytes", "size"),
+        Column("uuid", "uuid"),
+        Column("created", "created", moment),
+        Column("creator", "by"),
+        *(size_column(key, key.removesuffix("_bytes")) for key in sizes),
+        Column("compression", "compression"),
+        Column("state", "state"),
+        Column("commit", "newest commit"),
+        Column("commit_time", "  of", moment),
+        Column("epoch", "epoch"),
+        Column("lineage", "lineage"),
+        Column("mapped_extents", "mapped extents"),
+        size_column("mapped_bytes", "  at most"),
+        Column("log_records", "log records"),
+        Column("root", "newest root", lambda key: str(key or "none yet")),
+    ]
+    write_record(answer, lines, as_json=as_json)
+    if not as_json and answer["lineage"] != answer["first_lineage"]:
+        write_note("the lineage has changed: an attachment accepted the loss of acknowledged writes")
+
+
+def _standing(kind: int | None) -> str:
+    if kind is None:
+        return "new, never attached"
+    if kind == RecordKind.DETACH:
+        return "detached: the bucket holds everything"
+    return "attached, or its host stopped without detaching"
+
+
+# --- delete ----------------------------------------------------------------------------------------------------------
+
+
+def delete(
+    volume: VolumeArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when it is attached, was not detached in order, or is damaged.")
+    ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Remove its journal, map and cache on this host as well.")
+    ] = False,
+    state_dir: StateDirOption = None,
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a volume and all of its data from the store. A deletion that was stopped is finished by the same command."""
+    config = load_config(config_path)
+    place = find(config, volume)
+    kept = state_dir / place.name if state_dir is not None else place.state_dir
+    with opened(config, place.store_url) as store, contextlib.ExitStack() as held:
+        doomed = volumes.prepare_deletion(store, place.name, force=force)
+        state = held.enter_context(LocalState(kept, doomed.volume)) if local else None
+        what = "the remains of volume" if doomed.volume is None else "volume"
+        if doomed.volume is not None:
+            what = f"volume of {shown_size(doomed.volume.geometry.size_bytes)}"
+        if not yes:
+            if not sys.stdin.isatty():
+                usage("standard input is no terminal to ask at; say --yes to delete the volume and all of its data")
+            if not typer.confirm(f"delete {what} {place.name} at {place.store_url} and all of its data?", err=True):
+                write_note("nothing was deleted")
+                raise typer.Exit(ExitCode.REFUSED)
+        removed = 0
+
+        def count(number: int) -> None:
+            nonlocal removed
+            removed += number
+            advance(number)
+
+        with steps(f"deleting {place.name}", None, quiet=as_json) as advance:
+            failed = volumes.delete_volume(
+                store, doomed, nonce=uuid4().bytes, time_us=time.time_ns() // 1000, removed=count
+            )
+        if failed:
+            key, error = next(iter(failed.items()))
+            write_note(
+                f"{counted(len(failed), 'object')} could not be removed, the first is {key}; the same command goes on"
+            )
+            raise error
+        cleared = state.remove() if state is not None else False
+    if as_json:
+        write_json({"deleted": place.name, "store_url": place.store_url, "objects": removed, "local": cleared})
+        return
+    write_line(f"{what} {place.name} deleted from {place.store_url}: {counted(removed, 'object')}")
+    if cleared:
+        write_line(f"{kept} removed")
+    elif kept.exists():
+        write_note(f"its journal, map and cache on this host are still in {kept}")

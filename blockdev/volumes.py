@@ -1,0 +1,299 @@
+"""Volumes as things in a store: making, finding, describing and removing them.
+
+One rule: `vol.json` is the volume. Its conditional PUT makes one, its removal ends one; what lies below a volume's prefix
+without it is the remains of a deletion that did not finish.
+"""
+
+import contextlib
+import os
+import random as random_module
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID
+
+from blockdev.engine.state_directory import DirectoryJournal, StateDirectory
+from blockdev.errors import BlockError, CorruptFormat, CorruptJournal
+from blockdev.offline import read_volume_file
+from blockdev.place import volume_store
+from blockdev.segments import paths, record, volume_file
+from blockdev.segments.record import NO_DIGEST, Parsed, Record, RecordKind
+from blockdev.segments.volume_file import VolumeFile
+from blockdev.units import BLOCK_BYTES, MIB, Geometry
+from s3core.errors import NotFound, OutcomeUnknown, PreconditionFailed, StoreError
+from s3core.probe import ProbeResult, race_conditional_put
+from s3core.store import ObjectInfo, ObjectStore
+from s3core.wrapper import batches
+
+SIZE_BYTES_MIN = MIB
+COMPRESSIONS = ("zstd", "none")
+PROBE_PREFIX = "bucketworks-probe/"
+_READERS = 16
+
+
+class Refused(BlockError):
+    """Things as they are forbid it; the hint names the choice."""
+
+
+def check_geometry(size_bytes: int, sector_bytes: int, frame_bytes: int, extent_bytes: int) -> Geometry:
+    """The geometry of a new volume. ValueError says what is wrong with it."""
+    if size_bytes < SIZE_BYTES_MIN:
+        raise ValueError(f"a volume has at least 1 MiB, not {size_bytes} bytes")
+    return Geometry(size_bytes, sector_bytes, frame_bytes, extent_bytes)
+
+
+def fence_test(store: ObjectStore, random: random_module.Random) -> ProbeResult:
+    """Whether two hosts can be kept apart in this store: a race of conditional writes. Leaves nothing behind."""
+    return race_conditional_put(store, PROBE_PREFIX, random)
+
+
+def require_free(store: ObjectStore, name: str) -> None:
+    """Raises Refused when the name is taken, by a volume or by what is left of one."""
+    own = volume_store(store, name)
+    first = next(iter(own.list()), None)
+    if first is None:
+        return
+    if _volume_file(own) is not None:
+        raise Refused(
+            f"volume {name} exists already at {store.url}",
+            hint="choose another name; `s3block info` shows it, `s3block delete` removes it",
+        )
+    raise Refused(
+        f"{own.url} holds remains of a deleted volume ({first.key} and perhaps more)",
+        hint="finish the deletion with `s3block delete`, or choose another name",
+    )
+
+
+def create_volume(store: ObjectStore, volume: VolumeFile) -> None:
+    """Make the volume: one conditional PUT. On return it exists durably and is ours. Raises Refused when somebody else
+    was faster, OutcomeUnknown when nobody can say."""
+    own = volume_store(store, volume.name)
+    blob = volume_file.encode(volume)
+    try:
+        own.put_if_absent(paths.volume_file(), blob)
+        return
+    except (PreconditionFailed, OutcomeUnknown) as error:
+        # An answer may have been lost: what is there now tells whose write it was.
+        there = _volume_file(own)
+        if there == blob:
+            return
+        if there is None:
+            raise OutcomeUnknown(
+                f"whether volume {volume.name} was created is not known: {error}",
+                hint="look with `s3block info` before trying again",
+            ) from error
+        raise Refused(f"volume {volume.name} was created by somebody else at the same moment") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A volume in a list. `state` is `ok`, or says why there is no more to tell; `error` is what stood in the way."""
+
+    name: str
+    store_url: str
+    state: str
+    volume: VolumeFile | None = None
+    error: Exception | None = None
+
+
+def look(store: ObjectStore, name: str) -> Listed:
+    """One request. Never raises for what is wrong with the volume or the store."""
+    try:
+        volume = read_volume_file(volume_store(store, name), name)
+    except NotFound as error:
+        return Listed(name, store.url, "no such volume", error=error)
+    except CorruptFormat as error:
+        return Listed(name, store.url, "damaged", error=error)
+    except StoreError as error:
+        return Listed(name, store.url, "unreachable", error=error)
+    return Listed(name, store.url, "ok", volume)
+
+
+def list_volumes(store: ObjectStore) -> list[Listed]:
+    """Every volume in the store, by name. Raises store errors of the listing."""
+    names = [group.removeprefix(paths.ROOT_PREFIX).strip("/") for group in store.list_prefixes(paths.ROOT_PREFIX)]
+    with ThreadPoolExecutor(_READERS, "list") as pool:
+        found = list(pool.map(lambda name: look(store, name), names))
+    return [
+        # Keys are there, the volume is not: somebody began to delete it.
+        replace(item, state="deletion unfinished", error=None) if isinstance(item.error, NotFound) else item
+        for item in found
+    ]
+
+
+def newest_record(own: ObjectStore, identity: UUID) -> Parsed | None:
+    """The log's last record, found by listing from the newest root on; None when nothing was ever committed.
+    Raises CorruptFormat, store errors."""
+    after = ""
+    for info in own.list(paths.root_prefix()):
+        number = info.key.removeprefix(paths.root_prefix()).partition("-")[0]
+        if len(number) == 16:
+            after = paths.log_prefix() + number
+    last = _last(own.list(paths.log_prefix(), start_after=after))
+    if last is None and after:
+        # A root is written after its record, so that one is the newest.
+        last = _last(own.list(after))
+    if last is None:
+        last = _last(own.list(paths.log_prefix()))
+    if last is None:
+        return None
+    return record.decode(own.get(last.key).data, what=f"{own.url}/{last.key}", volume=identity)
+
+
+def _last(items: Iterator[ObjectInfo]) -> ObjectInfo | None:
+    """The last of a listing, which comes in order."""
+    kept = deque(items, maxlen=1)
+    return kept[0] if kept else None
+
+
+def _volume_file(own: ObjectStore) -> bytes | None:
+    try:
+        return own.get(paths.volume_file()).data
+    except NotFound as error:
+        if not error.key:
+            raise
+        return None
+
+
+# --- deleting --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """What `delete_volume` will remove. `volume` is None for remains without vol.json, or one that does not parse."""
+
+    name: str
+    volume: VolumeFile | None
+    last: Parsed | None
+
+
+def prepare_deletion(store: ObjectStore, name: str, *, force: bool) -> Doomed:
+    """Look at what is there. Raises NotFound when there is nothing, Refused when somebody may be using the volume
+    (its last record is not a DETACH) or its state cannot be read, unless `force`."""
+    own = volume_store(store, name)
+    if next(iter(own.list()), None) is None:
+        raise NotFound(f"there is no volume {name} at {store.url}", hint="`s3block list` shows what is there")
+    try:
+        volume = read_volume_file(own, name)
+        last = newest_record(own, volume.identity)
+    except NotFound:
+        return Doomed(name, None, None)
+    except CorruptFormat as error:
+        if force:
+            return Doomed(name, None, None)
+        raise Refused(
+            f"whether volume {name} is in use cannot be told: {error}", hint="--force deletes it nevertheless"
+        ) from error
+    if last is not None and last.record.kind != RecordKind.DETACH and not force:
+        raise Refused(
+            f"volume {name} is attached, or its host stopped without detaching (epoch {last.record.epoch}, "
+            f"commit {last.record.seq})",
+            hint="stop its `s3block serve` in order, or delete it nevertheless with --force",
+        )
+    return Doomed(name, volume, last)
+
+
+def delete_volume(
+    store: ObjectStore, doomed: Doomed, *, nonce: bytes, time_us: int, removed: Callable[[int], None]
+) -> dict[str, StoreError]:
+    """Remove the volume; returns the keys that could not be removed. Running it again finishes what was begun.
+
+    The order, and what a crash leaves:
+    1. a record of a new epoch (a crash leaves the volume whole, its writer fenced off);
+    2. vol.json (a crash leaves remains, which nobody can attach, `create` refuses and `delete` goes on with);
+    3. everything else, the log last and in order, so that a writer that was cut off finds the fence to the end."""
+    own = volume_store(store, doomed.name)
+    if doomed.volume is not None:
+        _fence_off(own, doomed.volume, doomed.last, nonce, time_us)
+    own.delete(paths.volume_file())
+    removed(1)
+    failed: dict[str, StoreError] = {}
+
+    def remove(keys: Iterator[str]) -> None:
+        for batch in batches(keys):
+            refused = own.delete_many(batch)
+            failed.update(refused)
+            removed(len(batch) - len(refused))
+
+    remove(info.key for info in own.list() if not info.key.startswith(paths.log_prefix()))
+    if not failed:
+        remove(info.key for info in own.list(paths.log_prefix()))
+    return failed
+
+
+def _fence_off(own: ObjectStore, volume: VolumeFile, last: Parsed | None, nonce: bytes, time_us: int) -> None:
+    """Take the next number in the log, as an attachment would: whoever attaches now, or still writes, is stopped."""
+    before = last.record if last is not None else None
+    clean = before is None or before.kind == RecordKind.DETACH
+    begin = before.end if before is not None else BLOCK_BYTES
+    fence = Record(
+        seq=before.seq + 1 if before is not None else 1,
+        epoch=before.epoch + 1 if before is not None else 1,
+        # Should the deletion end here, what could be attached before still can: a clean volume anywhere, another one
+        # where its journal is.
+        kind=RecordKind.DETACH if clean else RecordKind.FENCE,
+        nonce=nonce,
+        parent=last.digest if last is not None else NO_DIGEST,
+        volume=volume.identity,
+        lineage=before.lineage if before is not None else volume.lineage,
+        journal=before.journal if before is not None else UUID(int=0),
+        begin=begin,
+        end=begin,
+        time_us=time_us,
+        size_bytes=before.size_bytes if before is not None else volume.geometry.size_bytes,
+        note={"purpose": "deletion"},
+    )
+    parts, _, _ = record.encode(fence)
+    try:
+        own.put_if_absent(paths.log(fence.seq), parts)
+    except PreconditionFailed as error:
+        raise Refused(
+            f"volume {volume.name} was attached or written to at this very moment", hint="look with `s3block info`"
+        ) from error
+
+
+class LocalState:
+    """A volume's state directory on this host, held (as a context) so that nothing serves the volume from it.
+    Entering raises AttachRefused when something does, or when the journal in it is another volume's."""
+
+    def __init__(self, path: Path, volume: VolumeFile | None) -> None:
+        self._directory = StateDirectory(path)
+        self._volume = volume
+        self._lock = -1
+
+    def __enter__(self) -> "LocalState":
+        if not self._directory.path.is_dir():
+            return self
+        self._lock = self._directory.lock()
+        if self._volume is None:
+            return self
+        try:
+            DirectoryJournal(self._directory, self._volume.identity, 0, self._volume.geometry.sector_bytes).identity()
+        except CorruptJournal:
+            pass  # nothing can be lost with it that this deletion is not about to remove
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def remove(self) -> bool:
+        """Remove what a volume keeps there, and nothing else. False: nothing was there, or nobody can tell any more
+        whose journal it is."""
+        directory = self._directory
+        if self._lock < 0 or (self._volume is None and directory.journal_path.exists()):
+            return False
+        for path in (directory.cache_path, directory.map_path, directory.objects_path):
+            shutil.rmtree(path, ignore_errors=True)
+        for file in (directory.journal_path, *directory.path.glob("journal.*.aside"), directory.path / "lock"):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody keeps other things there
+            directory.path.rmdir()
+        return True

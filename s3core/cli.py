@@ -1,0 +1,58 @@
+"""The `bucketworks` command: what stores there are, and what they are good for."""
+
+from importlib.metadata import version
+from typing import Annotated, NoReturn
+
+import typer
+
+from s3core import endpoint_commands
+from s3core.console import JsonOption, new_app, run_and_exit, write_line
+from s3core.endpoint_commands import ConfigOption
+from s3core.findings import Finding, write_finding
+from s3core.settings import load_config
+
+app = new_app("bucketworks", "Object stores, and what they are good for.")
+app.add_typer(endpoint_commands.app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        write_line(f"bucketworks {version('bucketworks')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Object stores, and what they are good for."""
+
+
+@app.command("doctor")
+def doctor(
+    url: Annotated[str, typer.Argument(help="s3://ENDPOINT/BUCKET/PREFIX or file:///DIRECTORY", show_default=False)],
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a store what it really honours, and say which tools may run on it.
+
+    Writes a few small objects below the URL and removes them again."""
+    from s3core.doctor import diagnose, write_diagnosis
+
+    config = load_config(config_path)
+    try:
+        diagnosis = diagnose(url, config, on_finding=_ignore if as_json else write_finding)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    write_diagnosis(diagnosis, as_json=as_json)
+    raise typer.Exit(diagnosis.exit_code)
+
+
+def _ignore(finding: Finding) -> None:
+    """With --json everything is told at the end."""
+
+
+def main() -> NoReturn:
+    run_and_exit(app, "bucketworks")

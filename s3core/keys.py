@@ -1,0 +1,72 @@
+"""What may be asked of any store: the shape of keys, ranges and metadata, and the order keys are listed in.
+
+One rule: every adapter checks its arguments here, so that a key or a range that one store would take and
+another would not is refused by all of them, as ValueError: the caller is at fault, not the store.
+"""
+
+import re
+import string
+from collections.abc import Mapping
+
+KEY_BYTES_MAX = 900
+"""S3 allows 1,024 bytes; the rest is left to the store's prefix."""
+METADATA_BYTES_MAX = 2048
+"""S3's bound on the names and values of user metadata together."""
+PART_NUMBER_MAX = 10_000
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
+_VALUE_CHARACTERS = frozenset(string.digits + string.ascii_letters + string.punctuation + " ")
+_LAST_CHARACTER = "\U0010ffff"
+
+
+def check_key(key: str) -> str:
+    """Returns `key`; ValueError when no object may be called that."""
+    if not key:
+        raise ValueError("a key must not be empty")
+    if key[0] == "/":
+        raise ValueError(f"a key must not start with '/': {key!r}")
+    try:
+        length = len(key) if key.isascii() else len(key.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a key must be text that UTF-8 can encode: {key!r}") from error
+    if length > KEY_BYTES_MAX:
+        raise ValueError(
+            f"a key must be at most {KEY_BYTES_MAX} bytes of UTF-8, this one has {length}: {key[:60]!r}..."
+        )
+    return key
+
+
+def check_range(offset: int, length: int) -> None:
+    """ValueError unless `offset` >= 0 and `length` > 0 (HTTP cannot ask for an empty range)."""
+    if offset < 0 or length <= 0:
+        raise ValueError(f"a range needs an offset of at least 0 and a length of at least 1, not {offset} and {length}")
+
+
+def check_part_number(number: int) -> None:
+    if not 1 <= number <= PART_NUMBER_MAX:
+        raise ValueError(f"a part's number must be from 1 to {PART_NUMBER_MAX}, not {number}")
+
+
+def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """A copy of `metadata`; ValueError for what would not come back from an HTTP header as it went in."""
+    if not metadata:
+        return {}
+    total = 0
+    for name, value in metadata.items():
+        if not _NAME.match(name):
+            raise ValueError(f"a metadata name must be of a-z, 0-9, '.', '_' and '-': {name!r}")
+        if not _VALUE_CHARACTERS.issuperset(value) or value != value.strip():
+            raise ValueError(f"metadata {name} must be printable ASCII without blanks at its ends: {value!r}")
+        total += len(name) + len(value)
+    if total > METADATA_BYTES_MAX:
+        raise ValueError(f"metadata must be at most {METADATA_BYTES_MAX} bytes together, not {total}")
+    return dict(metadata)
+
+
+def after_all_with(prefix: str) -> str:
+    """A text that sorts after every key that starts with `prefix`, and before every other key that is
+    greater than `prefix`: what `start_after` is given to jump over a whole folder.
+
+    Comparing Python strings compares code points, which is the order of their UTF-8 bytes.
+    """
+    return prefix + _LAST_CHARACTER * (KEY_BYTES_MAX // 4 + 1)

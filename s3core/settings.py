@@ -1,0 +1,396 @@
+"""The configuration file: one table of settings, read by every tool.
+
+One rule: a setting is declared once, below, with type, unit (the end of its name), default and reason. The file is
+checked against it, and `settings_table` draws docs/settings.md and the help texts from it. Unknown keys are errors with
+a suggestion, never ignored. Reading the file opens no socket and resolves no secret; `Config.endpoint` fetches keys
+when somebody is about to use them.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from s3core.credentials import CredentialsError, check_source, find_credentials, require_private
+from s3core.endpoint import PRESETS, Credentials, Endpoint, from_preset
+from s3core.quantities import parse_duration, parse_size
+
+DEFAULT_PATH = Path("/etc/bucketworks/config.toml")
+PATH_VARIABLE = "BUCKETWORKS_CONFIG"
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used as it is. The message names file, table and setting; `hint` is the cure."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+def _name(text: str) -> str:
+    if not text or not text[0].isalnum() or not all(c.islower() or c.isdigit() or c in ".-" for c in text):
+        raise ValueError("a name is made of a-z, 0-9, '.' and '-' and begins with a letter or digit")
+    return text
+
+
+def _listen(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:3260 or [::]:3260")
+    return text
+
+
+def _store_url(text: str) -> str:
+    if not text.startswith(("s3://", "file://", "memory:")):
+        raise ValueError(f"{text!r} is not a place in a store; write s3://ENDPOINT/BUCKET/PREFIX or file:///DIRECTORY")
+    return text
+
+
+def _initiator(text: str) -> str:
+    if not text.startswith(("iqn.", "eui.", "naa.")) or text != text.lower() or len(text.encode()) > 223:
+        raise ValueError(f"{text!r} is not an iSCSI name (iqn., eui. or naa., lower case, at most 223 bytes; RFC 3721)")
+    return text
+
+
+def _one_or_more(value: object) -> object:
+    """A list may be written as its only member."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _extent_bytes(size: int) -> int:
+    if size not in [(128 * KIB) << shift for shift in range(6)]:
+        raise ValueError("must be a power of two from 128K to 4M")
+    return size
+
+
+def _frame_bytes(size: int) -> int:
+    if size not in [(16 * KIB) << shift for shift in range(4)]:
+        raise ValueError("must be a power of two from 16K to 128K")
+    return size
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Bytes = Annotated[int, BeforeValidator(parse_size)]
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+StoreUrl = Annotated[str, AfterValidator(_store_url)]
+Listen = Annotated[str, AfterValidator(_listen)]
+IscsiName = Annotated[str, AfterValidator(_initiator)]
+Addresses = Annotated[tuple[Listen, ...], BeforeValidator(_one_or_more)]
+IscsiNames = Annotated[tuple[IscsiName, ...], BeforeValidator(_one_or_more)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
+
+
+def _setting(default: Any, reason: str, **constraints: Any) -> Any:
+    return Field(default, description=reason, **constraints)
+
+
+class PriceSettings(_Table):
+    """Overrides of the preset's price table, in `currency`; used for estimates only."""
+
+    currency: str | None = _setting(None, "currency of the figures below")
+    per_1000_put: float | None = _setting(None, "price of 1,000 PUT, COPY, POST or LIST requests", ge=0)
+    per_1000_get: float | None = _setting(None, "price of 1,000 GET or HEAD requests", ge=0)
+    per_gib_month: float | None = _setting(None, "price of storing one GiB for a month", ge=0)
+    per_gib_egress: float | None = _setting(None, "price of one GiB read over the internet", ge=0)
+
+
+class EndpointSettings(_Table):
+    """`[endpoint.NAME]`: a server that speaks S3. Places in it are written `s3://NAME/BUCKET/PREFIX`."""
+
+    preset: Literal["aws", "ceph", "minio", "garage", "r2", "wasabi", "b2", "hetzner", "generic"] = _setting(
+        "generic", "provider whose address, habits, quirks and prices to start from"
+    )
+    url: str = _setting("", "address; `{{bucket}}` and `{{region}}` are expanded; empty: the preset's")
+    region: str = _setting("", "region to sign for; `auto` asks the server; empty: the preset's")
+    addressing: Literal["auto", "path", "virtual"] | None = _setting(
+        None, "bucket in the path or in the host name; unset: as the URL or the preset has it"
+    )
+    credentials: Annotated[str, AfterValidator(check_source)] = _setting(
+        "environment", "where the keys are: `environment`, `file:PATH`, `profile:NAME`, `systemd:NAME` or `none`"
+    )
+    access_key: str = _setting("", "the key itself, in place of `credentials`; the file must then have mode 0600")
+    secret_key: SecretStr | None = _setting(None, "the secret that goes with `access_key`", strict=False)
+    session_token: SecretStr | None = _setting(None, "only for temporary keys", strict=False)
+    ca_file: str = _setting("", "PEM file of authorities to trust in place of the system's")
+    fingerprint: str = _setting("", "SHA-256 of the server's certificate, trusted whoever signed it")
+    proxy: str = _setting("", "`http://HOST:PORT` of a proxy; empty: none, whatever the environment says")
+    connect_timeout_s: Seconds = _setting(5.0, "longest wait for a connection", gt=0)
+    read_timeout_s: Seconds = _setting(30.0, "longest wait for the next bytes of an answer", gt=0)
+    retries: int = _setting(8, "further attempts, with growing random pauses, of calls that may be repeated", ge=0)
+    deadline_s: Seconds = _setting(60.0, "a call with all its retries is given up after this", gt=0)
+    requests_per_s: float = _setting(0.0, "most requests in a second; 0: no limit", ge=0)
+    bytes_per_s: Bytes = _setting(0, "most bytes in a second, both ways together; 0: no limit", ge=0)
+    concurrency: int = _setting(32, "requests in flight at once, and connections kept open", ge=1)
+    sign_payload: bool | None = _setting(None, "sign the SHA-256 of bodies; unset: over http only, TLS protects them")
+    if_match_quoted: bool | None = _setting(None, "quotes around the ETag in `If-Match`; unset: as the preset has it")
+    prices: PriceSettings = _setting(PriceSettings(), "what requests and bytes cost here")
+
+
+class VolumeSettings(_Table):
+    """`[volume.NAME]`: a disk in a bucket, served by `s3block`. Unset values come from `[s3block]`."""
+
+    url: StoreUrl = _setting(..., "where the volume lives: `s3://ENDPOINT/BUCKET/PREFIX` or `file:///DIRECTORY`")
+    size_bytes: Bytes | None = _setting(None, "size at creation, a multiple of 4096; later it is read from the volume")
+    sector_bytes: Literal[512, 4096] = _setting(512, "what the initiator addresses; fixed at creation")
+    extent_bytes: Annotated[Bytes, AfterValidator(_extent_bytes)] = _setting(
+        MIB, "unit of the map and of settled objects; fixed at creation; smaller costs PUTs, larger costs bytes"
+    )
+    frame_bytes: Annotated[Bytes, AfterValidator(_frame_bytes)] = _setting(
+        64 * KIB, "what is compressed and fetched on its own; fixed at creation; a cold 4 KiB read fetches one"
+    )
+    flush: Literal["local", "s3"] = _setting(
+        "local", "what FLUSH and FUA wait for: the journal on this host's disk, or the bucket"
+    )
+    commit_bytes: Bytes = _setting(
+        8 * MIB, "unsaved data that makes a commit to the bucket; more costs fewer PUTs and a longer RPO", ge=64 * KIB
+    )
+    commit_interval_s: Seconds = _setting(5.0, "age of unsaved data that makes a commit; bounds the RPO", gt=0)
+    cache_bytes: Bytes | None = _setting(None, "local read cache; unset: as `[s3block]`", ge=MIB)
+    journal_bytes: Bytes | None = _setting(
+        None, "acknowledged writes not yet in the bucket; unset: as `[s3block]`", ge=MIB
+    )
+    state_dir: str = _setting("", "journal, map and cache; empty: a folder of the volume's name in `[s3block]`'s")
+    listen: Addresses | None = _setting(None, "addresses of its portal; unset: as `[s3block]`")
+    iqn: IscsiName | None = _setting(None, "name of its target; unset: `iqn_prefix:NAME`")
+    lun: int = _setting(0, "logical unit number within the target; volumes may share an iqn", ge=0, le=255)
+    initiators: IscsiNames = _setting((), "iSCSI names that may log in; empty: anybody who reaches the port")
+    chap_user: str = _setting("", "user an initiator must log in as; empty: no CHAP")
+    chap_secret_file: str = _setting("", "file of mode 0600 whose first line is that user's secret (12 to 255 bytes)")
+    chap_mutual_user: str = _setting("", "user the target answers as (CHAP both ways); empty: one way")
+    chap_mutual_secret_file: str = _setting(
+        "", "file of mode 0600 with the target's secret; must differ from the other"
+    )
+    read_only: bool = _setting(False, "refuse every write; the volume is attached and fenced all the same")
+    unfenced: bool = _setting(
+        False, "use a bucket without working conditional writes; two hosts writing at once then destroy the volume"
+    )
+
+
+class S3BlockSettings(_Table):
+    """`[s3block]`: the daemon, and what its volumes have in common."""
+
+    listen: Addresses = _setting(
+        ("127.0.0.1:3260",),
+        "addresses of the portal; loopback until you say otherwise, since CHAP is off",
+        strict=False,
+    )
+    iqn_prefix: IscsiName = _setting(
+        "iqn.2025-01.internal.bucketworks", "first half of target names; `internal` is the domain kept for private use"
+    )
+    state_dir: str = _setting("/var/lib/bucketworks", "a folder for each volume is made here, on a disk that syncs")
+    cache_bytes: Bytes = _setting(4 * GIB, "read cache of a volume", ge=MIB)
+    journal_bytes: Bytes = _setting(
+        GIB, "journal of a volume; from half full on the worker hurries, when it is full writes are told BUSY", ge=MIB
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least important message to log")
+    log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")
+
+
+TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("endpoint.NAME", EndpointSettings),
+    ("endpoint.NAME.prices", PriceSettings),
+    ("volume.NAME", VolumeSettings),
+    ("s3block", S3BlockSettings),
+)
+
+_AnyTable = TypeVar("_AnyTable", EndpointSettings, VolumeSettings)
+
+
+class Config(_Table):
+    """A whole configuration file, checked. An absent file is an empty one."""
+
+    endpoints: dict[Name, EndpointSettings] = Field(default_factory=dict, alias="endpoint")
+    volumes: dict[Name, VolumeSettings] = Field(default_factory=dict, alias="volume")
+    s3block: S3BlockSettings = S3BlockSettings()
+    path: Path = Field(default=DEFAULT_PATH, exclude=True)
+    """Where it was read from, or would have been: messages and `endpoint create` name it."""
+
+    def endpoint(self, name: str, environ: Mapping[str, str] | None = None) -> Endpoint:
+        """The endpoint with its keys, fetched now from their source. ConfigError names setting and cure."""
+        settings = self._find("endpoint", name, self.endpoints, "create it: bucketworks endpoint create {}")
+        plain = settings_to_endpoint(name, settings, path=self.path)
+        try:
+            return replace(plain, credentials=self._credentials(name, settings, environ))
+        except CredentialsError as error:
+            raise ConfigError(str(error)) from error
+
+    def volume(self, name: str) -> VolumeSettings:
+        """The volume's settings with everything unset filled in from `[s3block]`."""
+        found = self._find("volume", name, self.volumes, "add it to the file, or create it: s3block create {}")
+        return self.with_defaults(name, found)
+
+    def with_defaults(self, name: str, volume: VolumeSettings) -> VolumeSettings:
+        """`volume` with everything unset filled in from `[s3block]`, as `Config.volume` gives it."""
+        common = self.s3block
+        return volume.model_copy(
+            update={
+                "cache_bytes": volume.cache_bytes if volume.cache_bytes is not None else common.cache_bytes,
+                "journal_bytes": volume.journal_bytes if volume.journal_bytes is not None else common.journal_bytes,
+                "state_dir": volume.state_dir or str(Path(common.state_dir) / name),
+                "listen": volume.listen if volume.listen is not None else common.listen,
+                "iqn": volume.iqn or f"{common.iqn_prefix}:{name}",
+            }
+        )
+
+    def _find(self, kind: str, name: str, among: Mapping[str, _AnyTable], cure: str) -> _AnyTable:
+        if name in among:
+            return among[name]
+        close = get_close_matches(name, among, n=1)
+        hint = f"did you mean {close[0]}?" if close else cure.format(name)
+        raise ConfigError(f"{self.path}: there is no [{kind}.{name}]", hint=hint)
+
+    def _credentials(self, name: str, settings: EndpointSettings, environ: Mapping[str, str] | None) -> Credentials:
+        if settings.access_key and settings.secret_key is not None:
+            token = settings.session_token.get_secret_value() if settings.session_token else ""
+            secret = settings.secret_key.get_secret_value()
+            return Credentials(settings.access_key, secret, token, source=f"{self.path}")
+        return find_credentials(name, settings.credentials, os.environ if environ is None else environ)
+
+
+def load_config(path: Path | None = None, *, environ: Mapping[str, str] | None = None) -> Config:
+    """The configuration from `path`, else from the file BUCKETWORKS_CONFIG names, else from DEFAULT_PATH.
+
+    An absent file is an empty configuration, unless `path` named it. ConfigError lists everything that is wrong."""
+    named = (os.environ if environ is None else environ).get(PATH_VARIABLE, "")
+    chosen = path if path is not None else Path(named) if named else DEFAULT_PATH
+    try:
+        text = chosen.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        if path is not None:
+            raise ConfigError(f"{path}: no such configuration file") from error
+        return Config(path=chosen)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{chosen}: is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise ConfigError(f"{chosen}: cannot be read: {error.strerror}") from error
+    config = parse_config(text, path=chosen)
+    if any(settings.secret_key for settings in config.endpoints.values()):
+        try:
+            require_private(chosen)
+        except CredentialsError as error:
+            raise ConfigError(str(error)) from error
+    return config
+
+
+def parse_config(text: str, *, path: Path = DEFAULT_PATH) -> Config:
+    """The configuration in `text`; `path` is for messages. ConfigError lists everything that is wrong."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+    if "path" in tables:
+        raise ConfigError(f"{path}: unknown table 'path'")
+    try:
+        config = Config.model_validate({**tables, "path": path})
+    except ValidationError as error:
+        problems = [_problem(dict(one), tables) for one in error.errors(include_url=False, include_input=False)]
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems)) from error
+    for name, endpoint in config.endpoints.items():
+        if bool(endpoint.access_key) != bool(endpoint.secret_key):
+            raise ConfigError(f"{path}: [endpoint.{name}]: access_key and secret_key belong together; one is missing")
+        if endpoint.access_key and "credentials" in endpoint.model_fields_set:
+            raise ConfigError(f"{path}: [endpoint.{name}]: access_key and credentials are two sources; keep one")
+        settings_to_endpoint(name, endpoint, path=path)
+    for name, volume in config.volumes.items():
+        for user, secret in (("chap_user", "chap_secret_file"), ("chap_mutual_user", "chap_mutual_secret_file")):
+            if bool(getattr(volume, user)) != bool(getattr(volume, secret)):
+                raise ConfigError(f"{path}: [volume.{name}]: {user} and {secret} belong together; one is missing")
+        if volume.chap_mutual_user and not volume.chap_user:
+            raise ConfigError(f"{path}: [volume.{name}]: chap_mutual_user needs chap_user (RFC 7143 section 12.1.3)")
+    units: dict[tuple[str | None, int], str] = {}
+    for name in config.volumes:
+        served = config.volume(name)
+        other = units.setdefault((served.iqn, served.lun), name)
+        if other != name:
+            raise ConfigError(
+                f"{path}: [volume.{name}]: lun {served.lun} of {served.iqn} is [volume.{other}]",
+                hint="give it another lun",
+            )
+    return config
+
+
+def settings_to_endpoint(name: str, settings: EndpointSettings, *, path: Path = DEFAULT_PATH) -> Endpoint:
+    """The endpoint the settings and their preset describe, without keys. ConfigError."""
+    given = settings.prices.model_dump(exclude_none=True)
+    quoted = settings.if_match_quoted
+    try:
+        plain = from_preset(
+            settings.preset, name, url=settings.url, region=settings.region, addressing=settings.addressing
+        )
+        return replace(
+            plain,
+            ca_file=settings.ca_file,
+            fingerprint=settings.fingerprint,
+            proxy=settings.proxy,
+            connect_timeout_s=settings.connect_timeout_s,
+            read_timeout_s=settings.read_timeout_s,
+            retries=settings.retries,
+            deadline_s=settings.deadline_s,
+            requests_per_s=settings.requests_per_s,
+            bytes_per_s=settings.bytes_per_s,
+            concurrency=settings.concurrency,
+            sign_payload=settings.sign_payload,
+            if_match_quoted=PRESETS[settings.preset].if_match_quoted if quoted is None else quoted,
+            prices=replace(plain.prices, **given) if given else plain.prices,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{path}: [endpoint.{name}]: {error}") from error
+
+
+def _problem(error: dict[str, Any], tables: Mapping[str, Any]) -> str:
+    place = [str(part) for part in error["loc"] if part != "[key]"]
+    if error["type"] == "extra_forbidden":
+        return _unknown(place)
+    # Positions within a list or a union follow the setting's own name and say nothing to a reader.
+    depth = 1 if place[0] == "s3block" else 2
+    table, rest = ".".join(place[:depth]), place[depth : depth + 1]
+    if rest == ["prices"] and len(place) > 3:
+        table, rest = f"{table}.prices", place[3:4]
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    if error["type"] == "missing":
+        message = f"is required: {_model(place).model_fields[rest[0]].description}"
+    elif error["type"] in ("model_type", "dict_type"):
+        message = "must be a table"
+    if not rest:
+        return f"[{table}]: {message}"
+    return f"[{table}]: {message}" if message.startswith(f"{rest[0]} ") else f"[{table}]: {rest[0]}: {message}"
+
+
+def _unknown(place: list[str]) -> str:
+    *within, word = place
+    if not within:
+        known = ["endpoint", "volume", "s3block"]
+        return f"unknown table [{word}]{_suggest(word, known)}"
+    chosen = _model(within)
+    close = _suggest(word, list(chosen.model_fields))
+    if not close:
+        homes = [table for table, other in TABLES if word in other.model_fields and other is not chosen]
+        close = f"; it is a setting of [{homes[0]}]" if homes else ""
+    return f"[{'.'.join(within)}]: unknown setting {word!r}{close}"
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = get_close_matches(word.lower(), known, n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _model(place: list[str]) -> type[BaseModel]:
+    if place[0] == "s3block":
+        return S3BlockSettings
+    if place[0] == "volume":
+        return VolumeSettings
+    return PriceSettings if place[2:3] == ["prices"] else EndpointSettings

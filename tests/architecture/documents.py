@@ -1,0 +1,31 @@
+"""The documents that are drawn from tables in the code. `make docs` writes them; a test compares.
+
+python -m tests.architecture.documents
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from blockdev.scsi import document as scsi_document
+from s3core.exit_codes import exit_codes_markdown
+from s3core.settings_table import settings_markdown
+
+ROOT = Path(__file__).parents[2]
+
+DOCUMENTS: dict[str, Callable[[], str]] = {
+    "docs/settings.md": settings_markdown,
+    "docs/exit-codes.md": exit_codes_markdown,
+    "docs/protocol/scsi.md": scsi_document.render,
+}
+
+
+def main() -> None:
+    for name, draw in DOCUMENTS.items():
+        path = ROOT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(draw(), encoding="utf-8")
+        print(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The worker against a model: commit, read back, crash, recover on the same host and on a bare one, fold."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from blockdev.engine import link
+from blockdev.engine.checkpoint import CheckpointSettings
+from blockdev.engine.collector import CollectorSettings
+from blockdev.engine.destager import CommitSettings
+from blockdev.engine.worker import WorkerSettings
+from blockdev.errors import AttachRefused
+from blockdev.extents.memory_map import MemoryKeyValueStore
+from blockdev.units import KIB, MIB
+from s3core.memory import MemoryStore
+from tests.blockdev.worker_bench import WorkerBench, volume_file
+
+SMALL = WorkerSettings(
+    commit=CommitSettings(commit_bytes=1 * MIB, inline_bytes_max=16 * KIB, segment_bytes=64 * KIB),
+    checkpoint=CheckpointSettings(records=3),
+    collector=CollectorSettings(wave_bytes=64 * KIB, nearly_empty_bytes=64 * KIB, slice_bytes=1 * MIB),
+)
+
+
+def test_commit_then_read(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = WorkerBench(tmp_path)
+        await bench.attach()
+        data = random.Random(1).randbytes(3 * MIB)
+        bench.write(2048, data)
+        bench.write(1, b"x" * 512)
+        await bench.commit()
+        assert await bench.read(2048, len(data) // 512) == data
+        assert await bench.read(0, 3) == bytes(512) + b"x" * 512 + bytes(512)
+        await bench.detach()
+
+    asyncio.run(main())
+
+
+def test_bare_host_reads_what_was_detached(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        bench = WorkerBench(tmp_path, store)
+        await bench.attach()
+        data = random.Random(1).randbytes(1 * MIB + 4096)
+        bench.write(100, data)
+        await bench.detach()
+        (tmp_path / "journal").unlink()
+        again = WorkerBench(tmp_path, store)
+        ready = await again.attach()
+        assert ready.epoch == 2
+        assert await again.read(100, len(data) // 512) == data
+        await again.detach()
+
+    asyncio.run(main())
+
+
+def test_lost_journal_is_refused_and_loss_can_be_accepted(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        bench = WorkerBench(tmp_path, store)
+        await bench.attach()
+        bench.write(0, b"a" * 4096)
+        await bench.commit()
+        bench.write(0, b"b" * 4096)
+        await bench.crash()
+        (tmp_path / "journal").unlink()
+        again = WorkerBench(tmp_path, store)
+        with pytest.raises(AttachRefused, match="accept-loss"):
+            await again.attach()
+        again.execution.close()
+        forced = WorkerBench(tmp_path, store, settings=WorkerSettings(accept_loss=True))
+        await forced.attach()
+        assert await forced.read(0, 8) == b"a" * 4096
+        state = forced.map.state
+        assert state is not None
+        assert state.lineage != str(forced.volume.lineage)
+        await forced.detach()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("sector_bytes", [512, 4096])
+def test_random_writes_match_a_model(tmp_path: Path, seed: int, sector_bytes: int) -> None:
+    """Random writes and discards over a few extents, with commits, restarts on the same host and on a bare one; small
+    limits, so that segments, folding, collection, checkpoints and deletion all happen."""
+
+    async def main() -> None:
+        rng = random.Random(seed)
+        volume = volume_file(4 * MIB, extent_bytes=128 * KIB, frame_bytes=16 * KIB, sector_bytes=sector_bytes)
+        store = MemoryStore()
+        kv = MemoryKeyValueStore()
+        model = bytearray(4 * MIB)
+        sectors = len(model) // sector_bytes
+        bench = WorkerBench(tmp_path, store, kv, volume, SMALL)
+        await bench.attach()
+        folded = deleted = 0.0
+        for _ in range(40):
+            for _ in range(rng.randrange(1, 60)):
+                lba = rng.randrange(sectors)
+                count = min(rng.choice([1, 1, 8, 8, 8, 40, 300]) * 512 // sector_bytes or 1, sectors - lba)
+                if rng.random() < 0.1:
+                    # The journal carries discards of whole 4 KiB blocks; the front writes the edges as zeros.
+                    block = 4096 // sector_bytes
+                    lba -= lba % block
+                    count = min(rng.choice([1, 64, 1000, sectors]) * block, sectors - lba)
+                    bench.unmap(lba, count)
+                    data = bytes(count * sector_bytes)
+                else:
+                    data = rng.choice(
+                        [rng.randbytes(count * sector_bytes), bytes([rng.randrange(256)]) * (count * sector_bytes)]
+                    )
+                    bench.write(lba, data)
+                model[lba * sector_bytes : (lba + count) * sector_bytes] = data
+            await bench.commit()
+            roll = rng.random()
+            if roll < 0.15:
+                await bench.detach()
+                if rng.random() < 0.5:
+                    kv = MemoryKeyValueStore()
+                    (tmp_path / "journal").unlink()
+                bench = WorkerBench(tmp_path, store, kv, volume, SMALL)
+                await bench.attach()
+            elif roll < 0.3:
+                await bench.crash()
+                if rng.random() < 0.5:
+                    kv = MemoryKeyValueStore()
+                bench = WorkerBench(tmp_path, store, kv, volume, SMALL)
+                await bench.attach()
+            if rng.random() < 0.5:
+                assert await bench.read(0, sectors) == bytes(model)
+            status = [m for m in bench.messages if isinstance(m, link.Status)]
+            if status:
+                folded = max(folded, status[-1].counters["extents_folded"])
+                deleted = max(deleted, status[-1].counters["objects_deleted"])
+        assert await bench.read(0, sectors) == bytes(model)
+        await bench.detach()
+        assert folded or deleted
+
+    asyncio.run(main())
+
+
+def test_slots_from_before_a_restart_are_kept_only_while_current(tmp_path: Path) -> None:
+    """A slot says as of which commit it was filled. Overwritten, zeroed over a patch, discarded and folded frames are not
+    kept; untouched ones cost no fetch."""
+
+    async def main() -> None:
+        bench = WorkerBench(tmp_path, volume=volume_file(4 * MIB, extent_bytes=128 * KIB, frame_bytes=16 * KIB))
+        await bench.attach()
+        for frame in range(6):
+            bench.write(frame * 32, bytes([frame + 1]) * 8192)
+        await bench.commit()
+        assert bench.map.state is not None
+        as_of = bench.map.state.seq
+        bench.write(1 * 32, b"new" + bytes(509))
+        bench.write(2 * 32 + 8, bytes(4096))
+        bench.unmap(3 * 32, 32)
+        await bench.commit()
+        bench.worker.receive(link.Fetch(77, tuple(link.FetchFrame(f, f, as_of) for f in range(7))))
+        answer = await bench.wait(link.Fetched, lambda m: m.id == 77)
+        assert isinstance(answer, link.Fetched)
+        states = {item.frame: item.state for item in answer.frames}
+        assert states == {0: "kept", 1: "data", 2: "data", 3: "zero", 4: "kept", 5: "kept", 6: "zero"}
+        assert bench.slots.slots[2] == b"\3" * 4096 + bytes(12288)
+        await bench.detach()
+
+    asyncio.run(main())
+
+
+def test_an_older_copy_of_the_journal_is_refused(tmp_path: Path) -> None:
+    """The state directory as a backup had it: right identity, and it lacks what was acknowledged since."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        bench = WorkerBench(tmp_path, store)
+        await bench.attach()
+        bench.write(0, b"a" * 4096)
+        await bench.commit()
+        await bench.crash()
+        copies = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        later = WorkerBench(tmp_path, store)
+        await later.attach()
+        later.write(0, b"b" * 4096)
+        await later.crash()
+        for name, content in copies.items():
+            (tmp_path / name).write_bytes(content)
+        again = WorkerBench(tmp_path, store)
+        with pytest.raises(AttachRefused, match="older copy"):
+            await again.attach()
+        again.execution.close()
+
+    asyncio.run(main())

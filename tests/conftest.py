@@ -1,0 +1,28 @@
+"""Servers that several tests share: started on first use, ended with the session."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers.moto_server import MotoServer
+from tests.servers.radosgw import Radosgw, missing_binaries
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
+    server = MotoServer(tmp_path_factory.mktemp("moto"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def radosgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Radosgw]:
+    """Objects in memory; http and TLS. Whoever stops its gateway starts it again."""
+    missing = missing_binaries()
+    if missing:
+        pytest.skip(
+            f"needs {', '.join(missing)}: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd ceph-common"
+        )
+    server = Radosgw(tmp_path_factory.mktemp("radosgw"))
+    yield server
+    server.stop()

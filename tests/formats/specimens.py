@@ -1,0 +1,240 @@
+"""The values behind the golden files, and how each format version writes and reads them.
+
+One rule: a golden file, once committed, is kept for ever and never rewritten: it stands for volumes that exist. A new
+format version gets new files beside the old ones. `python -m tests.formats.specimens` writes those that are missing.
+
+A specimen that holds zstd output is compared by what it decodes to (another zstd may pack the same bytes otherwise);
+every other one byte for byte.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import zstandard
+
+from blockdev.extents import format as extent_map
+from blockdev.extents.format import Base, ExtentValue, Patch
+from blockdev.segments import container, extent_object, frames, record, root, volume_file
+from blockdev.segments.paths import INLINE, ContainerRef
+from blockdev.segments.record import BaseEntry, MoveEntry, PatchEntry, RangeEntry, Record, RecordKind
+from blockdev.segments.root import ContainerUse, DeadObject, PageRef, Root
+from blockdev.segments.volume_file import VolumeFile
+from blockdev.units import KIB, MIB, Geometry
+
+GOLDEN = Path(__file__).parent / "golden"
+VOLUME = UUID("6f1c2a5e-7f5b-4c57-9d0c-1c6d3f2b8a90")
+LINEAGE = UUID("0d6b54f3-9a1e-4f55-8b43-4f2d7f0e1a11")
+JOURNAL = UUID("b3a1c8f2-55d4-4e0b-a0c7-2f9e6d7c1b22")
+GEOMETRY = Geometry(size_bytes=8 * MIB, sector_bytes=512, frame_bytes=16 * KIB, extent_bytes=128 * KIB)
+TEXT = (b"The quick brown fox jumps over the lazy dog. " * 12)[:512]
+FRAME = (TEXT * 32)[: GEOMETRY.frame_bytes]
+CONTENTS = [None, FRAME, None, None, None, None, None, FRAME[::-1]]
+TABLE_RAW = bytes([0, 255, 0, 0, 0, 0, 0, 255])
+
+FENCE = Record(
+    seq=1,
+    epoch=1,
+    kind=RecordKind.FENCE,
+    nonce=bytes(range(16)),
+    parent=record.NO_DIGEST,
+    volume=VOLUME,
+    lineage=LINEAGE,
+    journal=JOURNAL,
+    begin=4096,
+    end=4096,
+    time_us=1_700_000_000_000_000,
+    size_bytes=8 * MIB,
+    folds=[],
+    moves=[],
+    ranges=[],
+    bases=[],
+    patches=[],
+)
+DATA = Record(
+    seq=9,
+    epoch=2,
+    kind=RecordKind.DATA,
+    nonce=bytes(range(16, 32)),
+    parent=bytes(range(32)),
+    volume=VOLUME,
+    lineage=LINEAGE,
+    journal=JOURNAL,
+    begin=4096,
+    end=12288,
+    time_us=1_700_000_000_250_000,
+    size_bytes=8 * MIB,
+    folds=[BaseEntry(5, 9, 2, 7, 0x1122334455667788, TABLE_RAW)],
+    moves=[MoveEntry(PatchEntry(6, 16, 8, 64, 544, ContainerRef(9, 2, 0)), ContainerRef(3, 1, 1), 4096)],
+    ranges=[RangeEntry(32, 16)],
+    bases=[BaseEntry(2, 9, 2, 9, 0x99AABBCCDDEEFF00, TABLE_RAW)],
+    patches=[
+        PatchEntry(3, 3, 1, 0, 544, ContainerRef(9, 2, INLINE)),
+        PatchEntry(4, 0, 8, 0, 0, ContainerRef(9, 2, INLINE)),
+    ],
+    note={"host": "node1"},
+)
+INLINE_PATCH = frames.encode(VOLUME.bytes, frames.place_of(3, 3), 1, 9, TEXT, None)
+ROOT = Root(
+    seq=9,
+    epoch=2,
+    digest=bytes(range(32)),
+    volume=VOLUME,
+    lineage=LINEAGE,
+    journal=JOURNAL,
+    end=12288,
+    time_us=1_700_000_000_500_000,
+    size_bytes=8 * MIB,
+    pages=[PageRef(0, 9, 2, 0, 0, 120, 0xDEADBEEF)],
+    ranges=[(32, 16, 9)],
+    containers=[ContainerUse(ContainerRef(9, 2, 0), 8, 8, 608)],
+    dead=[DeadObject(9, "seg/5b/000000000003-000001-0001")],
+    note={"kind": 1},
+)
+BASED = ExtentValue(Base(9, 2, 0x1122334455667788, TABLE_RAW), ())
+PATCHED = ExtentValue(BASED.base, (Patch(3, 1, 700, 544, 10, 2, INLINE), Patch(16, 8, 0, 0, 11, 2, INLINE)))
+PAGE = [(2, extent_map.encode(2, BASED)), (3, extent_map.encode(3, PATCHED))]
+VOLUME_FILE = VolumeFile(
+    name="vm-101-disk-0",
+    identity=VOLUME,
+    lineage=LINEAGE,
+    geometry=GEOMETRY,
+    compression="zstd",
+    created=1700000000.25,
+    creator="bucketworks 0.1.0",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Specimen:
+    """`write` gives the bytes today's code writes, `read` what today's code makes of bytes; `value` is what it must be.
+    `exact`: today's bytes must be the golden ones."""
+
+    name: str
+    write: Callable[[], bytes]
+    read: Callable[[bytes], object]
+    value: object
+    exact: bool
+
+
+def _frame(blob: bytes) -> object:
+    decompressor = zstandard.ZstdDecompressor()
+    return frames.decode(
+        VOLUME.bytes,
+        blob,
+        sector_bytes=512,
+        extent=3,
+        gen=9,
+        what="golden",
+        offset=0,
+        decompressor=decompressor,
+    )
+
+
+def _write_frame(packed: bool) -> bytes:
+    squeeze = zstandard.ZstdCompressor(level=3) if packed else None
+    return frames.encode(VOLUME.bytes, frames.place_of(3, 3), 1, 9, TEXT, squeeze)
+
+
+def _extent(blob: bytes) -> object:
+    """(volume, extent, gen, epoch), and the frames' contents."""
+    volume, extent, gen, epoch, table = extent_object.parse_header(GEOMETRY, blob, what="golden")
+    offsets = extent_object.frame_offsets(GEOMETRY, table)
+    contents: list[bytes | None] = []
+    for index, code in enumerate(table):
+        if code == extent_object.ZERO_FRAME:
+            contents.append(None)
+            continue
+        start, raw = frames.decode(
+            VOLUME.bytes,
+            blob[offsets[index] : offsets[index + 1]],
+            sector_bytes=512,
+            extent=extent,
+            gen=gen,
+            what="golden",
+            offset=offsets[index],
+            decompressor=zstandard.ZstdDecompressor(),
+        )
+        assert start == index * GEOMETRY.sectors_per_frame
+        contents.append(raw)
+    return (volume, extent, gen, epoch), contents
+
+
+def _write_extent(packed: bool) -> bytes:
+    squeeze = zstandard.ZstdCompressor(level=3) if packed else None
+    return b"".join(extent_object.encode(GEOMETRY, VOLUME.bytes, 5, 9, 2, CONTENTS, squeeze)[0])
+
+
+def _record(blob: bytes) -> object:
+    parsed = record.decode(blob, what="golden")
+    return parsed.record, bytes(blob[parsed.inline_offset :])
+
+
+def _write_record(value: Record, inline: list[bytes]) -> bytes:
+    return b"".join(bytes(part) for part in record.encode(value, inline)[0])
+
+
+SPECIMENS = [
+    Specimen("frame-raw.v1", lambda: _write_frame(False), _frame, (3, TEXT), True),
+    Specimen("frame-zstd.v1", lambda: _write_frame(True), _frame, (3, TEXT), False),
+    Specimen("extent-raw.v1", lambda: _write_extent(False), _extent, ((VOLUME.bytes, 5, 9, 2), CONTENTS), True),
+    Specimen("extent-zstd.v1", lambda: _write_extent(True), _extent, ((VOLUME.bytes, 5, 9, 2), CONTENTS), False),
+    Specimen(
+        "segment-header.v1",
+        lambda: container.header(VOLUME.bytes, 9, 2, 0, 1),
+        lambda blob: container.parse_header(blob, what="golden"),
+        (VOLUME.bytes, 9, 2, 0),
+        True,
+    ),
+    Specimen("log-fence.v1", lambda: _write_record(FENCE, []), _record, (FENCE, b""), False),
+    Specimen("log-data.v1", lambda: _write_record(DATA, [INLINE_PATCH]), _record, (DATA, INLINE_PATCH), False),
+    Specimen("root.v1", lambda: root.encode(ROOT), lambda blob: root.decode(blob, what="golden"), ROOT, False),
+    Specimen(
+        "map-page.v1",
+        lambda: root.encode_page(PAGE),
+        lambda blob: list(root.decode_page(blob, what="golden", offset=0)),
+        PAGE,
+        False,
+    ),
+    Specimen(
+        "map-value-base.v1",
+        lambda: extent_map.encode(2, BASED),
+        lambda blob: extent_map.decode(2, blob),
+        BASED,
+        True,
+    ),
+    Specimen(
+        "map-value-patches.v1",
+        lambda: extent_map.encode(3, PATCHED),
+        lambda blob: extent_map.decode(3, blob),
+        PATCHED,
+        True,
+    ),
+    Specimen(
+        "volume.v1.json",
+        lambda: volume_file.encode(VOLUME_FILE),
+        lambda blob: volume_file.decode(blob, what="golden"),
+        VOLUME_FILE,
+        True,
+    ),
+]
+
+
+def path_of(specimen: Specimen) -> Path:
+    return GOLDEN / (specimen.name if specimen.name.endswith(".json") else f"{specimen.name}.bin")
+
+
+def main() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    for specimen in SPECIMENS:
+        path = path_of(specimen)
+        if path.exists():
+            print(f"kept     {path}")
+            continue
+        path.write_bytes(specimen.write())
+        print(f"written  {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Real servers that tests start for themselves: on free loopback ports, in their own directory, ended by pid."""

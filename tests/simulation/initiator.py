@@ -1,0 +1,264 @@
+"""The initiators of one process: they write, discard, read and flush, and tell the oracle what they did and heard.
+
+One rule: an operation is told to the oracle before the front gets it, an acknowledgement after the front gave it.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from blockdev.engine import link
+from blockdev.errors import (
+    BlockError,
+    Fenced,
+    JournalFull,
+    LocalDiskFailed,
+    MediumError,
+    NotReady,
+    StoreUnreachable,
+)
+from blockdev.units import Geometry
+from tests.simulation.loop import SimLoop
+from tests.simulation.model import ZERO, Model, Operation, Violation, stamp
+from tests.simulation.process import Process, ProcessSettings
+
+T = TypeVar("T")
+PATIENCE_S = 600.0
+"""Virtual seconds anything may take while the store works most of the time."""
+
+
+class LocalDiskBroken(Exception):
+    """The local disk failed, as it was told to, and the volume stopped for it, as it should."""
+
+
+async def in_time(answer: Awaitable[T], what: str) -> T:
+    """Raises Violation when the answer does not come."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await answer
+    except TimeoutError as error:
+        raise Violation(f"{what} was not answered in {PATIENCE_S:g} s") from error
+
+
+class Initiators:
+    """`process` is set once there is one. `model` may be exchanged: after a take-over the fenced one's no longer counts."""
+
+    def __init__(
+        self,
+        loop: SimLoop,
+        geometry: Geometry,
+        settings: ProcessSettings,
+        model: Model,
+        happened: Counter[str],
+        *,
+        disk_may_fail: bool,
+        objects_may_be_damaged: bool,
+    ) -> None:
+        self.process: Process | None = None
+        self.model = model
+        self.may_be_fenced = False
+        self._loop = loop
+        self._geometry = geometry
+        self._settings = settings
+        self._happened = happened
+        self._disk_may_fail = disk_may_fail
+        self._objects_may_be_damaged = objects_may_be_damaged
+
+    @property
+    def _serving(self) -> Process:
+        assert self.process is not None
+        return self.process
+
+    def observe(self, message: link.ToFront) -> None:
+        """What the worker tells the front, when the front hears it."""
+        if isinstance(message, link.Durable):
+            self.model.reported_durable(message.position)
+            self._happened["commits"] += 1
+        elif isinstance(message, link.Status):
+            for name in ("extents_folded", "patches_moved", "objects_deleted"):
+                self._happened[name] = max(self._happened[name], int(message.counters.get(name, 0)))
+
+    # --- what may go wrong ---------------------------------------------------------------------------------------
+
+    def unexpected(self, error: Exception) -> Exception:
+        """What to raise for an answer that only an injected fault can explain, if even that."""
+        if self._disk_may_fail and isinstance(error, NotReady | LocalDiskFailed):
+            return LocalDiskBroken(str(error))
+        return Violation(f"unexpected answer: {error!r}")
+
+    def check_alive(self) -> None:
+        """Raises Violation when the process stopped for no reason that was injected."""
+        process = self._serving
+        if process.work.done() and not process.work.cancelled() and process.work.exception() is not None:
+            raise Violation("the worker raised") from process.work.exception()
+        if process.failed is not None and not (self._objects_may_be_damaged and process.failed.kind == "corrupt"):
+            raise Violation(f"the worker gave up ({process.failed.kind}): {process.failed.message}")
+        if process.stopped_by is not None and process.failed is None:
+            raise self.unexpected(process.stopped_by)
+
+    # --- work ----------------------------------------------------------------------------------------------------
+
+    async def work(self, until: Callable[[], bool], r: random.Random) -> None:
+        """One initiator's life, until there is no more to do or the volume stopped."""
+        process = self._serving
+        while not until() and process.stopped_by is None:
+            kind = r.random()
+            try:
+                if kind < 0.55:
+                    self._write(r)
+                elif kind < 0.65:
+                    self._discard(r)
+                elif kind < 0.85:
+                    await self._check_read(r)
+                else:
+                    await self.flush()
+            except JournalFull:
+                self._happened["journal full"] += 1
+                await asyncio.sleep(0.1)
+            except BlockError as error:
+                if self.may_be_fenced and isinstance(error, Fenced):
+                    return
+                if self._objects_may_be_damaged and process.failed is not None:
+                    return
+                raise self.unexpected(error) from error
+            await asyncio.sleep(0.0 if r.random() < 0.5 else r.expovariate(1.0) * self._settings.delay_s * 3)
+
+    async def read(self, lba: int, count: int) -> list[bytes]:
+        """Read, again while the store is away."""
+        for _ in range(100):
+            future: asyncio.Future[object] = self._loop.create_future()
+            found = self._serving.front.read(lba, count, future.set_result)
+            if found is None:
+                answer = await in_time(future, f"a read of sectors {lba} to {lba + count}")
+                if isinstance(answer, StoreUnreachable) or (
+                    self._objects_may_be_damaged and isinstance(answer, MediumError)
+                ):
+                    self._happened[f"reads answered {type(answer).__name__}"] += 1
+                    await asyncio.sleep(1.0)
+                    continue
+                if isinstance(answer, BlockError):
+                    raise answer
+                assert isinstance(answer, list), answer
+                found = answer
+            return [bytes(buffer) for buffer in found]
+        raise Violation(f"sectors {lba} to {lba + count} could not be read in a hundred tries")
+
+    async def flush(self) -> None:
+        future: asyncio.Future[Exception | None] = self._loop.create_future()
+        begun = self.model.flush_begun()
+        self._serving.front.flush(future.set_result)
+        error = await in_time(future, "a flush")
+        if error is not None:
+            raise error
+        self.model.flush_done(begun, to_bucket=self._settings.flush_to == "s3")
+        self._happened["flushes"] += 1
+
+    async def detach(self) -> None:
+        future: asyncio.Future[Exception | None] = self._loop.create_future()
+        self._serving.front.detach(future.set_result)
+        error = await in_time(future, "a detach")
+        if error is not None:
+            raise self.unexpected(error)
+        await self._serving.work
+
+    def _place(self, r: random.Random, longest: int) -> tuple[int, int]:
+        """(first sector, count): mostly near what others touch, mostly 4 KiB, sometimes odd."""
+        sectors = self._geometry.sector_count
+        per_block = self._geometry.sectors_per_block
+        shape = r.random()
+        if shape < 0.5:
+            lba = r.randrange(sectors // per_block) * per_block
+            count = per_block
+        elif shape < 0.7:
+            lba = r.randrange(sectors // per_block) * per_block
+            count = per_block * r.randrange(1, 5)
+        else:
+            lba = r.randrange(sectors)
+            count = r.randrange(1, 4 * per_block + 1)
+        if r.random() < 0.3:
+            lba %= self._geometry.sectors_per_frame * 2
+        return lba, max(1, min(count, longest, sectors - lba))
+
+    def _write(self, r: random.Random) -> None:
+        """A burst as one receive brings it: staged one by one, committed once, then acknowledged."""
+        sector_bytes, per_block = self._geometry.sector_bytes, self._geometry.sectors_per_block
+        # A quarter of the ring is the most one record carries; up to a block on each side may be added to a write.
+        longest = self._settings.ring_bytes // 4 // sector_bytes - 2 * per_block
+        sequential = r.random() < 0.15
+        lba, count = self._place(r, longest)
+        full: JournalFull | None = None
+        for _ in range(r.choice([1, 1, 2, 4]) if not sequential else 12):
+            token = self.model.new_token()
+            data = b"".join(stamp(token, at, sector_bytes) for at in range(lba, lba + count))
+            self.model.staged(Operation(token, lba, count))
+            try:
+                self._serving.front.write(lba, _cut(data, sector_bytes, r))
+            except BlockError as error:
+                self.model.refused()
+                if not isinstance(error, JournalFull):
+                    raise
+                full = error
+                break
+            lba, count = (lba + count, count) if sequential else self._place(r, longest)
+            if lba + count > self._geometry.sector_count:
+                break
+        self._commit()
+        if full is not None:
+            raise full
+
+    def _commit(self) -> None:
+        self._serving.front.commit()
+        journal = self._serving.journal
+        assert journal is not None
+        self.model.acknowledge(journal.head)
+
+    def _discard(self, r: random.Random) -> None:
+        """The journal takes whole blocks; the front writes the edges as zeros, each a record and so a step of its own."""
+        geometry = self._geometry
+        per_block = geometry.sectors_per_block
+        if r.random() < 0.3:
+            size = geometry.sectors_per_extent
+            first_extent = r.randrange(geometry.extent_count)
+            lba, count = first_extent * size, r.randrange(1, geometry.extent_count - first_extent + 1) * size
+            if r.random() < 0.5:
+                lba, count = 0, geometry.sector_count
+        else:
+            lba, count = self._place(r, geometry.sector_count)
+            if r.random() < 0.5:
+                count = max(1, min(count * 8, geometry.sector_count - lba))
+        end = lba + count
+        first, last = -(-lba // per_block) * per_block, end // per_block * per_block
+        steps = [(lba, first), (last, end), (first, last)] if first <= last else [(lba, end)]
+        steps = [(start, stop) for start, stop in steps if start < stop]
+        for start, stop in steps:
+            self.model.staged(Operation(ZERO, start, stop - start))
+        try:
+            if r.random() < 0.5:
+                self._serving.front.unmap([(lba, count)])
+            else:
+                self._serving.front.write_zeroes(lba, count, may_unmap=r.random() < 0.5)
+        except BlockError:
+            for _ in steps:
+                self.model.refused()
+            raise
+        self._commit()
+
+    async def _check_read(self, r: random.Random) -> None:
+        lba, count = self._place(r, self._geometry.sector_count)
+        if r.random() < 0.2:
+            count = min(count * 16, self._geometry.sector_count - lba)
+        model = self.model
+        read = model.read_begun(lba, count)
+        data = await self.read(lba, count)
+        if model is self.model:  # else a take-over came between, and this process answers from a state of its own
+            model.read_done(read, data, self._geometry.sector_bytes)
+
+
+def _cut(data: bytes, sector_bytes: int, r: random.Random) -> list[bytes]:
+    """The same bytes in one buffer or several, as sockets bring them."""
+    if r.random() < 0.7 or len(data) == sector_bytes:
+        return [data]
+    at = r.randrange(1, len(data) // sector_bytes) * sector_bytes
+    return [data[:at], data[at:]]

@@ -1,0 +1,49 @@
+"""The simulation is worth its time only if it catches mistakes: each planted bug must fail one of the first episodes."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.simulation.episodes import EpisodeFailed, quiet, run_one
+from tests.simulation.planted.bugs import BUGS, FLIP_BUGS, Bug
+from tests.simulation.world import Plan, draw
+
+SEEDS = 300
+"""The fixed set of CI is several times as many."""
+
+
+def first_caught(bug: Bug, **changes: object) -> str:
+    """The failure of the first episode that catches the bug; empty when none does."""
+    for seed in range(SEEDS):
+        plan: Plan = replace(draw(seed), **changes)  # type: ignore[arg-type]  # by field
+        with bug.planted(), quiet():
+            try:
+                run_one(seed, plan)
+            except EpisodeFailed as failure:
+                if isinstance(failure.__cause__, TypeError | AttributeError | NameError):
+                    raise AssertionError(f"the planted bug does not fit the engine of today: {failure}") from failure
+                return str(failure)
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_it_is_caught(bug: Bug) -> None:
+    failure = first_caught(bug)
+    assert failure, f"{SEEDS} episodes and nobody noticed that {bug.story}"
+    assert "replay: make sim SEED=" in failure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", FLIP_BUGS, ids=lambda bug: bug.name)
+def test_it_is_caught_when_bits_flip(bug: Bug) -> None:
+    assert first_caught(bug, object_flips=0.05), f"{SEEDS} episodes and nobody noticed that {bug.story}"
+
+
+def test_nothing_stays_planted() -> None:
+    """A bug is taken out again."""
+    bug = BUGS[0]
+    before = getattr(bug.where, bug.attribute)
+    with bug.planted():
+        assert getattr(bug.where, bug.attribute) is bug.replacement
+    assert getattr(bug.where, bug.attribute) is before

@@ -1,0 +1,528 @@
+"""One episode: a volume on a simulated host lives, crashes, comes back and is judged, all of it from one seed.
+
+One rule: every choice comes from the seed through one named stream per use, so that what one part draws does not
+shift what another one gets.
+
+An episode is a few lives. Each attaches, has every sector compared with the oracle, works for a while, and ends by a
+crash at a step drawn beforehand (anywhere: in the attach, in a write of the disk, between a PUT and its answer), by a clean
+detach, or by the failure of the local disk. In the end the faults stop, the volume settles, and the bucket is
+judged by itself.
+
+| the end of a life | what the next one must find |
+| --- | --- |
+| kill: the processes die | every acknowledged write, then a prefix of what was not acknowledged yet |
+| power: the host dies | every write an answered flush covers, then a prefix of the others |
+| host: its disks are gone | every write reported to be in the bucket, then a prefix of the others |
+| detach | everything |
+| takeover: another host attaches while this one lives | as for host; and nothing of the overtaken one ever after |
+"""
+
+import asyncio
+import copy
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from blockdev.engine.checkpoint import CheckpointSettings
+from blockdev.engine.collector import CollectorSettings
+from blockdev.engine.destager import CommitSettings
+from blockdev.engine.front import Front
+from blockdev.engine.local_objects import MemoryObjects
+from blockdev.engine.worker import Worker, WorkerSettings
+from blockdev.errors import AttachRefused, CorruptFormat, Fenced, JournalFull, LocalDiskFailed
+from blockdev.extents.extent_map import ExtentMap
+from blockdev.extents.memory_map import MemoryKeyValueStore
+from blockdev.segments.volume_file import VolumeFile
+from blockdev.units import KIB, MIB, Geometry
+from s3core.errors import StoreError
+from s3core.faulty import FaultKind, FaultPlan, FaultyStore
+from s3core.memory import MemoryStore
+from tests.simulation import bucket
+from tests.simulation.disk import SimDisk
+from tests.simulation.initiator import PATIENCE_S, Initiators, LocalDiskBroken, in_time
+from tests.simulation.loop import Crash, Deadlock, Endless, SimLoop
+from tests.simulation.model import Model, Violation, token_of
+from tests.simulation.process import CACHE, JOURNAL, TABLE, Host, Process, ProcessSettings, SimClock, arrive
+
+ATTACH_TRIES = 20
+IDLE_S = 10.0
+IDLE_COMMITS_MAX = 60
+"""More than a collection of so small a volume can need."""
+TEMPORARY = (
+    FaultKind.REFUSED,
+    FaultKind.SLOW_DOWN,
+    FaultKind.LOST_REQUEST,
+    FaultKind.LOST_REPLY,
+    FaultKind.LATE,
+    FaultKind.SHORT_BODY,
+    FaultKind.SLOW,
+    FaultKind.HANG,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an episode is made of; drawn from the seed by `draw`, or written down by a test."""
+
+    lives: int = 3
+    sector_bytes: int = 512
+    extents: int = 6
+    settings: ProcessSettings = field(
+        default_factory=lambda: ProcessSettings(WorkerSettings(), 256 * KIB, 12, 0, "local", 0.01)
+    )
+    fault_rate: float = 0.0
+    actors: int = 2
+    steps_per_life: int = 1500
+    ends: tuple[str, ...] = ("kill",) * 3 + ("power",) * 3 + ("host",) * 2 + ("detach",) * 2 + ("takeover",)
+    crash_at: int = -1
+    """The exact step of the first life that crashes; drawn when negative."""
+    local_copies_bytes: int = 0
+    sync_fails: bool = False
+    """fdatasync fails now and then; the volume must stop, and is started again after a power loss."""
+    cache_flips: bool = False
+    """Bits of the cache files flip; nobody may notice but by a fetch."""
+    object_flips: float = 0.0
+    """How often a GET brings a flipped bit; reads may fail then, attaching too, nothing may come out wrong."""
+
+
+def draw(seed: int) -> Plan:
+    """The plan of a numbered episode."""
+    r = random.Random(f"{seed}:plan")
+    commit = CommitSettings(
+        commit_bytes=r.choice([8 * KIB, 32 * KIB, 128 * KIB]),
+        interval_s=r.choice([0.02, 0.2, 1.0]),
+        inline_bytes_max=r.choice([0, 600, 4 * KIB, 64 * KIB]),
+        segment_bytes=r.choice([1 * KIB, 4 * KIB, 64 * KIB]),
+        uploads=r.choice([1, 3, 8]),
+        compression=r.choice(["zstd", "none"]),
+    )
+    checkpoint = CheckpointSettings(records=r.choice([1, 2, 5, 20]))
+    collector = CollectorSettings(
+        live_fraction=r.choice([0.5, 0.9]),
+        nearly_empty_bytes=r.choice([1, 4 * KIB]),
+        wave_bytes=r.choice([1, 4 * KIB, 128 * KIB]),
+        fold_fraction=r.choice([0.01, 0.25, 0.9]),
+        value_bytes_max=r.choice([200, 1800]),
+        slice_bytes=r.choice([16 * KIB, 256 * KIB]),
+    )
+    settings = ProcessSettings(
+        worker=WorkerSettings(commit=commit, checkpoint=checkpoint, collector=collector),
+        ring_bytes=r.choice([64 * KIB, 128 * KIB, 256 * KIB, 1 * MIB]),
+        cache_slots=r.choice([2, 8, 32, 64]),
+        read_ahead_bytes=r.choice([0, 0, 64 * KIB]),
+        flush_to=r.choice(["local", "local", "s3"]),
+        delay_s=r.choice([0.001, 0.01, 0.05]),
+    )
+    return Plan(
+        lives=r.choice([2, 3, 4, 6]),
+        sector_bytes=r.choice([512, 512, 4096]),
+        extents=r.choice([3, 6]),
+        settings=settings,
+        fault_rate=r.choice([0.0, 0.02, 0.1, 0.25]),
+        actors=r.choice([1, 2, 4]),
+        steps_per_life=r.choice([200, 800, 2000]),
+        local_copies_bytes=r.choice([0, 16 * KIB, 1 * MIB]),
+        sync_fails=r.random() < 0.05,
+        cache_flips=r.random() < 0.3,
+    )
+
+
+class World:
+    """Build with a seed (and a plan), then `run`. Raises Violation, naming what was promised, or whatever the engine raises
+    that it should not."""
+
+    def __init__(
+        self,
+        seed: int,
+        plan: Plan | None = None,
+        *,
+        worker_type: type[Worker] = Worker,
+        front_type: type[Front] = Front,
+        trace: bool = False,
+    ) -> None:
+        self.seed = seed
+        self._trace = trace
+        self.last_trace: list[tuple[int, str]] | None = None
+        self.first_life_steps = 0
+        self.plan = plan if plan is not None else draw(seed)
+        self._worker_type = worker_type
+        self._front_type = front_type
+        self._choices = self._stream("choices")
+        self._work = self._stream("work")
+        geometry = Geometry(
+            size_bytes=self.plan.extents * 128 * KIB,
+            sector_bytes=self.plan.sector_bytes,
+            frame_bytes=16 * KIB,
+            extent_bytes=128 * KIB,
+        )
+        ids = self._stream("identity")
+        self.volume = VolumeFile(
+            name="disk",
+            identity=UUID(bytes=ids.randbytes(16), version=4),
+            lineage=UUID(bytes=ids.randbytes(16), version=4),
+            geometry=geometry,
+            compression=self.plan.settings.worker.commit.compression,
+            created=0.0,
+            creator="simulation",
+        )
+        self.clock = SimClock()
+        self.bucket = MemoryStore(clock=self.clock)
+        self.store = FaultyStore(self.bucket, FaultPlan(), self._stream("store"), self.clock)
+        self.model = Model(geometry.sector_count)
+        self.loop = self._new_loop(0.0)
+        self.host = self._new_host()
+        self.initiators: Initiators | None = None
+        self.bound = 0
+        self.promise = "a new volume is empty"
+        self.accept_loss = False
+        self._journal_was_lost = False
+        self._must_not_vanish = 0
+        """Operations acknowledged before the journal was lost: losing any must be accepted by somebody."""
+        self._settled = False
+        self._armed = False
+        """Whether a crash is due in this life once it works."""
+        self._compared = False
+        """Whether this life has come so far that the oracle saw the whole volume."""
+        self.happened: Counter[str] = Counter()
+        """What the episode came across: for tests that want to know that something was tried at all."""
+        self._late: list[tuple[float, Callable[[], object]]] = []
+        self._digest = hashlib.sha256()
+
+    def _stream(self, name: str) -> random.Random:
+        return random.Random(f"{self.seed}:{name}")
+
+    def _new_loop(self, now: float) -> SimLoop:
+        loop = SimLoop(self._stream(f"loop {now}"), now=now)
+        self.clock.loop = loop
+        if self._trace:
+            loop.trace = []
+        return loop
+
+    def _new_host(self) -> Host:
+        disk = SimDisk(self._stream(f"disk {self._choices.random()}"), lambda what: self.loop.point(what))
+        return Host(disk, MemoryKeyValueStore(), MemoryObjects(self.plan.local_copies_bytes))
+
+    # --- the episode ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        for life in range(self.plan.lives - 1):
+            self._live(life, self._choices.choice(self.plan.ends))
+        while not self._settled:
+            self._live(self.plan.lives, "settle")
+        self._judge_bucket(len(self.model.operations), "a settled volume is in the bucket", whole=True)
+
+    def _live(self, life: int, end: str) -> None:
+        loop = self.loop
+        if end in ("kill", "power", "host"):
+            if life == 0 and self.plan.crash_at >= 0:
+                loop.crash_at = self.plan.crash_at
+            elif self._choices.random() < 0.2:
+                self._arm()
+            else:
+                self._armed = True
+        try:
+            loop.run(self._life(end))
+        except Crash:
+            self.happened[f"crash: {end}"] += 1
+        except LocalDiskBroken:
+            self.happened["local disk failed"] += 1
+            end = "power"  # nobody knows what the disk holds; that the page cache still has it is no proof
+        except (Deadlock, Endless) as error:
+            raise Violation(f"no progress: {error}") from error
+        finally:
+            # A callback that raised explains whatever else went wrong.
+            bugs = [error for error in loop.failures if not isinstance(error, Crash | LocalDiskBroken)]
+            if bugs:
+                raise Violation(f"an exception nobody handled: {bugs[0]!r}") from bugs[0]
+        self._armed = False
+        loop.crash_at = loop.crash_at_point = -1
+        self._die(end)
+
+    def _arm(self) -> None:
+        """Crash somewhere in what follows. Half of the crashes fall where something is being made durable, however rare
+        that is among all steps."""
+        within = self._choices.random() ** 2 * self.plan.steps_per_life
+        if self._choices.random() < 0.5:
+            self.loop.crash_at = self.loop.steps + 1 + int(within)
+        else:
+            self.loop.crash_at_point = self.loop.points + 1 + int(within / 5)
+
+    async def _life(self, end: str) -> None:
+        self._weather(settle=end == "settle")
+        for when, action in self._late:
+            self.loop.call_at(when, arrive, action)
+        self._late = []
+        served = await self._attach()
+        await self._compare(served)
+        self.happened["lives"] += 1
+        if end == "settle":
+            if self._choices.random() < 0.3:
+                await self._idle(served)
+            await self._work_for(served, self.plan.steps_per_life // 4)
+            await self._settle(served)
+            self._settled = True
+            return
+        if self._choices.random() < 0.2:
+            await self._idle(served)
+        if self._armed:
+            self._arm()
+        if end == "takeover":
+            served = await self._take_over(served)
+        else:
+            await self._work_for(served, self.plan.steps_per_life if end == "detach" else 10**9)
+        if end in ("detach", "takeover"):
+            self._weather(settle=True)
+            await self._settle(served)
+            self.happened["detached"] += 1
+
+    async def _idle(self, served: Initiators) -> None:
+        """Nobody writes: the volume carries to the bucket what is left, settles, and costs nothing from then on."""
+        await asyncio.sleep(IDLE_S)
+        before = self.happened["commits"]
+        await asyncio.sleep(IDLE_S)
+        made = self.happened["commits"] - before
+        if made > IDLE_COMMITS_MAX:
+            raise Violation(f"an idle volume made {made} commits in {IDLE_S:g} s")
+        served.check_alive()
+        self.happened["idle"] += 1
+
+    async def _take_over(self, old: Initiators) -> Initiators:
+        """A second host attaches without the journal while the first one works on, and the loss is accepted. From the
+        fence on, nothing the first one does may reach the bucket; what it told the initiators before is the promise."""
+        await self._work_for(old, self.plan.steps_per_life // 4)
+        until = self.loop.steps + self.plan.steps_per_life
+        old.may_be_fenced = True
+        going_on = asyncio.gather(*self._go_on(old, lambda: self.loop.steps >= until))
+        self.host = self._new_host()
+        self._journal_was_lost = self.accept_loss = True
+        new = await self._attach()
+        # From here on each has a history of its own, and the first one's is not the volume's any more.
+        old.model = copy.deepcopy(self.model)
+        self.bound, self.promise = self.model.in_bucket, "a take-over finds what was reported to be in the bucket"
+        await self._compare(new)
+        await self._work_for(new, self.plan.steps_per_life // 4)
+        await going_on
+        await self._must_be_fenced(old)
+        self.happened["taken over"] += 1
+        return new
+
+    async def _must_be_fenced(self, old: Initiators) -> None:
+        """Whoever was overtaken learns of it at its next commit, and acknowledges nothing more."""
+        self.store.heal()
+        process = old.process
+        assert process is not None
+        for _ in range(int(PATIENCE_S)):
+            if isinstance(process.stopped_by, Fenced):
+                return
+            if self.plan.object_flips and process.failed is not None and process.failed.kind == "corrupt":
+                return  # it could not read the record that fences it, and stopped for that
+            if process.stopped_by is not None:
+                raise Violation(f"a fenced volume stopped for another reason: {process.stopped_by!r}")
+            with suppress(JournalFull, Fenced):
+                process.front.write(0, [bytes(self.volume.geometry.sector_bytes)])
+                process.front.commit()
+            await asyncio.sleep(1.0)
+        raise Violation(f"a volume that was taken over goes on after {PATIENCE_S:g} s")
+
+    def _weather(self, *, settle: bool) -> None:
+        """Faults of this life. Settling is under a clear sky, or nothing would ever end."""
+        self.store.heal()
+        rates = {} if settle or not self.plan.fault_rate else dict(FaultPlan.even(self.plan.fault_rate, *TEMPORARY))
+        if rates and self._choices.random() < 0.2:
+            rates[FaultKind.PARTITION] = 0.01
+        if self.plan.object_flips and not settle:
+            rates[FaultKind.FLIPPED_BIT] = self.plan.object_flips
+        self.store.plan = FaultPlan(rates=rates, slow_s_max=0.5, hang_s=5.0, slow_down_s=0.5, partition_s=5.0)
+
+    # --- attaching and comparing ---------------------------------------------------------------------------------
+
+    async def _attach(self) -> Initiators:
+        """Attach as an operator would: again after a failure that time cures, with --accept-loss where it was refused."""
+        for _ in range(ATTACH_TRIES):
+            settings = self.plan.settings
+            if self.accept_loss:
+                settings = replace(settings, worker=replace(settings.worker, accept_loss=True))
+            served = Initiators(
+                self.loop,
+                self.volume.geometry,
+                settings,
+                self.model,
+                self.happened,
+                disk_may_fail=self.plan.sync_fails,
+                objects_may_be_damaged=self.plan.object_flips > 0,
+            )
+            self.initiators = served
+            process = served.process = Process(
+                loop=self.loop,
+                random=self._work,
+                host=self.host,
+                volume=self.volume,
+                store=self.store,
+                clock=self.clock,
+                settings=settings,
+                observe=served.observe,
+                worker_type=self._worker_type,
+                front_type=self._front_type,
+            )
+            try:
+                await in_time(process.start(), "attaching")
+            except AttachRefused as error:
+                self.happened["attach refused"] += 1
+                if "accept-loss" in str(error):
+                    if not self._journal_was_lost:
+                        raise Violation(f"no journal was lost, and the attach is refused: {error}") from error
+                    self.accept_loss = True
+            except StoreError:
+                self.happened["attach failed by the store"] += 1
+            except CorruptFormat as error:
+                if not self.plan.object_flips:
+                    raise Violation(f"the attach found damage: {error}") from error
+                self.happened["attach failed by damage"] += 1
+            except LocalDiskFailed as error:
+                raise served.unexpected(error) from error
+            else:
+                if self._journal_was_lost and self.accept_loss:
+                    self.happened["loss accepted"] += 1
+                    self._must_not_vanish = 0
+                self.accept_loss = self._journal_was_lost = False
+                return served
+            await asyncio.sleep(1.0)
+        raise Violation(f"the volume did not attach in {ATTACH_TRIES} tries")
+
+    async def _compare(self, served: Initiators) -> None:
+        """Every sector is read through the front and the whole judged."""
+        geometry = self.volume.geometry
+        tokens: list[int] = []
+        step = geometry.sectors_per_frame * 4
+        for lba in range(0, geometry.sector_count, step):
+            count = min(step, geometry.sector_count - lba)
+            data = b"".join(await served.read(lba, count))
+            for index in range(count):
+                at = index * geometry.sector_bytes
+                tokens.append(token_of(data[at : at + geometry.sector_bytes], lba + index))
+        prefix = self.model.judge(tokens, self.bound, self.promise)
+        if prefix < len(self.model.operations):
+            self.happened["operations lost, as is legal"] += len(self.model.operations) - prefix
+        self.model.recovered(prefix)
+        self._compared = True
+        if prefix < self._must_not_vanish:
+            raise Violation(f"{self._must_not_vanish - prefix} acknowledged writes are gone, and nobody was asked")
+        self._must_not_vanish = 0
+        self._digest.update(repr((prefix, self.loop.steps, round(self.loop.time(), 6))).encode())
+
+    # --- work ----------------------------------------------------------------------------------------------------
+
+    async def _work_for(self, served: Initiators, steps: int) -> None:
+        """Several initiators at once, until the steps are used up or the volume stops."""
+        until = self.loop.steps + steps
+        if self.plan.sync_fails and self._choices.random() < 0.3:
+            self.loop.call_later(self._choices.random() * 2, self._break_sync)
+        if self.plan.cache_flips:
+            self.loop.call_later(self._choices.random() * self.plan.settings.delay_s, self._flip_cache)
+        for actor in self._go_on(served, lambda: self.loop.steps >= until):
+            await actor
+        served.check_alive()
+
+    def _go_on(self, served: Initiators, until: Callable[[], bool]) -> "list[asyncio.Task[None]]":
+        return [
+            self.loop.create_task(served.work(until, self._stream(f"actor {index} {self.loop.steps}")))
+            for index in range(self.plan.actors)
+        ]
+
+    def _break_sync(self) -> None:
+        file = self.host.disk.files.get(JOURNAL)
+        if file is not None:
+            file.fail_next_sync = True
+
+    def _flip_cache(self) -> None:
+        file = self.host.disk.files[self._choices.choice([CACHE, CACHE, CACHE, TABLE])]
+        for _ in range(8):
+            file.flip(self._choices.randrange(len(file.image) * 8))
+        self.happened["cache bits flipped"] += 8
+        self.loop.call_later(self._choices.random() * self.plan.settings.delay_s * 10, self._flip_cache)
+
+    # --- endings -------------------------------------------------------------------------------------------------
+
+    async def _settle(self, served: Initiators) -> None:
+        """Clean stop: everything acknowledged ends in the bucket, and the map of the live engine is that of the log."""
+        process = served.process
+        assert process is not None
+        if process.stopped_by is not None:
+            raise LocalDiskBroken("the volume stopped before")
+        self.store.settle()
+        await served.detach()
+        self.store.settle()
+        self._judge_bucket(len(self.model.operations), "a detached volume is in the bucket", live=process.map)
+
+    def _die(self, end: str) -> None:
+        """The process ends; what it leaves depends on how. Sets what the next life must find."""
+        served, self.initiators = self.initiators, None
+        process = served.process if served is not None else None
+        self.loop.abandon()
+        self.last_trace = self.loop.trace
+        self.first_life_steps = self.first_life_steps or self.loop.steps
+        now = self.loop.time()
+        if process is not None:
+            self._strand(process, now)
+        model = self.model
+        if end == "kill":
+            self.host.disk.kill_process()
+            bound, promise = model.acknowledged, "a killed process keeps every acknowledged write"
+        elif end == "power":
+            self.host.disk.lose_power()
+            # The map is not synced; it is thrown away when the host has booted since.
+            self.host.map_store = MemoryKeyValueStore()
+            self.host.local = MemoryObjects(self.plan.local_copies_bytes)
+            bound, promise = model.flushed, "a power loss keeps what a flush was answered for"
+        elif end == "host":
+            self.host = self._new_host()
+            self._journal_was_lost = True
+            if self._compared:
+                self._must_not_vanish = model.acknowledged
+            bound, promise = model.in_bucket, "a lost host leaves what was reported to be in the bucket"
+        else:
+            self.host.disk.kill_process()
+            if self._choices.random() < 0.5:
+                self.host = self._new_host()
+                self.happened["bare host"] += 1
+            bound, promise = len(model.operations), "a detached volume has everything"
+        if self._compared or bound < self.bound:
+            # Else this life ended before it was compared, and what the one before left is still the promise.
+            self.bound, self.promise = bound, promise
+        self._compared = False
+        self.loop = self._new_loop(now)
+        self._judge_bucket(model.in_bucket, "what was reported to be in the bucket is there")
+
+    def _strand(self, process: Process, now: float) -> None:
+        """Requests under way when the sender died: each arrived, did not, or arrives in a later life."""
+        for action in process.execution.under_way.values():
+            fate = self._choices.random()
+            if fate < 0.33:
+                arrive(action)
+                self.happened["stranded requests arrived"] += 1
+            elif fate < 0.66:
+                self._late.append((now + self._choices.expovariate(1.0), action))
+                self.happened["stranded requests arrive later"] += 1
+        if self._choices.random() < 0.5:
+            self.store.settle(all_arrive=False)
+
+    def _judge_bucket(self, at_least: int, promise: str, *, whole: bool = False, live: ExtentMap | None = None) -> None:
+        """The bucket by itself is a prefix of the operations, and everything in it holds together."""
+        records, rebuilt, tokens = bucket.check(self.bucket, self.volume)
+        if records:
+            self.model.judge(tokens, at_least, promise)
+        elif at_least:
+            raise Violation(f"{promise}: the log is empty")
+        if live is not None:
+            bucket.check_map(live, rebuilt, "the live map")
+        if whole:
+            self._digest.update(repr([(p.record.seq, p.digest) for p in records]).encode())
+
+    @property
+    def digest(self) -> str:
+        """Of everything that was compared and of the log's chain: equal for equal runs."""
+        return self._digest.hexdigest()
