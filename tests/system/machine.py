@@ -130,6 +130,11 @@ class Server:
     def port(self) -> int:
         return int(self.url.split("/")[2].rpartition(":")[2])
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself, or never ran."""
+        return self._process is None or self._process.poll() is not None
+
     def log(self) -> str:
         """What the newest start has said on standard error."""
         return self._log.read_text(errors="replace")
