@@ -9,22 +9,20 @@ The order of a commit, and what a crash leaves behind:
 """
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-import zstandard
-
 from blockdev.engine import plan as planning
+from blockdev.engine.encoder import Encoder
 from blockdev.engine.local_objects import LocalObjects
 from blockdev.engine.log import CommitLog, Persistence
-from blockdev.engine.plan import Batch, CommitPlan, Piece
+from blockdev.engine.plan import Batch, CommitPlan
 from blockdev.engine.ports import Execution
 from blockdev.extents.extent_map import ExtentMap
 from blockdev.extents.format import EMPTY, ExtentValue
 from blockdev.journal.format import Record as JournalRecord
-from blockdev.segments import container, extent_object, frames, paths, record
+from blockdev.segments import container, paths, record
 from blockdev.segments.paths import INLINE, ContainerRef
 from blockdev.segments.record import BaseEntry, MoveEntry, PatchEntry, RangeEntry, Record, RecordKind
 from blockdev.units import Geometry
@@ -72,38 +70,6 @@ class CommitCounters:
     bytes_up: int = 0
     extents: int = 0
     patches: int = 0
-
-
-class Encoder:
-    """Frames and objects from raw bytes; one compressor per thread, since a compressor is not to be shared."""
-
-    def __init__(self, geometry: Geometry, volume: bytes, compression: str) -> None:
-        self.geometry = geometry
-        self.volume = volume
-        self._compression = compression
-        self._threads = threading.local()
-
-    @property
-    def compressor(self) -> zstandard.ZstdCompressor | None:
-        if self._compression == "none":
-            return None
-        found: zstandard.ZstdCompressor | None = getattr(self._threads, "compressor", None)
-        if found is None:
-            found = self._threads.compressor = zstandard.ZstdCompressor(level=1, write_checksum=False)
-        return found
-
-    def patch(self, piece: Piece, gen: int) -> bytes:
-        raw: Buffer = piece.parts[0] if len(piece.parts) == 1 else b"".join(piece.parts)
-        place = frames.place_of(piece.extent, piece.start)
-        return frames.encode(self.volume, place, piece.end - piece.start, gen, raw, self.compressor)
-
-    def patches(self, pieces: Sequence[Piece], gen: int) -> list[bytes]:
-        return [self.patch(piece, gen) for piece in pieces]
-
-    def extent(
-        self, extent: int, gen: int, epoch: int, contents: Sequence[Buffer | None]
-    ) -> tuple[list[bytes], bytes, int]:
-        return extent_object.encode(self.geometry, self.volume, extent, gen, epoch, contents, self.compressor)
 
 
 class Destager:
