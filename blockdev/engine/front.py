@@ -17,6 +17,7 @@ A door's buffers are never reused: every read returns bytes of its own, since no
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 from uuid import UUID
@@ -170,12 +171,18 @@ class Front:
         journal.begin(ready.epoch)
         self._local.durable = self._told = ready.position
         self.sequence = ready.sequence
-        self.sector_count = ready.size_bytes // self.sector_bytes
-        self._misses.frame_count = self._frame_count()
+        self.resized(ready.size_bytes)
         self._reading_refused = None
         self._writing_refused = NotReady(f"volume {self.name} is read-only") if self.read_only else None
         self._tell()
         self.on_ready()
+
+    def resized(self, size_bytes: int) -> None:
+        """The volume has this size from now on; doors see it in `sector_count`. What was read or fetched before stays
+        right: the part of a last frame that lay beyond the old end is zeros."""
+        self.geometry = replace(self.geometry, size_bytes=size_bytes)
+        self.sector_count = self.geometry.sector_count
+        self._misses.frame_count = self._frame_count()
 
     def stop(self, error: BlockError) -> None:
         """Acknowledge nothing from now on: every waiting call gets `error`, every later one its like. Idempotent."""

@@ -100,20 +100,23 @@ class LogicalUnit:
         self._open: dict[str, Hashable] = {}
         self._attentions: dict[Hashable, list[Condition]] = {}
         """Pending unit attentions, oldest first; a nexus without any has no entry."""
+        self._told_sectors = target.sector_count
+        """The capacity every open nexus knows or has a unit attention about."""
 
     # ---- commands
 
     def admit(self, cdb: Buffer, nexus: Hashable) -> tuple[int, int, int, bool] | None:
         """The fast path: what `commands.decode_read_write` says of a READ or WRITE that may run at once (no
-        unit attention pending for this nexus, no reservation held by anybody, at least one sector, in range, within
-        the limits, not a write to a read-only volume). None: call `begin`, which decides."""
-        if nexus in self._attentions or not self.reservations.free:
+        unit attention pending for this nexus, the capacity as it was told, no reservation held by anybody, at least one
+        sector, in range, within the limits, not a write to a read-only volume). None: call `begin`, which decides."""
+        sectors = self.target.sector_count
+        if nexus in self._attentions or sectors != self._told_sectors or not self.reservations.free:
             return None
         decoded = commands.decode_read_write(cdb)
         if decoded is None:
             return None
         kind, lba, count, _ = decoded
-        if not 0 < count <= self._transfer_sectors or lba + count > self.target.sector_count:
+        if not 0 < count <= self._transfer_sectors or lba + count > sectors:
             return None
         if kind and self.target.read_only:
             return None
@@ -122,6 +125,7 @@ class LogicalUnit:
     def begin(self, cdb: Buffer, nexus: Hashable) -> Outcome:
         """Start a command. In this order: unit attention, unknown code, reservation, bits that must be zero, and
         then what the command itself checks. Trailing bytes after the CDB (iSCSI always sends 16) are not looked at."""
+        self._look_at_capacity()
         command = commands.find(cdb)
         if nexus in self._attentions and (command is None or command.reports_attention):
             return check(self.take_attention(nexus) or Condition.POWER_ON_OR_RESET)
@@ -146,6 +150,7 @@ class LogicalUnit:
 
     def nexus_opened(self, nexus: Hashable) -> None:
         """A session has begun. Its first command is told that there may have been a reset it did not see."""
+        self._look_at_capacity()
         self._open[str(nexus)] = nexus
         self._attentions[nexus] = [Condition.POWER_ON_OR_RESET]
 
@@ -156,8 +161,14 @@ class LogicalUnit:
         self.reservations.nexus_lost(str(nexus))
 
     def capacity_changed(self) -> None:
-        """The volume has grown: CAPACITY DATA HAS CHANGED (2Ah/09h) to every nexus."""
+        """The volume has another size: CAPACITY DATA HAS CHANGED (2Ah/09h, SBC-4 4.10) to every nexus. Need not be
+        called: the next command of any nexus finds it out from `target.sector_count`."""
+        self._told_sectors = self.target.sector_count
         self.attention_to_all(Condition.CAPACITY_CHANGED)
+
+    def _look_at_capacity(self) -> None:
+        if self.target.sector_count != self._told_sectors:
+            self.capacity_changed()
 
     def reset(self, cause: ResetCause = ResetCause.LOGICAL_UNIT) -> None:
         """Logical unit or target reset; ending the tasks is the door's part. Older unit attentions give way (SAM-5),

@@ -146,6 +146,22 @@ def test_a_write_in_several_buffers_is_one_record() -> None:
     assert len(kinds(world)) == 1
 
 
+def test_a_volume_that_grew_is_read_and_written_up_to_its_new_end() -> None:
+    world = World(read_ahead_bytes=32 * KIB)
+    old = world.front.sector_count
+    world.front.write(old - 8, [fill(1)])
+    world.front.commit()
+    world.bucket.content += bytes(2 * MIB)
+    world.front.resized(4 * MIB)
+    assert world.front.sector_count == 2 * old
+    assert world.front.geometry.size_bytes == 4 * MIB
+    world.front.write(old, [fill(2)])
+    assert world.read(old - 8, 16) == fill(1) + fill(2)
+    assert world.read(2 * old - 8, 8) == bytes(4096)
+    frames = [item.frame for fetch in fetches(world) for item in fetch.frames]
+    assert max(frames) == 4 * MIB // (16 * KIB) - 1
+
+
 def test_half_a_sector_is_refused() -> None:
     with pytest.raises(ValueError, match="not whole sectors"):
         World().front.write(0, [bytes(100)])

@@ -77,6 +77,39 @@ def test_capacity_changed_reaches_every_nexus() -> None:
     assert said(run(unit, ten(0x28, 150, 1))) is Status.GOOD
 
 
+def test_another_size_is_noticed_by_the_next_command_of_anybody() -> None:
+    target = RamTarget(100)
+    unit = unit_over(target, ONE, TWO)
+    assert unit.admit(READ_10, ONE) is not None
+    target.sector_count = 200
+    assert unit.admit(READ_10, ONE) is None, "the fast path would pass the unit attention by"
+    capacity_16 = bytes((0x9E, 0x10, *bytes(8), 0, 0, 0, 32, 0, 0))
+    for nexus in (ONE, TWO):
+        assert said(run(unit, capacity_16, nexus=nexus)) is Condition.CAPACITY_CHANGED
+        assert int.from_bytes(data_of(run(unit, capacity_16, nexus=nexus))[:8], "big") == 199
+    assert unit.admit(ten(0x28, 199, 1), ONE) == (0, 199, 1, False)
+
+
+def test_growing_twice_before_anybody_asks_is_told_once() -> None:
+    target = RamTarget(100)
+    unit = unit_over(target, ONE)
+    for size in (200, 300):
+        target.sector_count = size
+        run(unit, INQUIRY)
+    assert said(run(unit, TEST_UNIT_READY)) is Condition.CAPACITY_CHANGED
+    assert said(run(unit, TEST_UNIT_READY)) is Status.GOOD
+
+
+def test_a_nexus_that_comes_after_the_growth_is_not_told_of_it() -> None:
+    target = RamTarget(100)
+    unit = unit_over(target, ONE)
+    target.sector_count = 200
+    unit.nexus_opened(TWO)
+    assert said(run(unit, TEST_UNIT_READY, nexus=TWO)) is Condition.POWER_ON_OR_RESET
+    assert said(run(unit, TEST_UNIT_READY, nexus=TWO)) is Status.GOOD
+    assert said(run(unit, TEST_UNIT_READY)) is Condition.CAPACITY_CHANGED
+
+
 def test_attention_to_all_but_one() -> None:
     unit = unit_over(None, ONE, TWO)
     unit.attention_to_all(Condition.LUNS_CHANGED, but=ONE)
