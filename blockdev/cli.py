@@ -16,11 +16,11 @@ from blockdev.errors import (
     LocalDiskFailed,
     MediumError,
     NotReady,
+    Refused,
     StoreUnreachable,
 )
 from blockdev.image import ImageRefused
 from blockdev.iscsi.errors import PortalError
-from blockdev.volumes import Refused
 from s3core.console import new_app, run_and_exit, write_line
 from s3core.exit_codes import ExitCode, register
 

@@ -13,13 +13,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from blockdev import errors as block_errors
+from blockdev.control import Answered, ControlServer, rebuilt_error
 from blockdev.engine import link
 from blockdev.engine.attach import open_volume_file
 from blockdev.engine.cache import ReadCache, open_cache
@@ -28,7 +29,7 @@ from blockdev.engine.process import SWITCH_INTERVAL_S, Orders, configure_logging
 from blockdev.engine.socket_link import SocketLink
 from blockdev.engine.state_directory import StateDirectory
 from blockdev.engine.syncer import ThreadSyncer
-from blockdev.errors import BlockError, NotReady
+from blockdev.errors import NotReady, Refused
 from blockdev.iscsi.chap import Credentials
 from blockdev.iscsi.nodes import Nodes
 from blockdev.iscsi.portal import Address, Portal
@@ -37,7 +38,6 @@ from blockdev.journal.journal import Journal, open_journal
 from blockdev.segments import paths
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.target import BlockTarget
-from s3core import errors as store_errors
 from s3core.build import build_store
 from s3core.console import write_line
 from s3core.credentials import read_secret
@@ -64,17 +64,6 @@ class ServedVolume:
     state_dir: Path
 
 
-def rebuilt_error(kind: str, message: str) -> Exception:
-    """The worker's failure to attach, as the exception it was, so that exit codes and messages are the same."""
-    if kind == "ConfigError":
-        return ConfigError(message)
-    for module in (block_errors, store_errors):
-        found = getattr(module, kind, None)
-        if isinstance(found, type) and issubclass(found, BlockError | store_errors.StoreError):
-            return found(message)
-    return NotReady(f"{kind}: {message}")
-
-
 class RunningVolume:
     """One attached volume: state directory, worker process, front."""
 
@@ -94,6 +83,12 @@ class RunningVolume:
         self.stopped = asyncio.Event()
         self.failure: Exception | None = None
         self._detached = False
+        self._detaching = False
+        self._control = ControlServer(served.state_dir, self._operate)
+        self._epoch = 0
+        self._began = time.monotonic()
+        self.nodes: Nodes | None = None
+        """Of the portal that serves it, once there is one."""
 
     async def start(self, volume: VolumeFile) -> Front:
         """Lock, start the worker, wait until it has attached, recover the journal. Raises what the worker met."""
@@ -142,6 +137,8 @@ class RunningVolume:
         try:
             ready = await answer
             self.front = self._open_front(volume, ready, cache_bytes - cache_bytes // 4)
+            self._epoch = ready.epoch
+            await self._control.start()
         except BaseException:
             self.close()
             raise
@@ -192,6 +189,7 @@ class RunningVolume:
         """Carry everything to the bucket and leave it clean; the error if that cannot be done in time."""
         if self.front is None or self.stopped.is_set():
             return self.failure
+        self._detaching = True
         done: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
         def finished(error: Exception | None) -> None:
@@ -208,9 +206,60 @@ class RunningVolume:
                 hint=f"the rest is safe in {self._directory.journal_path}; serve the volume on this host again",
             )
 
+    # --- for people ----------------------------------------------------------------------------------------------
+
+    def _operate(self, name: str, arguments: dict[str, Any], answered: Answered) -> None:
+        """What the control socket is asked for. Raises BlockError."""
+        if name == "status":
+            answered(self.status())
+            return
+        raise Refused(f"volume {self.served.name}: this daemon knows no operation {name!r}")
+
+    @property
+    def state(self) -> str:
+        """attaching, ready, stopping (carrying the rest to the bucket) or stopped."""
+        if self.front is None:
+            return "attaching"
+        if self.stopped.is_set() or self._closed:
+            return "stopped"
+        return "stopping" if self._detaching else "ready"
+
+    def status(self) -> dict[str, Any]:
+        """What is to be told of the volume now; numbers of `front` and `worker` count from the attachment on."""
+        served, front = self.served, self.front
+        settings = served.settings
+        sessions = self.nodes.sessions_of(str(settings.iqn)) if self.nodes is not None else []
+        told: dict[str, Any] = {
+            "name": served.name,
+            "url": f"{served.store_url}/{served.name}",
+            "state": self.state,
+            "failure": str(self.failure or ""),
+            "pid": os.getpid(),
+            "uptime_seconds": time.monotonic() - self._began,
+            "flush": settings.flush,
+            "read_only": settings.read_only,
+            "iqn": str(settings.iqn),
+            "lun": settings.lun,
+            "epoch": self._epoch,
+            "journal_bytes": settings.journal_bytes or 0,
+            "cache_bytes": settings.cache_bytes or 0,
+            "sessions": [{"initiator": session.identity.initiator} for session in sessions],
+        }
+        if front is not None:
+            told |= {
+                "identity": str(front.identity),
+                "size_bytes": front.sector_count * front.sector_bytes,
+                "sector_bytes": front.sector_bytes,
+                "commit_sequence": front.sequence,
+                "front": front.snapshot(),
+                "worker": dict(front.worker_counters),
+            }
+        return told
+
     def close(self) -> None:
         """End the worker and give back files. Idempotent."""
         self._closed = True
+        self._control.close()
         if self._syncer is not None:
             self._syncer.close()
         if self._process is not None:
@@ -327,6 +376,7 @@ class Daemon:
                         f"two volumes want lun {settings.lun} of {settings.iqn}", hint="give one another lun"
                     )
                 units[settings.lun] = running
+                running.nodes = nodes
             for iqn, units in targets.items():
                 settings = next(iter(units.values())).served.settings
                 fronts: dict[int, BlockTarget] = {lun: r.front for lun, r in units.items() if r.front is not None}

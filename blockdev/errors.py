@@ -56,5 +56,9 @@ class AttachRefused(BlockError):
     """The volume may not be attached here as things are (in use, unfenced store, lost journal, wrong volume)."""
 
 
+class Refused(BlockError):
+    """Things as they are forbid what was asked; the hint names the choice."""
+
+
 class LocalDiskFailed(BlockError):
     """A local write or fdatasync failed; the volume stops, since nobody knows what the disk holds."""

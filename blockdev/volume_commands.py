@@ -15,11 +15,12 @@ import typer
 
 from blockdev import volumes
 from blockdev.arguments import StateDirOption, VolumeArgument, counted, find, moment, opened, size_option, steps, usage
+from blockdev.errors import Refused
 from blockdev.offline import open_offline
 from blockdev.place import volume_store
 from blockdev.segments.record import RecordKind
 from blockdev.segments.volume_file import VolumeFile
-from blockdev.volumes import Listed, LocalState, Refused
+from blockdev.volumes import Listed, LocalState
 from s3core.build import parse_store_url
 from s3core.clock import system_random
 from s3core.console import (

@@ -16,7 +16,7 @@ from pathlib import Path
 from uuid import UUID
 
 from blockdev.engine.state_directory import DirectoryJournal, StateDirectory
-from blockdev.errors import BlockError, CorruptFormat, CorruptJournal
+from blockdev.errors import CorruptFormat, CorruptJournal, Refused
 from blockdev.offline import read_volume_file
 from blockdev.place import volume_store
 from blockdev.segments import paths, record, volume_file
@@ -32,10 +32,6 @@ SIZE_BYTES_MIN = MIB
 COMPRESSIONS = ("zstd", "none")
 PROBE_PREFIX = "bucketworks-probe/"
 _READERS = 16
-
-
-class Refused(BlockError):
-    """Things as they are forbid it; the hint names the choice."""
 
 
 def check_geometry(size_bytes: int, sector_bytes: int, frame_bytes: int, extent_bytes: int) -> Geometry:
@@ -292,7 +288,9 @@ class LocalState:
             return False
         for path in (directory.cache_path, directory.map_path, directory.objects_path):
             shutil.rmtree(path, ignore_errors=True)
-        for file in (directory.journal_path, *directory.path.glob("journal.*.aside"), directory.path / "lock"):
+        asides = directory.path.glob("journal.*.aside")
+        small = (directory.path / name for name in ("journal.epoch", "control", "lock"))
+        for file in (directory.journal_path, *asides, *small):
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody keeps other things there
             directory.path.rmdir()

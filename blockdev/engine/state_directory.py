@@ -1,6 +1,7 @@
 """What a volume keeps on this host, and who may use it.
 
 lock             held by daemon and worker; two processes never share a journal
+control          socket of the daemon that serves the volume, for commands on this host (`blockdev.control`)
 journal          acknowledged writes that the bucket may not have: losing it loses data
 journal.*.aside  journals that another attachment replaced; never deleted by the program
 cache/           read cache (content and table): may be lost

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from blockdev import volumes
+from blockdev.errors import Refused
 from blockdev.place import volume_store
 from blockdev.segments import paths
 from s3core.build import build_store
@@ -282,7 +283,7 @@ def test_a_host_that_attaches_meanwhile_wins(place: str, stored: Stored) -> None
     assert doomed.last is not None
     volume_store(store, "vm1").put(paths.log(doomed.last.record.seq + 1), b"the fence record of a host")
     before = stored.listing()
-    with pytest.raises(volumes.Refused, match="at this very moment"):
+    with pytest.raises(Refused, match="at this very moment"):
         volumes.delete_volume(store, doomed, nonce=bytes(16), time_us=0, removed=lambda number: None)
     assert stored.listing() == before
 
