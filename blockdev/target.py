@@ -64,6 +64,12 @@ class BlockTarget(Protocol):
         process, and reads see it. Raises LocalDiskFailed, Fenced: then none of it may be acknowledged."""
         ...
 
+    def hold_back(self, bytes: int) -> float:
+        """How many seconds the door should hold the answers to committed writes of so many bytes back, because the volume
+        takes more than it can pass on; 0 nearly always, at most about 1. Only asked once for each commit. A door that does
+        not hold them back breaks nothing: it hears JournalFull earlier."""
+        ...
+
     def flush(self, done: Callable[[Exception | None], None]) -> None:
         """Make every committed write durable as the volume's flush promise says (fdatasync of the journal),
         then call `done(None)`, or `done(error)`. May call back before returning."""

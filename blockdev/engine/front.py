@@ -15,6 +15,7 @@ A door's buffers are never reused: every read returns bytes of its own, since no
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -42,6 +43,7 @@ from blockdev.engine.link import (
 from blockdev.engine.local_index import CHECKSUM_MASK, LocalIndex
 from blockdev.engine.local_read import ZEROS, LocalReader
 from blockdev.engine.misses import Misses, ReadDone, Waiting, Want
+from blockdev.engine.pacing import PACED_FILL, Pacer
 from blockdev.engine.readahead import ReadAhead
 from blockdev.engine.reclaim import Reclaimer
 from blockdev.engine.syncer import Post, Syncer
@@ -95,6 +97,7 @@ class Front:
         read_only: bool = False,
         flush_to: Literal["local", "s3"] = "local",
         read_ahead_bytes: int = READ_AHEAD_BYTES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if journal.superblock.sector_bytes != geometry.sector_bytes:
             raise ValueError("journal and volume differ in sector size")
@@ -136,6 +139,9 @@ class Front:
         self._writing_refused: BlockError | None = self._reading_refused
         self._ring_bytes = journal.superblock.ring_bytes
         self._margin = self._ring_bytes // 8
+        self._paced_bytes = int(PACED_FILL * self._ring_bytes)
+        self._pacer = Pacer(self._ring_bytes)
+        self._clock = clock
         self._tell_bytes = min(TELL_BYTES, self._ring_bytes // 16)
         self._stopped = False
         self._told = 0
@@ -454,6 +460,12 @@ class Front:
             # Twice what was taken, so that the margin is won back as fast as it is used, whatever the load.
             self._reclaimer.step(self._local.durable, 2 * appended)
 
+    def hold_back(self, bytes: int) -> float:
+        backlog = self._journal.head - self._local.durable
+        if backlog < self._paced_bytes:
+            return 0.0
+        return self._pacer.hold(bytes, backlog / self._ring_bytes, self._clock())
+
     # --- durability ---------------------------------------------------------------------------------------------
 
     def flush(self, done: FlushDone) -> None:
@@ -508,6 +520,7 @@ class Front:
                 f"{self._local.durable} was, {journal.head} is the journal's head"
             )
         self._local.durable = message.position
+        self._pacer.drain.note(self._clock(), message.position)
         self.sequence = message.sequence
         samples = self._samples
         while samples and samples[0][0] <= message.position:
@@ -568,8 +581,16 @@ class Front:
             self._tell()
         samples = self._samples
         if journal.head > max(self._local.durable, samples[-1][0] if samples else 0):
-            if len(samples) == SAMPLES_MAX:  # an outage of minutes: half the resolution is enough from here
-                self._samples = samples = deque(list(samples)[::2])
+            if not samples:
+                self._pacer.drain.begin(self._clock(), self._local.durable)
+            elif len(samples) == SAMPLES_MAX:
+                # An outage of minutes: half the resolution is enough from here. Each pair keeps its older time, so that
+                # what is told is never younger than what is true.
+                pairs = list(samples)
+                times, positions = pairs[::2], pairs[1::2]
+                self._samples = samples = deque(
+                    (at, since) for (at, _), (_, since) in zip(positions, times, strict=True)
+                )
             samples.append((journal.head, now))
         if journal.room < self._margin:
             self._reclaimer.step(self._local.durable, RECLAIM_TICK_BYTES)
@@ -617,6 +638,7 @@ class Front:
             "discards": self.discards,
             "flushes": self.flushes,
             "writes_refused_full": self.refused_full,
+            "writes_held_seconds": self._pacer.held_s,
             "journal_fill": self.journal_fill,
             "journal_head": journal.head,
             "journal_reclaimed": journal.reclaimed,

@@ -175,6 +175,11 @@ class Connection:
         """What is to be sent, in order. Lent buffers among it must be sent or copied within this turn."""
         return self.outbox.take()
 
+    def release(self) -> None:
+        """The time that `outbox.hold_seconds` asked for is over: what was held back comes into the outbox."""
+        if self.session is not None and not self.session.ended:
+            self.session.release()
+
     def lost(self) -> None:
         """The connection is gone, or closed: tasks end, and the nexus is lost."""
         self.state = State.CLOSING

@@ -106,7 +106,7 @@ class Exchange:
 
     def _log_out(self, fields: Header) -> None:
         session = self._session
-        session.settle()
+        session.settle_all()
         reason = fields["flags"] & 0x7F
         response = _LOGOUT_OK
         if reason not in (_CLOSE_SESSION, _CLOSE_CONNECTION):
@@ -123,7 +123,7 @@ class Exchange:
 
     def _manage(self, fields: Header) -> None:
         session = self._session
-        session.settle()
+        session.settle_all()
         function, itt = fields["flags"] & 0x7F, fields["itt"]
         if function in (TaskFunction.TARGET_WARM_RESET, TaskFunction.TARGET_COLD_RESET):
             self._reset_target(itt, cold=function == TaskFunction.TARGET_COLD_RESET)

@@ -194,7 +194,7 @@ Task = DataOut | AtTarget
 class Place:
     """One LUN as one session sees it, with what the session has staged there and not yet answered."""
 
-    __slots__ = ("admit", "late", "logical", "lun", "sector_bytes", "staged", "target")
+    __slots__ = ("admit", "intake", "late", "logical", "lun", "sector_bytes", "staged", "target")
 
     def __init__(self, logical: LogicalUnit, lun: int) -> None:
         self.logical = logical
@@ -206,3 +206,5 @@ class Place:
         """Initiator task tags of writes whose data came with the command."""
         self.late: list[tuple[AtTarget, Response]] = []
         """Other commands that staged something, with their answers."""
+        self.intake = 0
+        """Bytes written since the target was last asked whether to hold answers back."""

@@ -14,11 +14,13 @@ from blockdev.target import Buffer
 class Outbox:
     """Owned by one connection. `parts` and `size` (bytes) may be read and appended to by the session's fast path."""
 
-    __slots__ = ("data_digest", "header_digest", "parts", "size")
+    __slots__ = ("data_digest", "header_digest", "hold_seconds", "parts", "size")
 
     def __init__(self) -> None:
         self.parts: list[Buffer] = []
         self.size = 0
+        self.hold_seconds = 0.0
+        """Not 0: for so long the rim should read nothing more, then call `Connection.release`."""
         self.header_digest = False
         self.data_digest = False
 

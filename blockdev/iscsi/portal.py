@@ -7,6 +7,8 @@ a socket does not take at once; `add_reader` and our own calls cost 10 to 60 % l
     reading    nothing waits to be sent
     draining   the socket took only part: the rest (copied, since a target lends its buffers for one turn only) waits for
                `add_writer`, and nothing is read meanwhile, so that a slow initiator holds back only itself
+    holding    a volume asked for its writes to be slowed (`BlockTarget.hold_back`): their answers wait for a timer, and
+               nothing is read meanwhile; what reads asked for before are sent as they come
     closing    what waits is still sent, for `LINGER_SECONDS` at most
 """
 
@@ -217,6 +219,7 @@ class _Link:
         self._backlog: list[memoryview] = []
         self._closed = False
         self._closing: asyncio.TimerHandle | None = None
+        self._holding: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = loop.call_later(portal._login_seconds, self._expired)
         loop.add_reader(sock, self._readable)
 
@@ -229,7 +232,7 @@ class _Link:
         if self._closed:
             return
         self._closed = True
-        for timer in (self._deadline, self._closing):
+        for timer in (self._deadline, self._closing, self._holding):
             if timer is not None:
                 timer.cancel()
         connection = self._connection
@@ -274,11 +277,12 @@ class _Link:
     def _push(self) -> bool:
         """Send what there is, parse what that made room for, and so on. False if reading must pause."""
         connection = self._connection
+        outbox = connection.outbox
         while True:
             if self._closed:
                 return False
-            if connection.outbox.parts:
-                size = connection.outbox.size
+            if outbox.parts:
+                size = outbox.size
                 self._send(connection.take(), size)
             if self._closed:
                 return False
@@ -292,8 +296,31 @@ class _Link:
             if connection.state is State.CLOSING:
                 self._close_gently()
                 return False
+            if outbox.hold_seconds:
+                self._hold()
+            if self._holding is not None:
+                return False
             if not connection.go_on():
                 return True
+
+    def _hold(self) -> None:
+        """Read nothing for a while. A hold that runs already is not made longer: nobody's answer waits twice."""
+        outbox = self._connection.outbox
+        seconds, outbox.hold_seconds = outbox.hold_seconds, 0.0
+        if self._holding is None:
+            self._loop.remove_reader(self._sock)
+            self._holding = self._loop.call_later(seconds, self._released)
+
+    def _released(self) -> None:
+        self._holding = None
+        try:
+            self._connection.release()
+            if self._push():
+                self._loop.add_reader(self._sock, self._readable)
+        except Exception:
+            # As in `_readable`.
+            log.exception("%s (%s): ended by an error of ours", self._peer, self._connection.who)
+            self.close("internal error")
 
     def _send(self, parts: list[Buffer], size: int) -> None:
         """One sendmsg per 1024 buffers; the first that is not taken whole starts the backlog. `size`: their bytes."""
@@ -375,6 +402,9 @@ class _Link:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        if self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
         self._connection.lost()
 
     def _close_gently(self) -> None:

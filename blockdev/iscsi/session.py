@@ -107,6 +107,8 @@ class Session:
         self._dirty: list[Place] = []
         self._lent: list[bytearray] = []
         """Buffers of staged data: they go back to the pool after the commit."""
+        self._kept: list[tuple[list[int], list[tuple[AtTarget, Response]]]] = []
+        """What `Place.staged` and `late` held: committed, the answers held back until `release`."""
         self.held: dict[int, tuple[bytes, bytes]] = {}
         """Header and data of what came before its turn, by CmdSN."""
         self._held_bytes = 0
@@ -220,6 +222,7 @@ class Session:
         if not place.staged and not place.late:
             self._dirty.append(place)
         place.staged.append(itt)
+        place.intake += len(data)
         if owned is not None:
             self._lent.append(owned)
 
@@ -278,8 +281,9 @@ class Session:
         return AtTarget(nowhere, 0, 0, reads=True, writes=False, counted=True, answer=self._read_arrived)
 
     def settle(self) -> None:
-        """Commit what is staged, then answer it. Crash before the commit returns: nothing was acknowledged, and the
-        initiator's retry after reconnecting decides; after it: the writes are in the journal."""
+        """Commit what is staged, then answer it, or keep the answers until `release` where a target asks for that.
+        Crash before the commit returns: nothing was acknowledged, and the initiator's retry after reconnecting decides;
+        after it: the writes are in the journal."""
         if not self._dirty and not self._lent:
             return
         dirty, self._dirty = self._dirty, []
@@ -291,6 +295,12 @@ class Session:
                 continue
             staged, place.staged = place.staged, []
             late, place.late = place.late, []
+            seconds = place.target.hold_back(place.intake)
+            place.intake = 0
+            if seconds:
+                self._kept.append((staged, late))
+                self.outbox.hold_seconds = max(self.outbox.hold_seconds, seconds)
+                continue
             if staged:
                 self._acknowledge(staged)
             for task, response in late:
@@ -298,6 +308,20 @@ class Session:
         for buffer in self._lent:
             self._pool.give(buffer)
         self._lent.clear()
+
+    def release(self) -> None:
+        """Answer what was held back: its time is over, or something comes that must find it answered."""
+        kept, self._kept = self._kept, []
+        for staged, late in kept:
+            if staged:
+                self._acknowledge(staged)
+            for task, response in late:
+                self._finish(task, response)
+
+    def settle_all(self) -> None:
+        """`settle`, and nothing held back."""
+        self.settle()
+        self.release()
 
     def _acknowledge(self, staged: list[int]) -> None:
         """SCSI Responses with GOOD, no residual."""
@@ -422,6 +446,7 @@ class Session:
         if not place.staged and not place.late:
             self._dirty.append(place)
         place.late.append((task, response))
+        place.intake += task.expected
 
     def _continue(
         self,
@@ -537,7 +562,7 @@ class Session:
 
     def clear_tasks(self, logical: LogicalUnit | None, only: Callable[[Task], bool] | None = None) -> list[AtTarget]:
         """End tasks without a status; see `nodes.OpenSession`. What was staged is answered first: it is done."""
-        self.settle()
+        self.settle_all()
         running: list[AtTarget] = []
         for itt, entry in list(self.tasks.items()):
             task = entry.task if isinstance(entry, DataOut) else entry
@@ -574,6 +599,7 @@ class Session:
             place.staged.clear()
             place.late.clear()
         self._dirty.clear()
+        self._kept.clear()
         self.clear_tasks(None)
         self.nodes.closed(self.tsih)
         for logical in self.node.units.values() if self.node else ():

@@ -65,6 +65,8 @@ class World:
         self.geometry = geometry
         self.read_ahead_bytes = read_ahead_bytes
         self.flush_to = flush_to
+        self.now = 0.0
+        """What the front's clock shows."""
         self.journal_file = MemoryFile(name="journal")
         journal = Journal.create(
             self.journal_file,
@@ -98,6 +100,7 @@ class World:
             post=self.posted.append,
             read_ahead_bytes=self.read_ahead_bytes,
             flush_to="s3" if self.flush_to == "s3" else "local",
+            clock=lambda: self.now,
         )
         self.front.on_stopped = self.stopped.append
         if attach:

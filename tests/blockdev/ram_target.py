@@ -25,6 +25,7 @@ class RamTarget:
     `fail_next(call, error)`: the next call of that name ("read", "write", "write_zeroes", "unmap", "commit", "flush",
     "allocated") fails with `error`: raised, or handed to `done` where the call has one.
     `room`: bytes that may still be staged or committed before JournalFull; None for no end.
+    `slow`: seconds that `hold_back` asks for; `taken` lists the bytes it was told.
     `calls` lists what was asked, in order, as tuples.
     """
 
@@ -48,6 +49,8 @@ class RamTarget:
         self.deferred_reads = deferred_reads
         self.deferred_flushes = deferred_flushes
         self.room = room
+        self.slow = 0.0
+        self.taken: list[int] = []
         self.calls: list[tuple[object, ...]] = []
         self.queue: list[Callable[[], None]] = []
         self.flushed = 0
@@ -144,6 +147,10 @@ class RamTarget:
         self.calls.append(("commit",))
         self._raise("commit")
         self._settle()
+
+    def hold_back(self, bytes: int) -> float:
+        self.taken.append(bytes)
+        return self.slow
 
     def flush(self, done: Callable[[Exception | None], None]) -> None:
         self.calls.append(("flush",))

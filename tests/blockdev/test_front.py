@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from blockdev.engine.front import SAMPLES_MAX
 from blockdev.engine.link import (
     Appended,
     CommitNow,
@@ -690,6 +691,56 @@ def test_the_exported_loss_on_disaster() -> None:
     assert (stats["rpo_bytes"], stats["rpo_seconds"]) == (4176, 3.0)
     world.worker.commit()
     assert world.front.snapshot()["rpo_seconds"] == 0
+
+
+def test_the_loss_on_disaster_grows_in_a_blackout_and_is_never_told_too_small() -> None:
+    """More ticks than samples are kept: thinning may make what is told older by a few ticks, never younger."""
+    world = World(ring_bytes=1 * MIB)
+    front, now = world.front, 0.0
+    appended: list[tuple[int, float]] = []
+    for number in range(int(SAMPLES_MAX * 2.5)):
+        now += 0.05
+        if number % 3 == 0:
+            # A discard is the smallest record, so that all of it fits.
+            front.unmap([(0, 8)])
+            front.commit()
+            appended.append((world.journal.head, now))
+        front.tick(now)
+    oldest_told = front.snapshot()["rpo_seconds"]
+    assert oldest_told == pytest.approx(now - appended[0][1], abs=0.001)
+    assert front.snapshot()["rpo_bytes"] == world.journal.head - world.bucket.position
+    for position, _ in appended[:-1:400]:
+        world.worker.commit(position)
+        oldest = next(when for at, when in appended if at > position)
+        told = front.snapshot()["rpo_seconds"]
+        assert now - oldest <= told + 0.001, "what is told is never younger"
+        assert told < now - oldest + 2.0
+    world.worker.commit()
+    now += 0.05
+    front.tick(now)
+    assert (front.snapshot()["rpo_seconds"], front.snapshot()["rpo_bytes"]) == (0.0, 0)
+    now += 3600
+    front.tick(now)
+    assert front.snapshot()["rpo_seconds"] == 0.0, "idle"
+
+
+def test_writes_are_held_back_from_half_a_journal_on() -> None:
+    world = World(ring_bytes=256 * KIB)
+    held = []
+    number = 0
+    while world.front.journal_fill < 0.9:
+        number += 1
+        world.front.write(number % 64 * 8, [fill(number % 251)])
+        world.front.commit()
+        world.front.tick(world.now)
+        held.append((world.front.journal_fill, world.front.hold_back(4096)))
+    assert {seconds for fill, seconds in held if fill < 0.5} == {0.0}
+    slowed = [seconds for fill, seconds in held if fill > 0.55]
+    assert all(slowed)
+    assert max(slowed) <= 1.0
+    assert world.front.snapshot()["writes_held_seconds"] == pytest.approx(sum(seconds for _, seconds in held))
+    world.worker.commit()
+    assert world.front.hold_back(4096) == 0
 
 
 def test_counters_count() -> None:

@@ -60,6 +60,9 @@ class FlatTarget:
                 start += len(part)
         self._staged.clear()
 
+    def hold_back(self, bytes: int) -> float:
+        return 0.0
+
     def flush(self, done: Callable[[Exception | None], None]) -> None:
         self.commit()
         done(None)

@@ -360,6 +360,7 @@ class Process:
             post=self._posted.send,
             flush_to="s3" if self._settings.flush_to == "s3" else "local",
             read_ahead_bytes=self._settings.read_ahead_bytes,
+            clock=self._loop.time,
         )
         self._front.on_stopped = self._note_stop
 

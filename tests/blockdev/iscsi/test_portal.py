@@ -11,7 +11,7 @@ from blockdev.iscsi import portal as rim
 from blockdev.iscsi.errors import PortalError
 from blockdev.iscsi.pdu import BHS_BYTES, NO_TAG, Opcode, pack, unpack
 from blockdev.iscsi.portal import Address, Portal
-from tests.blockdev.iscsi.initiator import READ, World, read10
+from tests.blockdev.iscsi.initiator import READ, WRITE, World, read10
 from tests.blockdev.ram_target import RamTarget
 from tests.protocol.conversations import RECORDED, pattern
 
@@ -51,8 +51,8 @@ class Client:
         """What still comes until the portal ends the connection."""
         return await self.reader.read()
 
-    async def log_in(self) -> None:
-        self.say(LOGIN, TEST_UNIT_READY)
+    async def log_in(self, login: bytes = LOGIN) -> None:
+        self.say(login, TEST_UNIT_READY)
         assert (await self.hear())[0]["status_word"] == 0
         assert (await self.hear())[0]["status"] == 2
 
@@ -335,5 +335,92 @@ def test_many_small_answers_need_several_calls() -> None:
             fields, data = await client.hear()
             assert (fields["itt"], data) == (100 + number, b"hello")
         client.end()
+
+    run(test)
+
+
+def write_command(number: int, lba: int, data: bytes) -> bytes:
+    cdb = bytes([0x2A, 0]) + lba.to_bytes(4, "big") + b"\0" + (len(data) // 512).to_bytes(2, "big") + bytes(7)
+    command = Opcode.SCSI_COMMAND
+    return pack(command, WRITE, itt=number, cmd_sn=number, expected_length=len(data), cdb=cdb, length=len(data)) + data
+
+
+def test_a_slowed_volume_holds_the_answers_of_that_connection_and_nobody_elses() -> None:
+    async def test(portal: Portal, world: World) -> None:
+        loop = asyncio.get_running_loop()
+        writer, reader = await Client.connect(portal), await Client.connect(portal)
+        await writer.log_in()
+        other_isid = bytearray(LOGIN)
+        other_isid[13] ^= 0xFF
+        await reader.log_in(bytes(other_isid))
+        world.target.slow = 0.3
+        begun = loop.time()
+        writer.say(write_command(2, 0, pattern(4096, 1)), write_command(3, 8, pattern(4096, 2)))
+        await asyncio.sleep(0.05)
+        assert world.target.peek(0, 16) == pattern(4096, 1) + pattern(4096, 2), "it is committed at once"
+        assert world.target.taken == [8192]
+        reader.say(read_command(2, 0, 8))
+        fields, data = await reader.hear()
+        assert (fields["status"], data) == (0, pattern(4096, 1))
+        assert loop.time() - begun < 0.25, "another connection waits for nothing"
+        world.target.slow = 0.0
+        writer.say(write_command(4, 16, pattern(4096, 3)))
+        await asyncio.sleep(0.05)
+        assert world.target.peek(16, 1) == bytes(512), "nothing is read from the slowed connection"
+        seen = [(await writer.hear())[0] for _ in range(3)]
+        assert loop.time() - begun >= 0.3
+        assert [(fields["itt"], fields["status"]) for fields in seen] == [(2, 0), (3, 0), (4, 0)]
+        assert [fields["stat_sn"] - seen[0]["stat_sn"] for fields in seen] == [0, 1, 2]
+        writer.end()
+        reader.end()
+
+    run(test)
+
+
+def test_a_read_that_waited_is_answered_while_writes_are_held() -> None:
+    async def test(portal: Portal, world: World) -> None:
+        loop = asyncio.get_running_loop()
+        client = await Client.connect(portal)
+        await client.log_in()
+        world.target.deferred_reads = 1
+        world.target.slow = 0.4
+        begun = loop.time()
+        client.say(read_command(2, 0, 1), write_command(3, 8, pattern(512, 2)))
+        await asyncio.sleep(0.05)
+        world.target.run_one()
+        assert (await client.hear())[0]["itt"] == 2
+        assert loop.time() - begun < 0.35
+        assert (await client.hear())[0]["itt"] == 3
+        assert loop.time() - begun >= 0.4
+        client.end()
+
+    run(test)
+
+
+def test_what_may_not_wait_answers_the_held_writes_first() -> None:
+    async def test(portal: Portal, world: World) -> None:
+        client = await Client.connect(portal)
+        await client.log_in()
+        world.target.slow = 0.2
+        logout = pack(Opcode.LOGOUT, 0x80, itt=9, cmd_sn=3)
+        client.say(write_command(2, 0, pattern(512, 1)) + logout)
+        everything = await client.closed()
+        opcodes = [everything[at] for at in range(0, len(everything), BHS_BYTES)]
+        assert opcodes == [Opcode.SCSI_RESPONSE, Opcode.LOGOUT_RESPONSE]
+        client.end()
+
+    run(test)
+
+
+def test_a_connection_that_ends_while_it_is_held_leaves_nothing() -> None:
+    async def test(portal: Portal, world: World) -> None:
+        client = await Client.connect(portal)
+        await client.log_in()
+        world.target.slow = 0.1
+        client.say(write_command(2, 0, pattern(512, 1)))
+        await asyncio.sleep(0.03)
+        client.end()
+        await asyncio.sleep(0.3)
+        assert world.target.peek(0, 1) == pattern(512, 1)
 
     run(test)
