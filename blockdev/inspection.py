@@ -21,6 +21,7 @@ from uuid import UUID
 import zstandard
 from crc32c import crc32c
 
+from blockdev.engine.ancestry import Ancestry, with_ancestors
 from blockdev.engine.log import sizes_from_entries
 from blockdev.errors import CorruptFormat
 from blockdev.extents.extent_map import ExtentMap
@@ -86,11 +87,11 @@ def inspect_volume(store: ObjectStore, name: str, *, deep: bool, stage: Stage) -
     missing and damaged objects: what cannot be asked is no finding."""
     reading = ReadingStore(store)
     for _ in range(ATTEMPTS - 1):
-        found = _look(reading, name, deep, stage)
+        found = _look(store, name, deep, stage)
         # The next record was written meanwhile: what was missing may have been collected, not lost.
         if not found.defects or not _exists(reading, paths.log(found.commit + 1)):
             return found
-    return _look(reading, name, deep, stage)
+    return _look(store, name, deep, stage)
 
 
 def _exists(store: ObjectStore, key: str) -> bool:
@@ -104,14 +105,15 @@ def _exists(store: ObjectStore, key: str) -> bool:
 def _look(store: ObjectStore, name: str, deep: bool, stage: Stage) -> Inspection:
     found = Inspection(deep)
     try:
-        volume = read_volume_file(store, name)
+        volume = read_volume_file(ReadingStore(store), name)
     except CorruptFormat as error:
         found.defects.append(Defect(paths.volume_file(), str(error), error.offset))
         return found
+    reading = ReadingStore(with_ancestors(store, volume))
     with temporary_map(volume.geometry) as extent_map, ExitStack() as cleanup:
         readers = ThreadPoolExecutor(READERS, "check")
         cleanup.callback(readers.shutdown, wait=True, cancel_futures=True)
-        _Inspector(store, volume, extent_map, readers, found, stage).run()
+        _Inspector(reading, volume, extent_map, readers, found, stage).run()
     return found
 
 
@@ -136,6 +138,7 @@ class _Inspector:
     ) -> None:
         self._store = store
         self._volume = volume
+        self._ancestry = Ancestry(volume)
         self._geometry = volume.geometry
         self._map = extent_map
         self._readers = readers
@@ -467,7 +470,7 @@ class _Inspector:
             head = extent_object.parse_header(geometry, blob, what=key)
         except (CorruptFormat, NotFound, Corrupt) as error:
             return [_as_defect(key, error, extent)], 0
-        if head != (self._volume.identity.bytes, extent, base.gen, base.epoch, base.lengths):
+        if head != (self._ancestry.volume_of(base.gen), extent, base.gen, base.epoch, base.lengths):
             return [Defect(key, "is the object of another place, generation or volume", 0, extent)], 0
         offsets = extent_object.frame_offsets(geometry, base.lengths)
         count = 0
@@ -497,7 +500,7 @@ class _Inspector:
                 at = record.decode(blob, what=key).inline_offset
             else:
                 at = container.HEADER_BYTES
-                if container.parse_header(blob, what=key) != (self._volume.identity.bytes, *ref):
+                if container.parse_header(blob, what=key) != (self._ancestry.volume_of(ref.gen), *ref):
                     return [Defect(key, "is the segment of another commit or volume", 0)], 0
         except (CorruptFormat, NotFound, Corrupt) as error:
             return [_as_defect(key, error)], 0
@@ -548,7 +551,7 @@ class _Inspector:
 
     def _decode(self, part: memoryview, extent: int, gen: int, key: str, offset: int) -> tuple[int, bytes]:
         return frames.decode(
-            self._volume.identity.bytes,
+            self._ancestry.volume_of(gen),
             part,
             sector_bytes=self._geometry.sector_bytes,
             extent=extent,

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from blockdev.engine.ancestry import Ancestry, with_ancestors
 from blockdev.engine.attach import Attacher
 from blockdev.engine.fetch import Fetcher
 from blockdev.engine.local_objects import MemoryObjects
@@ -146,7 +147,7 @@ class OfflineVolume:
         geometry = volume.geometry
         self.size_bytes = state.size_bytes if state is not None else geometry.size_bytes
         local = MemoryObjects(LOCAL_BYTES_MAX)
-        self._fetcher = Fetcher(geometry, volume.identity.bytes, extent_map, store, local, execution)
+        self._fetcher = Fetcher(geometry, Ancestry(volume).volume_of, extent_map, store, local, execution)
 
     @property
     def root_key(self) -> str | None:
@@ -240,8 +241,8 @@ def open_offline(
 ) -> Iterator[OfflineVolume]:
     """The volume whose own part `store` is, after its newest commit or after `commit`. `progress` hears the number of
     every record that is replayed. Raises NotFound (no such volume, no such commit), CorruptFormat, store errors."""
-    reading = ReadingStore(store)
-    volume = read_volume_file(reading, name)
+    volume = read_volume_file(ReadingStore(store), name)
+    reading = ReadingStore(with_ancestors(store, volume))
     seen: ObjectStore = reading if commit is None else PastStore(reading, commit)
     execution = ThreadExecution(THREADS)
     try:

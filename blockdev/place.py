@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockdev.segments import paths
+from blockdev.engine.ancestry import VolumePart
 from s3core.build import build_store, parse_store_url
-from s3core.prefixed import sub_store
 from s3core.settings import Config, VolumeSettings
 from s3core.store import ObjectStore
 
@@ -82,7 +81,7 @@ def open_store(config: Config, store_url: str) -> ObjectStore:
 
 def volume_store(store: ObjectStore, name: str) -> ObjectStore:
     """The part of `store` that is the volume's own."""
-    return sub_store(store, paths.volume_prefix(name))
+    return VolumePart(store, name)
 
 
 def _plain(url: str) -> str:

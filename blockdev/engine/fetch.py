@@ -6,7 +6,7 @@ checked against volume, place and generation before a byte of it is used.
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import zstandard
@@ -89,19 +89,20 @@ class _Found:
 
 
 class Fetcher:
-    """Reads committed frames. Safe to call for several reads at once."""
+    """Reads committed frames. Safe to call for several reads at once. `volume_of` tells the UUID that frames of a
+    generation are bound to (`ancestry`)."""
 
     def __init__(
         self,
         geometry: Geometry,
-        volume: bytes,
+        volume_of: Callable[[int], bytes],
         extent_map: ExtentMap,
         store: ObjectStore,
         local: LocalObjects,
         execution: Execution,
     ) -> None:
         self._geometry = geometry
-        self._volume = volume
+        self._volume_of = volume_of
         self._map = extent_map
         self._store = store
         self._local = local
@@ -261,7 +262,7 @@ class Fetcher:
                 return FrameContent(error=self._trouble(need, blobs))
             try:
                 start, raw = frames.decode(
-                    self._volume,
+                    self._volume_of(need.gen),
                     blob,
                     sector_bytes=sector,
                     extent=need.extent,

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from blockdev.checksum import crc32c
 from blockdev.engine import link
+from blockdev.engine.ancestry import Ancestry
 from blockdev.engine.attach import Attacher
 from blockdev.engine.checkpoint import Checkpointer, CheckpointSettings
 from blockdev.engine.collector import Collector, CollectorSettings
@@ -118,7 +119,7 @@ class Worker:
         self._send = send
         self._persistence = Persistence(execution)
         self._log = CommitLog(store, volume.identity, execution, self._persistence)
-        self._fetcher = Fetcher(volume.geometry, volume.identity.bytes, extent_map, store, local, execution)
+        self._fetcher = Fetcher(volume.geometry, Ancestry(volume).volume_of, extent_map, store, local, execution)
         self._head = 0
         self.urgent = False
         self._commit_to = 0

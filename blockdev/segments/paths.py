@@ -7,13 +7,16 @@
     v1/<volume>/seg/<hh>/<gen>-<epoch>-<n>                  patches of one commit, or what was moved by one
     v1/<volume>/root/<seq>-<epoch>                          checkpoint of the map as of commit <seq>
     v1/<volume>/page/<hh>/<seq>-<epoch>-<n>                 packs of map pages
-    v1/<volume>/snap/ ref/ run/ roll/                       reserved
+    v1/<volume>/ref/<child>                                 a clone that reads this volume's objects; pins a snapshot
+    v1/<volume>/snap/ run/ roll/                            reserved
 
 `gen` is the number of the commit an object is born in, `epoch` the writer's: two writers can never choose the
 same name. `hh` spreads neighbours over the key space, since stores limit requests per prefix.
 """
 
+import re
 from typing import NamedTuple
+from uuid import UUID
 
 ROOT_PREFIX = "v1/"
 
@@ -75,6 +78,25 @@ def root(seq: int, epoch: int) -> str:
 
 def root_prefix() -> str:
     return "root/"
+
+
+def ref_prefix() -> str:
+    return "ref/"
+
+
+def ref(child: UUID) -> str:
+    return f"ref/{child}"
+
+
+_NUMBERED = re.compile(
+    r"(?:log/|root/|page/[0-9a-f]{2}/)([0-9a-f]{16})(?:-|$)|(?:seg/[0-9a-f]{2}/|ext/[0-9a-f]{2}/[0-9a-f]{10,}/)([0-9a-f]{12,})-"
+)
+
+
+def number_of(key: str) -> int | None:
+    """The commit an object belongs to, by its name: `seq` or `gen`. None for keys without a number."""
+    found = _NUMBERED.match(key)
+    return int(found[1] or found[2], 16) if found is not None else None
 
 
 def page_pack(seq: int, epoch: int, n: int) -> str:

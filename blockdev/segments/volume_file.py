@@ -15,14 +15,31 @@ from blockdev.errors import CorruptFormat
 from blockdev.units import Geometry
 
 FORMAT = 1
-KNOWN_FEATURES: frozenset[str] = frozenset()
+CLONE = "clone"
+"""The feature of a volume with an origin: a program that does not know it would take the volume for empty."""
+KNOWN_FEATURES: frozenset[str] = frozenset({CLONE})
 """Features this program understands. A volume that names another one is refused, never half understood."""
 CHECKSUM = "crc32c"
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """A commit of an ancestor that a clone goes on from: its snapshot there. `root` is the key of the checkpoint of that
+    commit in the ancestor's part, `digest` the commit's record's (SHA-256), `lineage` the ancestor's at that commit."""
+
+    name: str
+    identity: UUID
+    seq: int
+    epoch: int
+    root: str
+    digest: bytes
+    lineage: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeFile:
-    """`geometry.size_bytes` is the size at creation; the size of now is in the log's newest record."""
+    """`origin`: the ancestors of a clone, the oldest first, by ascending `seq`; the log goes on after the last one's.
+    `geometry.size_bytes` is the size at creation; the size of now is in the log's newest record."""
 
     name: str
     identity: UUID
@@ -32,6 +49,14 @@ class VolumeFile:
     created: float
     creator: str
     features: frozenset[str] = frozenset()
+    origin: tuple[Origin, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.origin) != (CLONE in self.features):
+            raise ValueError(f'an origin and the feature "{CLONE}" belong together; one is missing')
+        numbers = [origin.seq for origin in self.origin]
+        if numbers != sorted(set(numbers)) or (numbers and numbers[0] < 1):
+            raise ValueError(f"the commits of the origin do not ascend: {numbers}")
 
 
 def checksum(document: dict[str, Any]) -> str:
@@ -56,8 +81,36 @@ def encode(volume: VolumeFile) -> bytes:
         "creator": volume.creator,
         "features": sorted(volume.features),
     }
+    if volume.origin:
+        document["origin"] = [_origin_document(origin) for origin in volume.origin]
     document[CHECKSUM] = checksum(document)
     return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _origin_document(origin: Origin) -> dict[str, Any]:
+    return {
+        "name": origin.name,
+        "uuid": str(origin.identity),
+        "seq": origin.seq,
+        "epoch": origin.epoch,
+        "root": origin.root,
+        "digest": origin.digest.hex(),
+        "lineage": str(origin.lineage),
+    }
+
+
+def _origin(document: object, what: str) -> Origin:
+    if not isinstance(document, dict):
+        raise _wrong("origin", "a list of objects", document, what)
+    return Origin(
+        name=_text(document, "name", what),
+        identity=UUID(_text(document, "uuid", what)),
+        seq=_whole(document, "seq", what),
+        epoch=_whole(document, "epoch", what),
+        root=_text(document, "root", what),
+        digest=bytes.fromhex(_text(document, "digest", what)),
+        lineage=UUID(_text(document, "lineage", what)),
+    )
 
 
 def decode(blob: bytes, *, what: str) -> VolumeFile:
@@ -104,6 +157,7 @@ def decode(blob: bytes, *, what: str) -> VolumeFile:
             created=_seconds(document, "created", what),
             creator=_text(document, "creator", what),
             features=features,
+            origin=tuple(_origin(item, what) for item in _list(document, "origin", what)),
         )
     except ValueError as error:
         raise CorruptFormat(f"makes no sense: {error}", what=what) from error
@@ -132,6 +186,13 @@ def _seconds(document: dict[str, Any], key: str, what: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise _wrong(key, "a number of seconds", value, what)
     return float(value)
+
+
+def _list(document: dict[str, Any], key: str, what: str) -> list[Any]:
+    value = document.get(key, [])
+    if not isinstance(value, list):
+        raise _wrong(key, "a list", value, what)
+    return value
 
 
 def _texts(document: dict[str, Any], key: str, what: str) -> frozenset[str]:

@@ -20,7 +20,7 @@ from blockdev.segments import container, extent_object, frames, record, root, vo
 from blockdev.segments.paths import INLINE, ContainerRef
 from blockdev.segments.record import BaseEntry, MoveEntry, PatchEntry, RangeEntry, Record, RecordKind
 from blockdev.segments.root import ContainerUse, DeadObject, PageRef, Root
-from blockdev.segments.volume_file import VolumeFile
+from blockdev.segments.volume_file import Origin, VolumeFile
 from blockdev.units import KIB, MIB, Geometry
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -103,6 +103,17 @@ VOLUME_FILE = VolumeFile(
     compression="zstd",
     created=1700000000.25,
     creator="bucketworks 0.1.0",
+)
+CLONE_FILE = VolumeFile(
+    name="vm-102-disk-0",
+    identity=UUID("4c1d2e3f-5a6b-4c7d-8e9f-0a1b2c3d4e5f"),
+    lineage=UUID("71c5d0f4-2b3e-4a6d-9c8f-0e1d2c3b4a59"),
+    geometry=GEOMETRY,
+    compression="zstd",
+    created=1700000100.5,
+    creator="bucketworks 0.1.0",
+    features=frozenset({"clone"}),
+    origin=(Origin("vm-101-disk-0", VOLUME, 9, 2, "root/0000000000000009-000002", bytes(range(32)), LINEAGE),),
 )
 
 
@@ -216,6 +227,13 @@ SPECIMENS = [
         lambda: volume_file.encode(VOLUME_FILE),
         lambda blob: volume_file.decode(blob, what="golden"),
         VOLUME_FILE,
+        True,
+    ),
+    Specimen(
+        "volume-clone.v1.json",
+        lambda: volume_file.encode(CLONE_FILE),
+        lambda blob: volume_file.decode(blob, what="golden"),
+        CLONE_FILE,
         True,
     ),
 ]
