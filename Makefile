@@ -10,11 +10,13 @@ DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
 BENCH_PACKAGES := qemu-utils qemu-block-extra tgt
 UV_VERSION := 0.13.8
 SEED ?= 1
+RUNS ?= 1000
+LANES ?= 2
 PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check lint test demo bench sim lock docs clean
+.PHONY: help venv check lint test demo bench sim torture lock docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -56,6 +58,9 @@ bench: ## figures of this machine, beside tgt in the same run
 
 sim: $(READY) ## replay one simulated episode: make sim SEED=1234
 	@$(PY) -m tests.simulation $(SEED)
+
+torture: $(READY) ## kill real servers at random: make torture RUNS=1000 LANES=2 SEED=1
+	@nice $(PY) -m tests.system.torture --runs $(RUNS) --lanes $(LANES) --seed $(SEED)
 
 docs: $(READY) ## draw the documents that come from tables in the code
 	@$(PY) -m tests.architecture.documents

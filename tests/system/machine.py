@@ -4,6 +4,7 @@ One rule: everything goes through doors that users have (command line, exit code
 imported from the engine. Call from the main thread (see tests.servers.processes).
 """
 
+import contextlib
 import os
 import random
 import re
@@ -96,6 +97,8 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._out = self._log = directory
         self.url = ""
+        self.code: int | None = None
+        """Exit code of the newest process that has ended; negative: the signal."""
 
     def start(self, *options: str) -> "Server":
         """Returns when it listens; ServerEnded when it ends before that."""
@@ -142,9 +145,35 @@ class Server:
     def kill(self) -> None:
         """SIGKILL to daemon and worker together."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self.kill_group()
+            self.code = self._process.wait()
             self._process = None
+
+    def kill_group(self) -> None:
+        """The signal alone: may be called on another thread while `start` waits."""
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def kill_one(self, which: str) -> None:
+        """SIGKILL to "daemon" or "worker" alone; returns when the daemon has ended."""
+        assert self._process is not None
+        pid = self._process.pid
+        if which == "daemon":
+            victims = [pid]
+        else:
+            victims = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        self.code = self._process.wait(PATIENCE_S)
+        self._process = None
+
+    def terminate(self) -> None:
+        """SIGTERM, without waiting for the end."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
 
     def stop(self) -> int:
         """SIGTERM; its exit code."""
@@ -316,6 +345,10 @@ class Writer:
     def acknowledged(self) -> int:
         done = [match for match in WROTE.findall(self._output) if match[0] == match[1]]
         return len(done)
+
+    @property
+    def acknowledged_offsets(self) -> list[int]:
+        return [int(match[2]) for match in WROTE.findall(self._output) if match[0] == match[1]]
 
     @property
     def flushed(self) -> int:
