@@ -22,10 +22,11 @@ from uuid import uuid4
 
 from blockdev.control import Answered, ControlServer, rebuilt_error
 from blockdev.engine import link
+from blockdev.engine.assembly import Orders
 from blockdev.engine.attach import open_volume_file
 from blockdev.engine.cache import ReadCache, open_cache
 from blockdev.engine.front import Front
-from blockdev.engine.process import SWITCH_INTERVAL_S, Orders, configure_logging
+from blockdev.engine.process import SWITCH_INTERVAL_S, configure_logging
 from blockdev.engine.socket_link import SocketLink
 from blockdev.engine.state_directory import StateDirectory
 from blockdev.engine.syncer import ThreadSyncer

@@ -9,7 +9,7 @@ the slots it was given and never anywhere else. A slot named in a `Fetch` belong
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,27 @@ class AskAllocated:
 
 
 @dataclass(frozen=True, slots=True)
+class Operate:
+    """front -> worker: carry out an operation on the volume (a snapshot, a new size, ...). `id` comes back in
+    `Operated`."""
+
+    id: int
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Operated:
+    """worker -> front: the operation's result; or, with `kind` not empty, the name of the exception it ended with and
+    what it said. The volume goes on either way."""
+
+    id: int
+    result: dict[str, Any]
+    error: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """worker -> front: the volume is attached; replay what the journal holds from `position` on.
     Nothing before `position` may be reclaimed or acknowledged differently."""
@@ -136,8 +157,8 @@ class Status:
     counters: dict[str, float]
 
 
-ToWorker = Appended | Fetch | CommitNow | Detach | AskAllocated
-ToFront = Fetched | Durable | Detached | Allocated | Ready | Failed | Status
+ToWorker = Appended | Fetch | CommitNow | Detach | AskAllocated | Operate
+ToFront = Fetched | Durable | Detached | Allocated | Operated | Ready | Failed | Status
 
 
 class WorkerLink(Protocol):

@@ -10,34 +10,19 @@ import gc
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from blockdev.engine import link
-from blockdev.engine.attach import open_volume_file
-from blockdev.engine.destager import CommitSettings
-from blockdev.engine.local_objects import DirectoryObjects
+from blockdev.engine.assembly import Orders, assemble
 from blockdev.engine.ports import ThreadExecution
 from blockdev.engine.socket_link import SocketLink
-from blockdev.engine.state_directory import DirectoryJournal, StateDirectory
-from blockdev.engine.worker import Worker, WorkerSettings
-from blockdev.errors import AttachRefused, BlockError, CorruptFormat
-from blockdev.extents.extent_map import ExtentMap
-from blockdev.extents.lmdb_map import LmdbKeyValueStore, close_map_store, open_map_store
-from blockdev.segments import paths
-from s3core.build import build_store
-from s3core.clock import system_random
+from blockdev.engine.worker import Worker
+from blockdev.errors import BlockError
 from s3core.errors import StoreError
-from s3core.prefixed import sub_store
-from s3core.probe import race_conditional_put
-from s3core.retry import RetryPolicy
 from s3core.settings import Config, ConfigError, load_config
-from s3core.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -50,63 +35,7 @@ LATE_INTERVALS = 3
 """Commits are behind when the oldest unsaved write is so many commit intervals old."""
 STEER_S = 0.5
 SWITCH_INTERVAL_S = 0.0005
-ATTEMPTS = 2
-DEADLINE_S = 20.0
 PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """What the daemon tells its worker. `config` is the file to read endpoints from, empty for none."""
-
-    config: str
-    store_url: str
-    name: str
-    state_dir: str
-    journal_bytes: int
-    objects_bytes: int
-    commit_bytes: int
-    commit_interval_s: float
-    accept_loss: bool
-    unfenced: bool
-    log_level: str
-    log_format: str
-    cache_file: str
-
-    def dumps(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
-
-
-class SlotFile:
-    """`SlotWriter` over the cache's content file."""
-
-    def __init__(self, path: Path, slot_bytes: int) -> None:
-        self._path = path
-        self._slot_bytes = slot_bytes
-        self._descriptor = -1
-
-    def write(self, slot: int, data: bytes | bytearray | memoryview) -> None:
-        if self._descriptor < 0:
-            # Opened at the first fetch: the front makes the file while the worker attaches.
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
-        view = memoryview(data)
-        at = slot * self._slot_bytes
-        while view:
-            written = os.pwrite(self._descriptor, view, at)
-            view, at = view[written:], at + written
-
-
-def refuse_unfenced_store(store: ObjectStore, orders: Orders) -> None:
-    """Raises AttachRefused when racing conditional PUTs do not have exactly one winner."""
-    if orders.unfenced:
-        log.warning("volume %s is used UNFENCED: two hosts writing at once destroy it", orders.name)
-        return
-    result = race_conditional_put(store, "", system_random())
-    if not result.ok:
-        raise AttachRefused(
-            f"{store.url} cannot fence writers: {result.detail}",
-            hint=result.hint or "use a bucket with conditional writes, without versioning on Ceph",
-        )
 
 
 def _set_priority(nice: int) -> None:
@@ -128,7 +57,6 @@ class Host:
         self._loop = asyncio.get_running_loop()
         self._gone = asyncio.Event()
         self._link = SocketLink(self._loop, sock, self._closed)
-        self._map_store: LmdbKeyValueStore | None = None
 
     def _closed(self) -> None:
         # The daemon is dead. Whatever is under way may finish or not: the log decides, and the next attach looks.
@@ -136,7 +64,9 @@ class Host:
 
     async def run(self) -> None:
         try:
-            worker = await self._build()
+            config = load_config(Path(self._orders.config)) if self._orders.config else Config()
+            assembly = await assemble(self._orders, config, ThreadExecution(THREADS), self._link.send)
+            worker = assembly.worker
             await worker.start()
         except (BlockError, StoreError, ConfigError, OSError, ValueError) as error:
             log.debug("attach failed", exc_info=True)
@@ -149,19 +79,9 @@ class Host:
         steering = asyncio.create_task(self._steer(worker))
         await worker.run()
         steering.cancel()
-        self._close_map(worker.failure)
+        assembly.close()
         while self._link.unsent:
             await asyncio.sleep(0.01)
-
-    def _close_map(self, failure: BaseException | None) -> None:
-        if self._map_store is None:
-            return
-        if isinstance(failure, CorruptFormat) and failure.what.startswith("extent map"):
-            log.error("the local extent map is damaged; the next start rebuilds it from the bucket")
-            self._map_store.close()
-            shutil.rmtree(self._map_store.path)
-        else:
-            close_map_store(self._map_store)
 
     async def _steer(self, worker: Worker) -> None:
         """Raise or lower the priority with the backlog."""
@@ -173,41 +93,6 @@ class Host:
             if wanted != nice:
                 nice = wanted
                 _set_priority(nice)
-
-    async def _build(self) -> Worker:
-        orders = self._orders
-        config = load_config(Path(orders.config)) if orders.config else Config()
-        # The worker repeats by itself, for as long as it takes; a second layer that does would only hide outages from it.
-        policy = RetryPolicy(attempts_max=ATTEMPTS, deadline_s=DEADLINE_S)
-        store = sub_store(build_store(orders.store_url, config=config, policy=policy), paths.volume_prefix(orders.name))
-        execution = ThreadExecution(THREADS)
-        volume = await execution.run(open_volume_file, store, orders.name)
-        await execution.run(refuse_unfenced_store, store, orders)
-        geometry = volume.geometry
-        directory = StateDirectory(Path(orders.state_dir))
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._map_store = open_map_store(directory.map_path, f"{boot_id} {volume.identity}")
-        journal = DirectoryJournal(directory, volume.identity, orders.journal_bytes, geometry.sector_bytes)
-        return Worker(
-            volume=volume,
-            store=store,
-            extent_map=ExtentMap(self._map_store, geometry),
-            local=DirectoryObjects(directory.objects_path, orders.objects_bytes),
-            slots=SlotFile(Path(orders.cache_file), geometry.frame_bytes),
-            journal=journal,
-            execution=execution,
-            settings=WorkerSettings(
-                commit=CommitSettings(
-                    commit_bytes=orders.commit_bytes,
-                    interval_s=orders.commit_interval_s,
-                    compression=volume.compression,
-                ),
-                accept_loss=orders.accept_loss,
-                note={"host": socket.gethostname(), "pid": os.getpid()},
-            ),
-            nonce=lambda: uuid4().bytes,
-            send=self._link.send,
-        )
 
 
 def configure_logging(level: str, form: str) -> None:
