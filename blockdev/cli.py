@@ -7,11 +7,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from blockdev import content_commands, serve_command, volume_commands
+from blockdev import content_commands, image_commands, serve_command, volume_commands
 from blockdev.errors import (
     AttachRefused,
     CorruptFormat,
     CorruptJournal,
+    ImageRefused,
     JournalFull,
     LocalDiskFailed,
     MediumError,
@@ -19,7 +20,6 @@ from blockdev.errors import (
     Refused,
     StoreUnreachable,
 )
-from blockdev.image import ImageRefused
 from blockdev.iscsi.errors import PortalError
 from s3core.console import new_app, run_and_exit, write_line
 from s3core.exit_codes import ExitCode, register
@@ -47,7 +47,8 @@ app.command("list")(volume_commands.list_volumes)
 app.command("info")(volume_commands.info)
 app.command("serve")(serve_command.serve)
 app.command("check")(content_commands.check)
-app.command("export")(content_commands.export)
+app.command("import")(image_commands.import_volume)
+app.command("export")(image_commands.export)
 app.command("delete")(volume_commands.delete)
 
 

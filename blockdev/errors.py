@@ -62,3 +62,8 @@ class Refused(BlockError):
 
 class LocalDiskFailed(BlockError):
     """A local write or fdatasync failed; the volume stops, since nobody knows what the disk holds."""
+
+
+class ImageRefused(BlockError):
+    """A disk image that cannot be read or written as things are: a format or feature that is not supported, a file
+    that exists already or that somebody is writing."""

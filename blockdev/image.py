@@ -1,7 +1,7 @@
-"""Raw images: where an export goes, a file or a pipe.
+"""Disk images that come into being: where an export goes, a raw or qcow2 file or a pipe.
 
 One rule: a file under its final name is whole. The work happens in `FILE.part`; `FILE.part.json` says which state of which
-volume it holds up to which extent, so that an export that was stopped goes on where it stood; the rename comes last.
+volume it holds up to which extent, so that a raw export that was stopped goes on where it stood; the rename comes last.
 """
 
 import fcntl
@@ -10,7 +10,9 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from blockdev.errors import BlockError, LocalDiskFailed
+from blockdev.errors import ImageRefused, LocalDiskFailed
+from blockdev.qcow2.format import Compression
+from blockdev.qcow2.writer import Qcow2Writer
 from blockdev.units import MIB
 
 Buffer = bytes | bytearray | memoryview
@@ -18,10 +20,6 @@ Buffer = bytes | bytearray | memoryview
 NOTE_BYTES = 256 * MIB
 """Written between two notes of how far it has come."""
 _ZEROS = bytes(MIB)
-
-
-class ImageRefused(BlockError):
-    """The file is there already, or somebody is writing it."""
 
 
 class ImageFile:
@@ -45,6 +43,8 @@ class ImageFile:
         try:
             self.start = self._resumed()
             if not self.start:
+                # The note first: it must never speak of content that is gone.
+                self._note.unlink(missing_ok=True)
                 os.ftruncate(self._file, 0)
             os.ftruncate(self._file, size_bytes)
         except OSError as error:
@@ -124,6 +124,30 @@ class ImageFile:
             f"{self._part}: {error.strerror or error}",
             hint="make room or choose another disk; the same command goes on",
         )
+
+
+class Qcow2Image:
+    """A qcow2 image that comes into being. One that was stopped begins anew: its tables were in memory alone.
+
+    Raises as ImageFile does. A crash leaves `FILE.part`, which does not begin as a qcow2 image until all of it is there."""
+
+    def __init__(self, path: Path, *, size_bytes: int, compression: Compression | None, force: bool) -> None:
+        self._file = ImageFile(path, size_bytes=0, stamp="", force=force)
+        self._writer = Qcow2Writer(self._file.write, size_bytes, compression=compression)
+        self.start = 0
+
+    def write(self, offset: int, data: Buffer) -> None:
+        self._writer.write(offset, data)
+
+    def reached(self, extent: int) -> None:
+        """Nothing to note."""
+
+    def finish(self) -> None:
+        self._writer.finish()
+        self._file.finish()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class ImageStream:

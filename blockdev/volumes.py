@@ -1,7 +1,7 @@
 """Volumes as things in a store: making, finding, describing and removing them.
 
 One rule: `vol.json` is the volume. Its conditional PUT makes one, its removal ends one; what lies below a volume's prefix
-without it is the remains of a deletion that did not finish.
+without it is the remains of a deletion or an import that did not finish, or an import that is going on.
 """
 
 import contextlib
@@ -58,8 +58,8 @@ def require_free(store: ObjectStore, name: str) -> None:
             hint="choose another name; `s3block info` shows it, `s3block delete` removes it",
         )
     raise Refused(
-        f"{own.url} holds remains of a deleted volume ({first.key} and perhaps more)",
-        hint="finish the deletion with `s3block delete`, or choose another name",
+        f"{own.url} holds remains of a deletion or an import that did not finish ({first.key} and perhaps more)",
+        hint="remove them with `s3block delete`, or choose another name",
     )
 
 
@@ -114,15 +114,15 @@ def list_volumes(store: ObjectStore) -> list[Listed]:
     with ThreadPoolExecutor(_READERS, "list") as pool:
         found = list(pool.map(lambda name: look(store, name), names))
     return [
-        # Keys are there, the volume is not: somebody began to delete it.
-        replace(item, state="deletion unfinished", error=None) if isinstance(item.error, NotFound) else item
+        # Keys are there, the volume is not: somebody began to delete it, or to import it.
+        replace(item, state="deletion or import unfinished", error=None) if isinstance(item.error, NotFound) else item
         for item in found
     ]
 
 
-def newest_record(own: ObjectStore, identity: UUID) -> Parsed | None:
-    """The log's last record, found by listing from the newest root on; None when nothing was ever committed.
-    Raises CorruptFormat, store errors."""
+def newest_record(own: ObjectStore, identity: UUID | None) -> Parsed | None:
+    """The log's last record (of whatever volume, for None), found by listing from the newest root on; None when nothing
+    was ever committed. Raises CorruptFormat, store errors."""
     after = ""
     for info in own.list(paths.root_prefix()):
         number = info.key.removeprefix(paths.root_prefix()).partition("-")[0]
@@ -176,7 +176,7 @@ def prepare_deletion(store: ObjectStore, name: str, *, force: bool) -> Doomed:
         volume = read_volume_file(own, name)
         last = newest_record(own, volume.identity)
     except NotFound:
-        return Doomed(name, None, None)
+        return Doomed(name, None, _newest_of_remains(own))
     except CorruptFormat as error:
         if force:
             return Doomed(name, None, None)
@@ -192,18 +192,27 @@ def prepare_deletion(store: ObjectStore, name: str, *, force: bool) -> Doomed:
     return Doomed(name, volume, last)
 
 
+def _newest_of_remains(own: ObjectStore) -> Parsed | None:
+    """The last record of a log without vol.json; None when there is none that can be read."""
+    try:
+        return newest_record(own, None)
+    except (CorruptFormat, NotFound):
+        return None
+
+
 def delete_volume(
     store: ObjectStore, doomed: Doomed, *, nonce: bytes, time_us: int, removed: Callable[[int], None]
 ) -> dict[str, StoreError]:
     """Remove the volume; returns the keys that could not be removed. Running it again finishes what was begun.
 
     The order, and what a crash leaves:
-    1. a record of a new epoch (a crash leaves the volume whole, its writer fenced off);
+    1. a record of a new epoch (a crash leaves the volume whole, its writer fenced off; an import that is going on ends);
     2. vol.json (a crash leaves remains, which nobody can attach, `create` refuses and `delete` goes on with);
-    3. everything else, the log last and in order, so that a writer that was cut off finds the fence to the end."""
+    3. everything else, the log last and in order, so that a writer that was cut off finds the fence to the end;
+    4. vol.json once more: an import that was about to end may have written it after step 2 (it looks for the fence after
+       that, and removes it as well)."""
     own = volume_store(store, doomed.name)
-    if doomed.volume is not None:
-        _fence_off(own, doomed.volume, doomed.last, nonce, time_us)
+    _fence_off(own, doomed, nonce, time_us)
     own.delete(paths.volume_file())
     removed(1)
     failed: dict[str, StoreError] = {}
@@ -217,12 +226,21 @@ def delete_volume(
     remove(info.key for info in own.list() if not info.key.startswith(paths.log_prefix()))
     if not failed:
         remove(info.key for info in own.list(paths.log_prefix()))
+    if doomed.volume is None:
+        own.delete(paths.volume_file())
     return failed
 
 
-def _fence_off(own: ObjectStore, volume: VolumeFile, last: Parsed | None, nonce: bytes, time_us: int) -> None:
+def _fence_off(own: ObjectStore, doomed: Doomed, nonce: bytes, time_us: int) -> None:
     """Take the next number in the log, as an attachment would: whoever attaches now, or still writes, is stopped."""
+    volume, last = doomed.volume, doomed.last
     before = last.record if last is not None else None
+    if before is not None:
+        identity, lineage, size_bytes = before.volume, before.lineage, before.size_bytes
+    elif volume is not None:
+        identity, lineage, size_bytes = volume.identity, volume.lineage, volume.geometry.size_bytes
+    else:
+        return
     clean = before is None or before.kind == RecordKind.DETACH
     begin = before.end if before is not None else BLOCK_BYTES
     fence = Record(
@@ -233,13 +251,13 @@ def _fence_off(own: ObjectStore, volume: VolumeFile, last: Parsed | None, nonce:
         kind=RecordKind.DETACH if clean else RecordKind.FENCE,
         nonce=nonce,
         parent=last.digest if last is not None else NO_DIGEST,
-        volume=volume.identity,
-        lineage=before.lineage if before is not None else volume.lineage,
+        volume=identity,
+        lineage=lineage,
         journal=before.journal if before is not None else UUID(int=0),
         begin=begin,
         end=begin,
         time_us=time_us,
-        size_bytes=before.size_bytes if before is not None else volume.geometry.size_bytes,
+        size_bytes=size_bytes,
         note={"purpose": "deletion"},
     )
     parts, _, _ = record.encode(fence)
@@ -247,7 +265,7 @@ def _fence_off(own: ObjectStore, volume: VolumeFile, last: Parsed | None, nonce:
         own.put_if_absent(paths.log(fence.seq), parts)
     except PreconditionFailed as error:
         raise Refused(
-            f"volume {volume.name} was attached or written to at this very moment", hint="look with `s3block info`"
+            f"volume {doomed.name} was attached or written to at this very moment", hint="look with `s3block info`"
         ) from error
 
 

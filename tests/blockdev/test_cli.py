@@ -110,7 +110,7 @@ def test_what_cannot_be_read_does_not_hide_the_rest_of_a_list(s3block: Command, 
     said = s3block("list", url)
     assert said.code == ExitCode.CORRUPT
     assert [line.split()[0] for line in said.out.splitlines()] == ["NAME", "vm0", "vm1", "vm2"]
-    assert "deletion unfinished" in said.out
+    assert "deletion or import unfinished" in said.out
     assert "damaged" in said.out
     assert "v1/vm1/vol.json: the checksum does not hold" in said.err
     told = s3block("info", f"{url}/vm1")

@@ -265,11 +265,11 @@ def test_a_deletion_that_stopped_is_finished_by_the_next(
     left = stored.listing()
     assert "vol.json" not in left
     assert any(key.startswith("log/") for key in left)  # the fence stays as long as anything does
-    assert "deletion unfinished" in s3block("list", "memory:d").out
+    assert "deletion or import unfinished" in s3block("list", "memory:d").out
     assert s3block("info", "memory:d/vm1").code == ExitCode.NOT_FOUND
     said = s3block("create", "memory:d/vm1", "--size", "1M")
     assert said.code == ExitCode.REFUSED
-    assert "holds remains of a deleted volume" in said.err
+    assert "holds remains of a deletion or an import" in said.err
     store.kept = ""
     said = s3block("delete", "memory:d/vm1", "--yes")
     assert said.code == 0

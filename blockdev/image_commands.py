@@ -1,0 +1,287 @@
+"""`s3block import|export`: volumes from disk images, and disk images from volumes.
+
+One rule: what stands under its final name is whole, a volume as well as an image.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Annotated
+from uuid import uuid4
+
+import typer
+
+from blockdev import volumes
+from blockdev.arguments import VolumeArgument, find, opened, size_option, steps, usage
+from blockdev.errors import Refused
+from blockdev.image import ImageFile, ImageStream, Qcow2Image
+from blockdev.image_source import FORMATS, ImageSource, StreamSource, open_image
+from blockdev.importing import Imported, import_image
+from blockdev.offline import OfflineVolume, open_offline
+from blockdev.place import VolumePlace, volume_store
+from blockdev.qcow2.format import Compression
+from blockdev.segments.volume_file import VolumeFile
+from blockdev.units import BLOCK_BYTES
+from blockdev.volume_commands import program_version
+from s3core.clock import system_random
+from s3core.console import JsonOption, write_json, write_line, write_note
+from s3core.endpoint_commands import ConfigOption
+from s3core.exit_codes import ExitCode, exit_code_of
+from s3core.quantities import shown_duration, shown_size
+from s3core.settings import load_config
+from s3core.store import ObjectStore
+
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", metavar="raw|qcow2", help="What kind of image FILE is.", show_default=False),
+]
+_COMPRESSIONS = {kind.name.lower(): kind for kind in Compression}
+
+
+# --- import ----------------------------------------------------------------------------------------------------------
+
+
+def import_volume(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A raw or qcow2 image, or a block device; - is a raw image on standard input.",
+            show_default=False,
+        ),
+    ],
+    volume: VolumeArgument,
+    form: FormatOption = None,
+    size: Annotated[int | None, size_option("size_bytes", "--size")] = None,
+    sector_size: Annotated[int | None, size_option("sector_bytes", "--sector-size")] = None,
+    extent_size: Annotated[int | None, size_option("extent_bytes", "--extent-size")] = None,
+    frame_size: Annotated[int | None, size_option("frame_bytes", "--frame-size")] = None,
+    compression: Annotated[
+        str, typer.Option("--compression", help="What frames are packed with: zstd or none.")
+    ] = "zstd",
+    unfenced: Annotated[
+        bool,
+        typer.Option("--unfenced", help="Make it even where the store cannot keep two hosts from writing at once."),
+    ] = False,
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a volume from a disk image. Holes and zeros cost nothing. The volume exists when all of it is there.
+
+    An image is known by its first bytes unless --format says otherwise. With --size the volume is larger than the image,
+    and zeros behind it; for a stream that is its size. One that was stopped leaves remains: remove them with
+    `s3block delete`, then import again."""
+    config = load_config(config_path)
+    place = find(config, volume)
+    _check_form(form)
+    if compression not in volumes.COMPRESSIONS:
+        usage(f"--compression must be one of {', '.join(volumes.COMPRESSIONS)}, not {compression!r}")
+    settings = place.settings
+    with _source(file, form, size) as source:
+        whole = -(-source.size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        wanted = whole if size == source.size_bytes else size or settings.size_bytes or whole
+        if wanted < source.size_bytes:
+            usage(f"the image has {source.size_bytes} bytes, a volume of {wanted} cannot hold it")
+        try:
+            geometry = volumes.check_geometry(
+                wanted,
+                sector_size or settings.sector_bytes,
+                frame_size or settings.frame_bytes,
+                extent_size or settings.extent_bytes,
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        made = VolumeFile(
+            name=place.name,
+            identity=uuid4(),
+            lineage=uuid4(),
+            geometry=geometry,
+            compression=compression,
+            created=time.time(),
+            creator=f"bucketworks {program_version()}",
+        )
+        with opened(config, place.store_url) as store:
+            volumes.require_free(store, place.name)
+            tested = volumes.fence_test(store, system_random())
+            if not tested.ok and not (unfenced or settings.unfenced):
+                said = (
+                    "cannot keep two hosts from writing to a volume at once"
+                    if tested.conclusive
+                    else "cannot be tested"
+                )
+                raise Refused(f"{place.store_url} {said}: {tested.detail}", hint=tested.hint)
+            began = time.monotonic()
+            done = _import(store, place, made, source, quiet=as_json)
+            seconds = max(time.monotonic() - began, 0.001)
+    mapped = done.extents * geometry.extent_bytes
+    if as_json:
+        write_json(
+            {
+                "url": place.url,
+                "uuid": str(made.identity),
+                "file": str(file),
+                "image_bytes": source.size_bytes,
+                "size_bytes": wanted,
+                "commit": done.commit,
+                "mapped_extents": done.extents,
+                "mapped_bytes": mapped,
+                "stored_bytes": done.stored_bytes,
+                "puts": done.puts,
+                "seconds": round(seconds, 3),
+                "fenced": tested.ok,
+            }
+        )
+    else:
+        write_line(
+            f"volume {place.name} of {shown_size(wanted)} imported to {place.store_url}: {shown_size(mapped)} mapped, "
+            f"{shown_size(done.stored_bytes)} stored in {done.puts} PUTs, in {shown_duration(round(seconds, 1))} "
+            f"({shown_size(int(mapped / seconds))}/s)"
+        )
+    if wanted != source.size_bytes:
+        write_note(f"the image has {source.size_bytes} bytes; the volume has {wanted}, with zeros behind the image")
+    if not tested.ok:
+        write_note(
+            f"UNFENCED: {tested.detail}. If two hosts serve this volume at once, they destroy it, and nothing stops them."
+        )
+
+
+def _import(store: ObjectStore, place: VolumePlace, made: VolumeFile, source: ImageSource, *, quiet: bool) -> Imported:
+    extent_bytes = made.geometry.extent_bytes
+    # Before anything is sent: an image whose tables are damaged is refused here.
+    total = source.count(extent_bytes) * extent_bytes
+    began = False
+    try:
+        with steps(f"importing {place.name}", total, unit="bytes", quiet=quiet) as advance:
+            began = True
+            return import_image(
+                store,
+                made,
+                source,
+                journal=uuid4(),
+                nonce=lambda: uuid4().bytes,
+                note={"host": socket.gethostname(), "pid": os.getpid(), "program": made.creator},
+                done=lambda extents: advance(extents * extent_bytes),
+            )
+    except BaseException as error:
+        if began and not quiet and exit_code_of(error) != ExitCode.REFUSED:
+            write_note(f"{place.name} is no volume yet; `s3block delete` removes what was sent")
+        raise
+
+
+@contextmanager
+def _source(file: Path, form: str | None, size: int | None) -> Iterator[ImageSource]:
+    if str(file) != "-":
+        source: ImageSource = open_image(file, form)
+    elif size is None:
+        usage("say how large the image on standard input is, with --size")
+    elif form not in (None, "raw"):
+        usage("standard input can carry a raw image alone; a qcow2 image has to be a file")
+    else:
+        source = StreamSource(sys.stdin.buffer, size)
+    with closing(source):
+        yield source
+
+
+def _check_form(form: str | None) -> None:
+    if form is not None and form not in FORMATS:
+        usage(f"--format must be one of {', '.join(FORMATS)}, not {form!r}; qemu-img convert makes others")
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def export(
+    volume: VolumeArgument,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="The image to write; - is a raw one on standard output.", show_default=False
+        ),
+    ],
+    form: FormatOption = None,
+    compress: Annotated[
+        str | None,
+        typer.Option("--compress", metavar="zlib|zstd", help="Pack the clusters of a qcow2 image.", show_default=False),
+    ] = None,
+    commit: Annotated[
+        int | None,
+        typer.Option("--commit", metavar="N", min=1, help="The volume as it was after commit N, not the newest."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a volume's content to an image, with nothing but the store: qcow2 if FILE ends in .qcow2, otherwise raw.
+    A raw export that was stopped goes on; a qcow2 one begins anew."""
+    config = load_config(config_path)
+    place = find(config, volume)
+    piped = str(file) == "-"
+    if piped and as_json:
+        usage("standard output cannot carry the image and JSON")
+    _check_form(form)
+    if form is None:
+        form = "qcow2" if file.suffix == ".qcow2" else "raw"
+    if piped and form == "qcow2":
+        usage("a qcow2 image is not written from front to back; name a file")
+    if compress is not None and compress not in _COMPRESSIONS:
+        usage(f"--compress must be one of {', '.join(_COMPRESSIONS)}, not {compress!r}")
+    if compress is not None and form != "qcow2":
+        usage("--compress is for qcow2 images; pack a raw one with a tool of your choice")
+    with (
+        opened(config, place.store_url) as store,
+        open_offline(volume_store(store, place.name), place.name, commit=commit) as found,
+    ):
+        began = time.monotonic()
+        extent_bytes = found.volume.geometry.extent_bytes
+        target: ImageStream | ImageFile | Qcow2Image
+        if piped:
+            target = ImageStream(sys.stdout.buffer, size_bytes=found.size_bytes)
+        elif form == "qcow2":
+            packing = _COMPRESSIONS[compress] if compress is not None else None
+            target = Qcow2Image(file, size_bytes=found.size_bytes, compression=packing, force=force)
+        else:
+            target = ImageFile(file, size_bytes=found.size_bytes, stamp=_stamp(found), force=force)
+        with closing(target):
+            if target.start and not as_json:
+                write_note(f"going on at {shown_size(target.start * extent_bytes)}")
+            left = sum(1 for _ in found.map.extents(target.start)) if found.state is not None else 0
+            with steps(f"exporting {place.name}", left * extent_bytes, unit="bytes", quiet=as_json) as advance:
+
+                def done(extent: int) -> None:
+                    target.reached(extent)
+                    advance(extent_bytes)
+
+                found.copy(target, start=target.start, done=done)
+            target.finish()
+        seconds = time.monotonic() - began
+        answer = {
+            "volume": place.url,
+            "commit": found.state.seq if found.state is not None else 0,
+            "file": str(file),
+            "format": form,
+            "size_bytes": found.size_bytes,
+            "copied_bytes": left * extent_bytes,
+            "seconds": round(seconds, 3),
+        }
+    if as_json:
+        write_json(answer)
+        return
+    rate = shown_size(int(left * extent_bytes / max(seconds, 0.001)))
+    said = (
+        f"volume {place.name} as of commit {answer['commit']}: {shown_size(found.size_bytes)}, of which "
+        f"{shown_size(left * extent_bytes)} mapped, in {shown_duration(round(seconds, 1))} ({rate}/s)"
+    )
+    if piped:
+        write_note(said)
+    else:
+        write_line(f"{file}: {said}")
+
+
+def _stamp(found: OfflineVolume) -> str:
+    """Names the content: one digest names a whole volume state."""
+    digest = found.state.digest.hex() if found.state is not None else "empty"
+    return f"{found.volume.identity} {digest}"
