@@ -293,7 +293,7 @@ def test_after_the_fence_a_deletion_may_be_given_up(place: str, stored: Stored, 
     store = build_store(place)
     doomed = volumes.prepare_deletion(store, "vm1", force=False)
     assert doomed.volume is not None
-    volumes._fence_off(volume_store(store, "vm1"), doomed.volume, doomed.last, bytes(16), 0)
+    volumes._fence_off(volume_store(store, "vm1"), doomed, bytes(16), 0)
     told = s3block("info", f"{place}/vm1", "--json").answer
     assert told["state"] == "detached: the bucket holds everything"
     assert told["epoch"] == 2
