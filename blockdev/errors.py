@@ -60,6 +60,10 @@ class Refused(BlockError):
     """Things as they are forbid what was asked; the hint names the choice."""
 
 
+class KeyRefused(BlockError):
+    """An encrypted volume without its key, or a key that is not the volume's. Nothing was read or written."""
+
+
 class LocalDiskFailed(BlockError):
     """A local write or fdatasync failed; the volume stops, since nobody knows what the disk holds."""
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,7 +25,7 @@ from blockdev.engine.worker import Worker, WorkerSettings
 from blockdev.errors import AttachRefused, CorruptFormat
 from blockdev.extents.extent_map import ExtentMap
 from blockdev.extents.lmdb_map import LmdbKeyValueStore, close_map_store, open_map_store
-from blockdev.segments.volume_file import VolumeFile
+from blockdev.segments.volume_file import VolumeFile, cipher_of
 from s3core.build import build_store
 from s3core.clock import system_random
 from s3core.probe import race_conditional_put
@@ -56,6 +56,8 @@ class Orders:
     log_level: str
     log_format: str
     cache_file: str
+    data_key: str = field(default="", repr=False)
+    """Of an encrypted volume, hexadecimal."""
 
     def dumps(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -120,12 +122,13 @@ async def assemble(
     orders: Orders, config: Config, execution: ThreadExecution, send: Callable[[link.ToFront], None]
 ) -> Assembly:
     """Build the worker; `send` gets what it tells its front. The caller holds the state directory's lock.
-    Raises NotFound (no such volume), AttachRefused, CorruptFormat, LocalDiskFailed, ConfigError, store errors."""
+    Raises NotFound (no such volume), AttachRefused, KeyRefused, CorruptFormat, LocalDiskFailed, ConfigError, store errors."""
     # The worker repeats by itself, for as long as it takes; a second layer that does would only hide outages from it.
     policy = RetryPolicy(attempts_max=ATTEMPTS, deadline_s=DEADLINE_S)
     whole = build_store(orders.store_url, config=config, policy=policy)
     own = VolumePart(whole, orders.name)
     volume = await execution.run(open_volume_file, own, orders.name)
+    cipher = cipher_of(volume, bytes.fromhex(orders.data_key), os.urandom)
     await execution.run(refuse_unfenced_store, own, orders)
     geometry = volume.geometry
     directory = StateDirectory(Path(orders.state_dir))
@@ -150,6 +153,7 @@ async def assemble(
             note={"host": socket.gethostname(), "pid": os.getpid()},
         ),
         nonce=lambda: uuid4().bytes,
+        cipher=cipher,
         send=send,
     )
     return Assembly(worker, volume, journal, map_store, whole)

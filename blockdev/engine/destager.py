@@ -23,6 +23,7 @@ from blockdev.extents.extent_map import ExtentMap
 from blockdev.extents.format import EMPTY, ExtentValue
 from blockdev.journal.format import Record as JournalRecord
 from blockdev.segments import container, paths, record
+from blockdev.segments.cipher import Cipher
 from blockdev.segments.paths import INLINE, ContainerRef
 from blockdev.segments.record import BaseEntry, MoveEntry, PatchEntry, RangeEntry, Record, RecordKind
 from blockdev.units import Geometry
@@ -92,10 +93,11 @@ class Destager:
         execution: Execution,
         settings: CommitSettings,
         nonce: Callable[[], bytes],
+        cipher: Cipher | None = None,
     ) -> None:
         self.geometry = geometry
         self.epoch = epoch
-        self.encoder = Encoder(geometry, volume.bytes, settings.compression)
+        self.encoder = Encoder(geometry, volume.bytes, settings.compression, cipher)
         self._volume = volume
         self._lineage = lineage
         self._journal = journal

@@ -17,6 +17,7 @@ from blockdev.errors import CorruptFormat
 from blockdev.extents.extent_map import ExtentMap, MapState
 from blockdev.extents.format import ExtentValue
 from blockdev.segments import extent_object, frames, paths
+from blockdev.segments.cipher import Cipher
 from blockdev.units import Geometry
 from s3core.errors import Corrupt, NotFound, StoreError
 from s3core.store import ObjectStore
@@ -100,6 +101,7 @@ class Fetcher:
         store: ObjectStore,
         local: LocalObjects,
         execution: Execution,
+        cipher: Cipher | None = None,
     ) -> None:
         self._geometry = geometry
         self._volume_of = volume_of
@@ -107,6 +109,7 @@ class Fetcher:
         self._store = store
         self._local = local
         self._execution = execution
+        self._cipher = cipher
         self._threads = threading.local()
         self.counters = FetchCounters()
 
@@ -270,6 +273,7 @@ class Fetcher:
                     what=need.key,
                     offset=need.offset,
                     decompressor=decompressor,
+                    cipher=self._cipher,
                 )
                 if start > need.start or start + len(raw) // sector < need.end:
                     raise CorruptFormat("frame does not cover its place", what=need.key, offset=need.offset)

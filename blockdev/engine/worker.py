@@ -34,6 +34,7 @@ from blockdev.errors import (
 )
 from blockdev.extents.extent_map import ExtentMap
 from blockdev.extents.format import PATCH_BYTES
+from blockdev.segments.cipher import Cipher
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.units import BLOCK_BYTES
 from s3core.errors import Corrupt, NotFound, StoreError
@@ -105,6 +106,7 @@ class Worker:
         execution: Execution,
         settings: WorkerSettings,
         nonce: Callable[[], bytes],
+        cipher: Cipher | None = None,
         send: Callable[[link.ToFront], None],
     ) -> None:
         self._volume = volume
@@ -116,10 +118,13 @@ class Worker:
         self._execution = execution
         self._settings = settings
         self._nonce = nonce
+        self._cipher = cipher
         self._send = send
         self._persistence = Persistence(execution)
         self._log = CommitLog(store, volume.identity, execution, self._persistence)
-        self._fetcher = Fetcher(volume.geometry, Ancestry(volume).volume_of, extent_map, store, local, execution)
+        self._fetcher = Fetcher(
+            volume.geometry, Ancestry(volume).volume_of, extent_map, store, local, execution, cipher
+        )
         self._head = 0
         self.urgent = False
         self._commit_to = 0
@@ -174,6 +179,7 @@ class Worker:
             execution=self._execution,
             settings=self._settings.commit,
             nonce=self._nonce,
+            cipher=self._cipher,
         )
         self._checkpointer = Checkpointer(
             volume=self._volume.identity,

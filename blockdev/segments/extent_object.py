@@ -14,6 +14,7 @@ from crc32c import crc32c
 
 from blockdev.errors import CorruptFormat
 from blockdev.segments import frames
+from blockdev.segments.cipher import Cipher
 from blockdev.units import Geometry
 
 Buffer = bytes | bytearray | memoryview
@@ -58,6 +59,7 @@ def encode(
     epoch: int,
     contents: Sequence[Buffer | None],
     compressor: zstandard.ZstdCompressor | None,
+    cipher: Cipher | None = None,
 ) -> tuple[list[bytes], bytes, int]:
     """(parts of the object, length table, digest). `contents`: per frame its raw bytes, or None for zeros."""
     unit = unit_bytes(geometry)
@@ -68,10 +70,11 @@ def encode(
             lengths.append(ZERO_FRAME)
             continue
         place = frames.place_of(extent, index * geometry.sectors_per_frame)
-        blob = frames.encode(volume, place, geometry.sectors_per_frame, gen, content, compressor)
+        blob = frames.encode(volume, place, geometry.sectors_per_frame, gen, content, compressor, cipher)
         units = -(-len(blob) // unit)
         if units >= RAW_FRAME:
-            # Only a raw frame is that long: `frames.encode` keeps what saves a sixteenth, which is 241 units at most.
+            # Only a raw frame is that long: `frames.encode` keeps what saves a sixteenth, which is 241 units at most;
+            # header and sealing take less than a unit (60 of 64 bytes in the smallest).
             assert units == RAW_UNITS, units
             lengths.append(RAW_FRAME)
         else:

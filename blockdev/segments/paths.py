@@ -7,6 +7,7 @@
     v1/<volume>/seg/<hh>/<gen>-<epoch>-<n>                  patches of one commit, or what was moved by one
     v1/<volume>/root/<seq>-<epoch>                          checkpoint of the map as of commit <seq>
     v1/<volume>/page/<hh>/<seq>-<epoch>-<n>                 packs of map pages
+    v1/<volume>/key/<id>                                    the data key, wrapped; replaceable
     v1/<volume>/ref/<child>                                 a clone that reads this volume's objects; pins a snapshot
     v1/<volume>/snap/ run/ roll/                            reserved
 
@@ -43,6 +44,14 @@ def volume_prefix(volume: str) -> str:
 
 def volume_file() -> str:
     return "vol.json"
+
+
+def key_prefix() -> str:
+    return "key/"
+
+
+def key_slot(slot: str) -> str:
+    return f"key/{slot}"
 
 
 def head() -> str:

@@ -11,15 +11,27 @@ from uuid import UUID
 
 from crc32c import crc32c
 
-from blockdev.errors import CorruptFormat
+from blockdev.errors import CorruptFormat, KeyRefused
+from blockdev.segments.cipher import CIPHER, KEY_CHECK_BYTES, Cipher, FrameCipher, Random, key_check
 from blockdev.units import Geometry
 
 FORMAT = 1
 CLONE = "clone"
 """The feature of a volume with an origin: a program that does not know it would take the volume for empty."""
-KNOWN_FEATURES: frozenset[str] = frozenset({CLONE})
+ENCRYPTION = "encryption"
+KNOWN_FEATURES: frozenset[str] = frozenset({CLONE, ENCRYPTION})
 """Features this program understands. A volume that names another one is refused, never half understood."""
 CHECKSUM = "crc32c"
+ZSTD_LEVEL_DEFAULT = 1
+ZSTD_LEVEL_MAX = 19
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """How a volume's frames are sealed. `key_check` tells the data key from any other (`cipher.key_check`)."""
+
+    cipher: str
+    key_check: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +62,48 @@ class VolumeFile:
     creator: str
     features: frozenset[str] = frozenset()
     origin: tuple[Origin, ...] = ()
+    encryption: Encryption | None = None
 
     def __post_init__(self) -> None:
+        if (ENCRYPTION in self.features) != (self.encryption is not None):
+            raise ValueError(f'the feature "{ENCRYPTION}" and the member "{ENCRYPTION}" belong together')
         if bool(self.origin) != (CLONE in self.features):
             raise ValueError(f'an origin and the feature "{CLONE}" belong together; one is missing')
         numbers = [origin.seq for origin in self.origin]
         if numbers != sorted(set(numbers)) or (numbers and numbers[0] < 1):
             raise ValueError(f"the commits of the origin do not ascend: {numbers}")
+
+
+def compression_level(compression: str) -> int | None:
+    """The zstd level that the text of vol.json means, None for "none". ValueError for what no writer knows."""
+    if compression == "none":
+        return None
+    if compression == "zstd":
+        return ZSTD_LEVEL_DEFAULT
+    for level in range(1, ZSTD_LEVEL_MAX + 1):
+        if compression == f"zstd-{level}":
+            return level
+    raise ValueError(f"compression is zstd, zstd-1 to zstd-{ZSTD_LEVEL_MAX} or none, not {compression!r}")
+
+
+def encryption_of(data_key: bytes, identity: UUID) -> Encryption:
+    """What the vol.json of volume `identity` says of its data key. A clone has its ancestor's key and words of its own."""
+    return Encryption(CIPHER, key_check(data_key, identity.bytes))
+
+
+def is_data_key(volume: VolumeFile, data_key: bytes) -> bool:
+    """Whether `data_key` is the volume's."""
+    return volume.encryption is not None and key_check(data_key, volume.identity.bytes) == volume.encryption.key_check
+
+
+def cipher_of(volume: VolumeFile, data_key: bytes, random: Random) -> Cipher | None:
+    """What opens and seals the volume's frames; None for a volume that is not encrypted, whose `data_key` is empty.
+    Raises KeyRefused for any other key than the volume's."""
+    if volume.encryption is None and not data_key:
+        return None
+    if not is_data_key(volume, data_key):
+        raise KeyRefused(f"volume {volume.name} was given a data key that is not its own")
+    return FrameCipher(data_key, random)
 
 
 def checksum(document: dict[str, Any]) -> str:
@@ -83,6 +130,8 @@ def encode(volume: VolumeFile) -> bytes:
     }
     if volume.origin:
         document["origin"] = [_origin_document(origin) for origin in volume.origin]
+    if volume.encryption is not None:
+        document[ENCRYPTION] = {"cipher": volume.encryption.cipher, "key_check": volume.encryption.key_check}
     document[CHECKSUM] = checksum(document)
     return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
@@ -158,6 +207,7 @@ def decode(blob: bytes, *, what: str) -> VolumeFile:
             creator=_text(document, "creator", what),
             features=features,
             origin=tuple(_origin(item, what) for item in _list(document, "origin", what)),
+            encryption=_encryption(document, what),
         )
     except ValueError as error:
         raise CorruptFormat(f"makes no sense: {error}", what=what) from error
@@ -193,6 +243,24 @@ def _list(document: dict[str, Any], key: str, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise _wrong(key, "a list", value, what)
     return value
+
+
+def _encryption(document: dict[str, Any], what: str) -> Encryption | None:
+    value = document.get(ENCRYPTION)
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _wrong(ENCRYPTION, "an object", value, what)
+    cipher, check = _text(value, "cipher", what), _text(value, "key_check", what)
+    if cipher != CIPHER:
+        raise CorruptFormat(
+            f"the volume is encrypted with {cipher}, which this program does not know",
+            what=what,
+            hint="use a newer version of the program",
+        )
+    if len(check) != 2 * KEY_CHECK_BYTES:
+        raise _wrong("key_check", f"{2 * KEY_CHECK_BYTES} hexadecimal digits", check, what)
+    return Encryption(cipher, check)
 
 
 def _texts(document: dict[str, Any], key: str, what: str) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """vol.json: read back exactly, or refused with a reason."""
 
-import dataclasses
 import json
+from dataclasses import fields, replace
 from typing import Any
 from uuid import UUID
 
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockdev.errors import CorruptFormat
+from blockdev.errors import CorruptFormat, KeyRefused
 from blockdev.segments import volume_file
-from blockdev.segments.volume_file import Origin, VolumeFile
+from blockdev.segments.volume_file import Origin, VolumeFile, cipher_of, compression_level, encryption_of
 from blockdev.units import GIB, Geometry
 from tests.blockdev.segments_values import OTHER, VOLUME, cut, flip, refusal
 
@@ -59,9 +59,14 @@ volumes = st.builds(
     identity=st.uuids(),
     lineage=st.uuids(),
     geometry=geometries,
-    compression=st.sampled_from(["zstd", "none"]),
+    compression=st.sampled_from(["zstd", "zstd-9", "none"]),
     created=st.floats(0, 4e9),
     creator=st.text(max_size=30),
+) | st.builds(
+    replace,
+    st.just(EXAMPLE),
+    features=st.just(frozenset({"encryption"})),
+    encryption=st.builds(encryption_of, st.binary(min_size=32, max_size=32), st.uuids()),
 )
 
 
@@ -104,12 +109,12 @@ def test_garbage_is_corrupt(blob: bytes) -> None:
 
 def test_an_origin_ascends() -> None:
     ten, twenty = (Origin(f"v{seq}", VOLUME, seq, 1, "root/x", bytes(32), OTHER) for seq in (10, 20))
-    fields = {field.name: getattr(EXAMPLE, field.name) for field in dataclasses.fields(EXAMPLE)}
-    fields["features"] = frozenset({volume_file.CLONE})
-    assert VolumeFile(**fields | {"origin": (ten, twenty)}).origin[-1].seq == 20
+    values = {field.name: getattr(EXAMPLE, field.name) for field in fields(EXAMPLE)}
+    values["features"] = frozenset({volume_file.CLONE})
+    assert VolumeFile(**values | {"origin": (ten, twenty)}).origin[-1].seq == 20
     for wrong in ((twenty, ten), (ten, ten)):
         with pytest.raises(ValueError, match="do not ascend"):
-            VolumeFile(**fields | {"origin": wrong})
+            VolumeFile(**values | {"origin": wrong})
 
 
 def test_white_space_may_change_a_value_may_not() -> None:
@@ -130,6 +135,12 @@ def test_a_field_this_program_does_not_know_is_passed_over() -> None:
         ({"format": 2}, "format 2 is not known"),
         ({"format": ...}, "format None is not known"),
         ({"features": ["time-travel"]}, "uses time-travel, which this program does not know"),
+        ({"features": ["encryption"]}, "belong together"),
+        ({"encryption": {"cipher": "aes-256-gcm", "key_check": "00" * 16}}, "belong together"),
+        ({"features": ["encryption"], "encryption": "yes"}, "should be an object"),
+        ({"features": ["encryption"], "encryption": {"cipher": "aes-256-gcm"}}, "should be a string"),
+        ({"features": ["encryption"], "encryption": {"cipher": "rot13", "key_check": "00"}}, "encrypted with rot13"),
+        ({"features": ["encryption"], "encryption": {"cipher": "aes-256-gcm", "key_check": "00"}}, "32 hexadecimal"),
         ({"features": "none"}, "should be a list of strings"),
         ({"features": [1]}, "should be a list of strings"),
         ({"uuid": 5}, "should be a string"),
@@ -160,3 +171,21 @@ def test_json_that_is_no_object_is_corrupt(blob: bytes) -> None:
 
 def test_the_example_is_a_uuid_all_the_way() -> None:
     assert isinstance(volume_file.decode(volume_file.encode(EXAMPLE), what="vol.json").identity, UUID)
+
+
+def test_a_volume_takes_its_own_key_and_no_other() -> None:
+    key = bytes(range(32))
+    sealed = replace(EXAMPLE, features=frozenset({"encryption"}), encryption=encryption_of(key, EXAMPLE.identity))
+    assert cipher_of(sealed, key, bytes) is not None
+    assert cipher_of(EXAMPLE, b"", bytes) is None
+    twin = replace(sealed, identity=OTHER)
+    for volume, offered in ((sealed, b""), (sealed, bytes(32)), (EXAMPLE, key), (twin, key)):
+        with pytest.raises(KeyRefused, match="not its own"):
+            cipher_of(volume, offered, bytes)
+
+
+def test_compression_is_a_level_or_none() -> None:
+    assert (compression_level("zstd"), compression_level("zstd-19"), compression_level("none")) == (1, 19, None)
+    for text in ("zstd-0", "zstd-20", "zstd-01", "zstd-", "lz4", ""):
+        with pytest.raises(ValueError, match="zstd-1 to zstd-19 or none"):
+            compression_level(text)

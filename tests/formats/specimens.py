@@ -8,7 +8,7 @@ every other one byte for byte.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -16,11 +16,13 @@ import zstandard
 
 from blockdev.extents import format as extent_map
 from blockdev.extents.format import Base, ExtentValue, Patch
-from blockdev.segments import container, extent_object, frames, record, root, volume_file
+from blockdev.segments import container, extent_object, frames, key_slot, record, root, volume_file
+from blockdev.segments.cipher import FrameCipher
+from blockdev.segments.key_slot import Secret
 from blockdev.segments.paths import INLINE, ContainerRef
 from blockdev.segments.record import BaseEntry, MoveEntry, PatchEntry, RangeEntry, Record, RecordKind
 from blockdev.segments.root import ContainerUse, DeadObject, PageRef, Root
-from blockdev.segments.volume_file import Origin, VolumeFile
+from blockdev.segments.volume_file import Origin, VolumeFile, encryption_of
 from blockdev.units import KIB, MIB, Geometry
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -115,6 +117,21 @@ CLONE_FILE = VolumeFile(
     features=frozenset({"clone"}),
     origin=(Origin("vm-101-disk-0", VOLUME, 9, 2, "root/0000000000000009-000002", bytes(range(32)), LINEAGE),),
 )
+DATA_KEY = bytes(range(32, 64))
+CIPHER = FrameCipher(DATA_KEY, lambda size: bytes(range(size)))
+ENCRYPTED_FILE = replace(VOLUME_FILE, features=frozenset({"encryption"}), encryption=encryption_of(DATA_KEY, VOLUME))
+SECRETS = {"key": Secret("key", bytes(range(64, 96))), "passphrase": Secret("passphrase", b"correct horse")}
+SLOTS = {
+    kind: key_slot.wrap(
+        DATA_KEY,
+        secret,
+        volume=VOLUME,
+        random=lambda size: bytes(range(100, 100 + size)),
+        created=1700000000.25,
+        creator="bucketworks 0.1.0",
+    )
+    for kind, secret in SECRETS.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +146,7 @@ class Specimen:
     exact: bool
 
 
-def _frame(blob: bytes) -> object:
+def _frame(blob: bytes, cipher: FrameCipher | None = None) -> object:
     decompressor = zstandard.ZstdDecompressor()
     return frames.decode(
         VOLUME.bytes,
@@ -140,12 +157,13 @@ def _frame(blob: bytes) -> object:
         what="golden",
         offset=0,
         decompressor=decompressor,
+        cipher=cipher,
     )
 
 
-def _write_frame(packed: bool) -> bytes:
+def _write_frame(packed: bool, cipher: FrameCipher | None = None) -> bytes:
     squeeze = zstandard.ZstdCompressor(level=3) if packed else None
-    return frames.encode(VOLUME.bytes, frames.place_of(3, 3), 1, 9, TEXT, squeeze)
+    return frames.encode(VOLUME.bytes, frames.place_of(3, 3), 1, 9, TEXT, squeeze, cipher)
 
 
 def _extent(blob: bytes) -> object:
@@ -182,6 +200,12 @@ def _record(blob: bytes) -> object:
     return parsed.record, bytes(blob[parsed.inline_offset :])
 
 
+def _slot(blob: bytes) -> object:
+    """The slot, and the data key its secret opens it to."""
+    found = key_slot.decode(blob, what="golden")
+    return found, key_slot.unwrap(found, SECRETS[found.kind])
+
+
 def _write_record(value: Record, inline: list[bytes]) -> bytes:
     return b"".join(bytes(part) for part in record.encode(value, inline)[0])
 
@@ -189,6 +213,20 @@ def _write_record(value: Record, inline: list[bytes]) -> bytes:
 SPECIMENS = [
     Specimen("frame-raw.v1", lambda: _write_frame(False), _frame, (3, TEXT), True),
     Specimen("frame-zstd.v1", lambda: _write_frame(True), _frame, (3, TEXT), False),
+    Specimen(
+        "frame-raw-encrypted.v1",
+        lambda: _write_frame(False, CIPHER),
+        lambda blob: _frame(blob, CIPHER),
+        (3, TEXT),
+        True,
+    ),
+    Specimen(
+        "frame-zstd-encrypted.v1",
+        lambda: _write_frame(True, CIPHER),
+        lambda blob: _frame(blob, CIPHER),
+        (3, TEXT),
+        False,
+    ),
     Specimen("extent-raw.v1", lambda: _write_extent(False), _extent, ((VOLUME.bytes, 5, 9, 2), CONTENTS), True),
     Specimen("extent-zstd.v1", lambda: _write_extent(True), _extent, ((VOLUME.bytes, 5, 9, 2), CONTENTS), False),
     Specimen(
@@ -234,6 +272,21 @@ SPECIMENS = [
         lambda: volume_file.encode(CLONE_FILE),
         lambda blob: volume_file.decode(blob, what="golden"),
         CLONE_FILE,
+        True,
+    ),
+    Specimen(
+        "volume-encrypted.v1.json",
+        lambda: volume_file.encode(ENCRYPTED_FILE),
+        lambda blob: volume_file.decode(blob, what="golden"),
+        ENCRYPTED_FILE,
+        True,
+    ),
+    Specimen("key-slot-file.v1.json", lambda: key_slot.encode(SLOTS["key"]), _slot, (SLOTS["key"], DATA_KEY), True),
+    Specimen(
+        "key-slot-passphrase.v1.json",
+        lambda: key_slot.encode(SLOTS["passphrase"]),
+        _slot,
+        (SLOTS["passphrase"], DATA_KEY),
         True,
     ),
 ]

@@ -14,6 +14,7 @@ from blockdev.extents.extent_map import ExtentMap
 from blockdev.extents.format import ExtentValue
 from blockdev.extents.memory_map import MemoryKeyValueStore
 from blockdev.segments import extent_object, frames, paths, record, root
+from blockdev.segments.cipher import Cipher
 from blockdev.segments.record import NO_DIGEST, Parsed, RecordKind
 from blockdev.segments.volume_file import VolumeFile
 from s3core.errors import Corrupt, NotFound
@@ -60,13 +61,13 @@ def _apply(extent_map: ExtentMap, parsed: Parsed) -> None:
     extent_map.apply(parsed.record, parsed.digest, parsed.inline_offset, sizes_from_entries(parsed))
 
 
-def image(store: ObjectStore, volume: VolumeFile, extent_map: ExtentMap) -> list[int]:
+def image(store: ObjectStore, volume: VolumeFile, extent_map: ExtentMap, cipher: Cipher | None = None) -> list[int]:
     """A token per sector, read from the objects the map names. Raises Violation for a dangling reference, CorruptFormat."""
     geometry = volume.geometry
     tokens = [0] * geometry.sector_count
     for extent, value in extent_map.extents():
         first = extent * geometry.sectors_per_extent
-        for start, data in _contents(store, volume, extent, value):
+        for start, data in _contents(store, volume, extent, value, cipher):
             for index in range(len(data) // geometry.sector_bytes):
                 lba = first + start + index
                 sector = data[index * geometry.sector_bytes : (index + 1) * geometry.sector_bytes]
@@ -76,7 +77,7 @@ def image(store: ObjectStore, volume: VolumeFile, extent_map: ExtentMap) -> list
 
 
 def _contents(
-    store: ObjectStore, volume: VolumeFile, extent: int, value: ExtentValue
+    store: ObjectStore, volume: VolumeFile, extent: int, value: ExtentValue, cipher: Cipher | None
 ) -> list[tuple[int, bytes | memoryview]]:
     geometry = volume.geometry
     found: list[tuple[int, bytes | memoryview]] = []
@@ -95,6 +96,7 @@ def _contents(
             what=key,
             offset=offset,
             decompressor=zstandard.ZstdDecompressor(),
+            cipher=cipher,
         )
 
     if value.base is not None:
@@ -171,12 +173,14 @@ def check_roots(store: ObjectStore, volume: VolumeFile, records: list[Parsed], r
     return len(keys)
 
 
-def check(store: ObjectStore, volume: VolumeFile) -> tuple[list[Parsed], ExtentMap, list[int]]:
+def check(
+    store: ObjectStore, volume: VolumeFile, cipher: Cipher | None = None
+) -> tuple[list[Parsed], ExtentMap, list[int]]:
     """Log, map and image of the bucket as it stands. Raises Violation for anything that does not hold together."""
     try:
         records = read_log(store, volume.identity)
         rebuilt = replay(volume, records)
-        tokens = image(store, volume, rebuilt)
+        tokens = image(store, volume, rebuilt, cipher)
         check_roots(store, volume, records, rebuilt)
     except CorruptFormat as error:
         raise Violation(f"the bucket does not parse: {error}") from error

@@ -26,6 +26,7 @@ from blockdev.extents.memory_map import MemoryKeyValueStore
 from blockdev.journal.format import RING_START
 from blockdev.journal.journal import Journal
 from blockdev.journal.reader import JournalReader, read_superblock
+from blockdev.segments.cipher import Cipher
 from blockdev.segments.volume_file import VolumeFile
 from s3core.errors import StoreError
 from s3core.faulty import FaultyStore
@@ -272,6 +273,7 @@ class Process:
         clock: SimClock,
         settings: ProcessSettings,
         observe: Callable[[link.ToFront], None],
+        cipher: Cipher | None = None,
         worker_type: type[Worker] = Worker,
         front_type: type[Front] = Front,
     ) -> None:
@@ -299,6 +301,7 @@ class Process:
             execution=self.execution,
             settings=settings.worker,
             nonce=lambda: self._random.randbytes(16),
+            cipher=cipher,
             send=self._to_front.send,
         )
         self._ready: asyncio.Future[None] = loop.create_future()

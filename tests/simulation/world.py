@@ -36,7 +36,7 @@ from blockdev.engine.worker import Worker, WorkerSettings
 from blockdev.errors import AttachRefused, CorruptFormat, Fenced, JournalFull, LocalDiskFailed
 from blockdev.extents.extent_map import ExtentMap
 from blockdev.extents.memory_map import MemoryKeyValueStore
-from blockdev.segments.volume_file import VolumeFile
+from blockdev.segments.volume_file import VolumeFile, cipher_of, encryption_of
 from blockdev.units import KIB, MIB, Geometry
 from s3core.errors import StoreError
 from s3core.faulty import FaultKind, FaultPlan, FaultyStore
@@ -85,6 +85,7 @@ class Plan:
     """fdatasync fails now and then; the volume must stop, and is started again after a power loss."""
     cache_flips: bool = False
     """Bits of the cache files flip; nobody may notice but by a fetch."""
+    encrypted: bool = False
     object_flips: float = 0.0
     """How often a GET brings a flipped bit; reads may fail then, attaching too, nothing may come out wrong."""
 
@@ -128,6 +129,7 @@ def draw(seed: int) -> Plan:
         local_copies_bytes=r.choice([0, 16 * KIB, 1 * MIB]),
         sync_fails=r.random() < 0.05,
         cache_flips=r.random() < 0.3,
+        encrypted=random.Random(f"{seed}:encrypted").random() < 0.5,
     )
 
 
@@ -169,6 +171,12 @@ class World:
             created=0.0,
             creator="simulation",
         )
+        self.data_key = b""
+        if self.plan.encrypted:
+            self.data_key = ids.randbytes(32)
+            encryption = encryption_of(self.data_key, self.volume.identity)
+            self.volume = replace(self.volume, features=frozenset({"encryption"}), encryption=encryption)
+        self.cipher = cipher_of(self.volume, self.data_key, self._stream("nonces").randbytes)
         self.clock = SimClock()
         self.bucket = MemoryStore(clock=self.clock)
         self.store = FaultyStore(self.bucket, FaultPlan(), self._stream("store"), self.clock)
@@ -365,6 +373,7 @@ class World:
                 clock=self.clock,
                 settings=settings,
                 observe=served.observe,
+                cipher=self.cipher,
                 worker_type=self._worker_type,
                 front_type=self._front_type,
             )
@@ -512,7 +521,7 @@ class World:
 
     def _judge_bucket(self, at_least: int, promise: str, *, whole: bool = False, live: ExtentMap | None = None) -> None:
         """The bucket by itself is a prefix of the operations, and everything in it holds together."""
-        records, rebuilt, tokens = bucket.check(self.bucket, self.volume)
+        records, rebuilt, tokens = bucket.check(self.bucket, self.volume, self.cipher)
         if records:
             self.model.judge(tokens, at_least, promise)
         elif at_least:
