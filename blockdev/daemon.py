@@ -120,6 +120,7 @@ class RunningVolume:
             objects_bytes=cache_bytes // 4,
             commit_bytes=settings.commit_bytes,
             commit_interval_s=settings.commit_interval_s,
+            commits_per_hour_max=settings.commits_per_hour_max,
             accept_loss=self._accept_loss,
             unfenced=settings.unfenced,
             log_level=self._config.s3block.log_level,

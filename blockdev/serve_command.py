@@ -23,6 +23,7 @@ def serve(
     cache_size: Annotated[int | None, size_option("cache_bytes", "--cache-size")] = None,
     commit_bytes: Annotated[int | None, size_option("commit_bytes", "--commit-bytes")] = None,
     commit_interval: Annotated[float | None, duration_option("commit_interval_s", "--commit-interval")] = None,
+    commits_per_hour: Annotated[int | None, option("commits_per_hour_max", "--commits-per-hour")] = None,
     flush: Annotated[str | None, option("flush", "--flush", metavar="local|s3")] = None,
     chap_user: Annotated[str | None, option("chap_user", "--chap-user")] = None,
     chap_secret_file: Annotated[str | None, option("chap_secret_file", "--chap-secret-file")] = None,
@@ -49,6 +50,7 @@ def serve(
         "cache_bytes": cache_size,
         "commit_bytes": commit_bytes,
         "commit_interval_s": commit_interval,
+        "commits_per_hour_max": commits_per_hour,
         "flush": flush,
         "chap_user": chap_user,
         "chap_secret_file": chap_secret_file,
@@ -97,4 +99,5 @@ def _overridden(settings: VolumeSettings, overrides: Mapping[str, object]) -> Vo
 
 def _flag(setting: str) -> str:
     flags = {"journal_bytes": "journal-size", "cache_bytes": "cache-size", "commit_interval_s": "commit-interval"}
+    flags["commits_per_hour_max"] = "commits-per-hour"
     return "--" + flags.get(setting, setting.replace("_", "-"))

@@ -159,6 +159,11 @@ class VolumeSettings(_Table):
         8 * MIB, "unsaved data that makes a commit to the bucket; more costs fewer PUTs and a longer RPO", ge=64 * KIB
     )
     commit_interval_s: Seconds = _setting(5.0, "age of unsaved data that makes a commit; bounds the RPO", gt=0)
+    commits_per_hour_max: int = _setting(
+        0,
+        "most commits in an hour for age alone, to save requests; the RPO grows to an hour by that; 0: no limit",
+        ge=0,
+    )
     cache_bytes: Bytes | None = _setting(None, "local read cache; unset: as `[s3block]`", ge=MIB)
     journal_bytes: Bytes | None = _setting(
         None, "acknowledged writes not yet in the bucket; unset: as `[s3block]`", ge=MIB

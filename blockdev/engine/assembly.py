@@ -58,6 +58,7 @@ class Orders:
     cache_file: str
     data_key: str = field(default="", repr=False)
     """Of an encrypted volume, hexadecimal."""
+    commits_per_hour_max: int = 0
 
     def dumps(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -147,6 +148,7 @@ async def assemble(
             commit=CommitSettings(
                 commit_bytes=orders.commit_bytes,
                 interval_s=orders.commit_interval_s,
+                per_hour_max=orders.commits_per_hour_max,
                 compression=volume.compression,
             ),
             accept_loss=orders.accept_loss,

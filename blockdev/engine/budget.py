@@ -7,6 +7,8 @@ may go below zero. They never owe more than an hour, so that a volume that was b
 """
 
 HOUR_S = 3600.0
+TOKEN_ERROR = 1e-6
+"""Less is rounding: waiting for it could take no time at all, for ever."""
 
 
 class CommitBudget:
@@ -23,7 +25,8 @@ class CommitBudget:
         if not self.per_hour:
             return 0.0
         self._refill(now)
-        return max(0.0, (1.0 - self._tokens) * HOUR_S / self.per_hour)
+        missing = 1.0 - self._tokens
+        return missing * HOUR_S / self.per_hour if missing > TOKEN_ERROR else 0.0
 
     def made(self, now: float) -> None:
         """A commit was made, for whatever reason."""

@@ -39,6 +39,8 @@ class CommitSettings:
 
     commit_bytes: int = 8 << 20
     interval_s: float = 5.0
+    per_hour_max: int = 0
+    """Commits for age alone; see `budget`."""
     inline_bytes_max: int = 1 << 20
     segment_bytes: int = 8 << 20
     uploads: int = 8

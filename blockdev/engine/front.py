@@ -483,9 +483,13 @@ class Front:
             if self._local.durable >= journal.head:
                 done(None)
                 return
+            # The worker carries all there is to the bucket with one commit after the other: whoever asks for what was
+            # asked for already, or while a commit is under way, shares one.
+            asked = self._durable_flushes[-1][0] if self._durable_flushes else 0
             self._durable_flushes.append((journal.head, done))
-            self._tell()
-            self._link.send(CommitNow(journal.head))
+            if asked < journal.head:
+                self._tell()
+                self._link.send(CommitNow(journal.head))
             return
         if journal.synced >= journal.head:
             done(None)

@@ -88,7 +88,7 @@ class Host:
         nice = NICE
         while True:
             await asyncio.sleep(STEER_S)
-            late = worker.lag_seconds() > LATE_INTERVALS * self._orders.commit_interval_s
+            late = worker.lag_seconds() > LATE_INTERVALS * self._orders.commit_interval_s and not worker.saves_commits
             wanted = 0 if worker.urgent or worker.detaching or late else NICE
             if wanted != nice:
                 nice = wanted

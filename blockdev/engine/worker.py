@@ -17,6 +17,7 @@ from blockdev.checksum import crc32c
 from blockdev.engine import link
 from blockdev.engine.ancestry import Ancestry
 from blockdev.engine.attach import Attacher
+from blockdev.engine.budget import CommitBudget
 from blockdev.engine.checkpoint import Checkpointer, CheckpointSettings
 from blockdev.engine.collector import Collector, CollectorSettings
 from blockdev.engine.destager import CommitSettings, Destager, Records
@@ -43,6 +44,8 @@ from s3core.store import ObjectStore
 log = logging.getLogger(__name__)
 
 STATUS_INTERVAL_S = 1.0
+COLLECT_BESIDE_FLUSHES_S = 2.0
+"""A commit that a flush waits for does not wait for the collector, nor for deletions, but once in so many seconds."""
 DELIVER_INLINE = 4
 """So few frames are written to their slots on the loop itself: 30 us each, less than handing them to a thread."""
 FETCH_PATIENCE_S = 30.0
@@ -128,6 +131,8 @@ class Worker:
         self._head = 0
         self.urgent = False
         self._commit_to = 0
+        self._budget = CommitBudget(settings.commit.per_hour_max, execution.monotonic())
+        self._collected_at = execution.monotonic()
         self._arrivals: deque[tuple[int, float]] = deque()
         """(journal position, when it was announced) of what the bucket does not have yet."""
         self.detaching = False
@@ -227,6 +232,11 @@ class Worker:
         """Age of the oldest journal record that the bucket does not have."""
         return self._execution.monotonic() - self._arrivals[0][1] if self._arrivals else 0.0
 
+    @property
+    def saves_commits(self) -> bool:
+        """Whether the budget forbids a commit for age alone just now: then a large lag is meant."""
+        return self._budget.wait_s(self._execution.monotonic()) > 0
+
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
@@ -278,24 +288,31 @@ class Worker:
         assert state is not None
         behind = self._head - state.end
         settings = self._settings.commit
-        aged = self.lag_seconds() >= settings.interval_s
-        forced = self.detaching or self.urgent or self._commit_to > state.end
+        now = self._execution.monotonic()
+        saving = self._budget.wait_s(now)
+        aged = self.lag_seconds() >= settings.interval_s and not saving
+        flushing = self._commit_to > state.end
+        forced = self.detaching or self.urgent or flushing
         due = behind > 0 and (forced or aged or behind >= settings.commit_bytes)
         if not due and self.detaching:
             await self._detach()
             return False
-        if not due and not self._collector.choose():
+        if not due and (saving or not self._collector.choose()):
             wait = STATUS_INTERVAL_S
             if self._arrivals:
-                wait = min(wait, max(0.0, settings.interval_s - self.lag_seconds()))
+                wait = min(wait, max(0.0, saving, settings.interval_s - self.lag_seconds()))
             await self._idle(wait)
             return True
-        collect = None if self.detaching or self.urgent else self._collector.slice
+        hurried = flushing and now - self._collected_at < COLLECT_BESIDE_FLUSHES_S
+        collect = None if self.detaching or self.urgent or hurried else self._collector.slice
+        if not hurried:
+            self._collected_at = now
         made = await self._destager.commit(self._head if due else state.end, collect)
         if made is None:
             # The collector's extents could not be read just now; give the store a moment.
             await self._idle(STATUS_INTERVAL_S)
             return True
+        self._budget.made(self._execution.monotonic())
         self._checkpointer.wrote(self._destager.last_record_bytes)
         while self._arrivals and self._arrivals[0][0] <= made.end:
             self._arrivals.popleft()
@@ -303,7 +320,8 @@ class Worker:
         await self._look_after_map([entry.extent for entry in made.patches])
         if self._checkpointer.due():
             await self._checkpointer.write()
-        await self._checkpointer.delete_dead()
+        if not (hurried and self._commit_to > made.end):
+            await self._checkpointer.delete_dead()
         self._status()
         return True
 
