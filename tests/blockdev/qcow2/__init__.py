@@ -1,0 +1,1 @@
+"""Tests of blockdev.qcow2, most against QEMU's own tool."""
