@@ -29,9 +29,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from s3core.s3_control import S3Control
-from tests.servers.moto_server import MotoServer
+from tests.servers.radosgw import ACCESS_KEY, SECRET_KEY, Radosgw, missing_binaries
+from tests.system.conftest import make_bucket
 from tests.system.machine import Server, ServerEnded, Write, Writer, s3block
 from tests.system.raw_initiator import (
     BUSY,
@@ -487,6 +488,8 @@ class Episode:
         made = s3block("export", self._volume, str(image), config=self._config)
         assert made.code == 0, made.err
         judge.check(image.read_bytes(), judge.acknowledged)
+        gone = s3block("delete", self._volume, "--yes", config=self._config)
+        assert gone.code == 0, gone.err
 
 
 def _newest(folder: Path, part: str) -> object:
@@ -522,32 +525,33 @@ class Plan:
 
 
 class Stores:
-    """Places for volumes; servers are started when the first volume wants one."""
+    """Places for volumes; a server is started when the first volume wants one."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._moto: MotoServer | None = None
+        self._radosgw: Radosgw | None = None
 
     def place(self, kind: str, directory: Path) -> tuple[str, Path | None]:
         """(volume URL, configuration file)."""
         if kind == "file":
             return f"file://{directory}/store/vm", None
-        assert kind == "moto", f"no store called {kind}"
-        if self._moto is None:
-            self._moto = MotoServer(self._directory / f"moto-{os.getpid()}")
-        bucket = f"b{directory.name}"
-        S3Control(self._moto.endpoint()).create_bucket(bucket)
+        assert kind == "radosgw", f"no store called {kind}"
+        if self._radosgw is None:
+            self._files = self._directory / f"radosgw-{uuid4().hex[:8]}"
+            self._radosgw = Radosgw(self._files)
         config = directory / "config.toml"
         config.write_text(
-            f'[endpoint.moto]\nurl = "{self._moto.url}"\nregion = "us-east-1"\naddressing = "path"\n'
-            'access_key = "testkey"\nsecret_key = "testsecret"\n'
+            f'[endpoint.rgw]\npreset = "ceph"\nurl = "http://127.0.0.1:{self._radosgw.http_port}"\n'
+            f'region = "us-east-1"\naddressing = "path"\n'
+            f'access_key = "{ACCESS_KEY}"\nsecret_key = "{SECRET_KEY}"\n'
         )
         config.chmod(0o600)
-        return f"s3://moto/{bucket}/vm", config
+        return f"s3://rgw/{make_bucket(self._radosgw)}/vm", config
 
     def close(self) -> None:
-        if self._moto is not None:
-            self._moto.stop()
+        if self._radosgw is not None:
+            self._radosgw.stop()
+            shutil.rmtree(self._files)
 
 
 def play_episode(plan: Plan, number: int, stores: Stores) -> dict[str, Any]:
@@ -618,7 +622,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lanes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--directory", type=Path, default=Path("build/torture"))
-    parser.add_argument("--stores", default="file,file,moto", help="drawn from; file, moto")
+    parser.add_argument("--stores", default="file,file,radosgw", help="drawn from: file, radosgw")
     parser.add_argument("--encryption", action="store_true", help="encrypt half of the volumes")
     parser.add_argument("--no-qemu", action="store_true", help="only the harness's own initiator")
     parser.add_argument("--episode", type=int, help="only this one, even if it is finished")
@@ -626,15 +630,19 @@ def main(arguments: list[str] | None = None) -> int:
     directory = given.directory.absolute() / f"seed-{given.seed}"
     directory.mkdir(parents=True, exist_ok=True)
     qemu = not given.no_qemu and shutil.which("qemu-io") is not None
-    plan = Plan(directory, given.runs, given.lanes, given.seed, given.stores.split(","), given.encryption, qemu)
+    stores = given.stores.split(",")
+    if "radosgw" in stores and missing_binaries():
+        print(f"without radosgw (missing: {', '.join(missing_binaries())}): volumes lie in directories", flush=True)
+        stores = ["file"]
+    plan = Plan(directory, given.runs, given.lanes, given.seed, stores, given.encryption, qemu)
     if not qemu:
         print("without qemu-io: all load comes from the harness's own initiator", flush=True)
     if given.episode is not None:
-        stores = Stores(directory)
+        places = Stores(directory)
         try:
-            line = play_episode(plan, given.episode, stores)
+            line = play_episode(plan, given.episode, places)
         finally:
-            stores.close()
+            places.close()
         print(json.dumps(line, indent=1))
         return bool(line["failure"])
     finished = {line["episode"] for line in read_finished(plan)}
