@@ -49,7 +49,6 @@ from blockdev.engine.reclaim import Reclaimer
 from blockdev.engine.syncer import Post, Syncer
 from blockdev.errors import (
     BlockError,
-    CorruptJournal,
     Fenced,
     JournalFull,
     LocalDiskFailed,
@@ -167,14 +166,7 @@ class Front:
         """Recover the journal from where the bucket ends, rebuild the index, serve. Raises CorruptJournal,
         LocalDiskFailed; then the volume stays not ready."""
         journal = self._journal
-        journal.recover(ready.position, self._index.replay)
-        if ready.epoch <= journal.superblock.epoch:
-            raise CorruptJournal(
-                f"journal {journal.file.name} was written by epoch {journal.superblock.epoch} already, "
-                f"the volume was attached as epoch {ready.epoch}",
-                hint="this is not the journal that continues the bucket's content",
-            )
-        journal.begin(ready.epoch)
+        journal.take_up(ready.position, ready.epoch, self._index.replay)
         self._local.durable = self._told = ready.position
         self.sequence = ready.sequence
         self.resized(ready.size_bytes)

@@ -43,5 +43,6 @@ class ThreadExecution:
     def time(self) -> float:
         return time.time()
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def close(self, *, wait: bool = False) -> None:
+        """`wait`: return when the calls under way have."""
+        self._pool.shutdown(wait=wait, cancel_futures=True)

@@ -117,6 +117,12 @@ class DirectoryJournal:
         made.close()
         return made.superblock.journal
 
+    def remove(self) -> None:
+        """Forget the journal of a volume that is detached: the bucket has all that is in it. Crash within: a journal
+        without its note, which does not count any more."""
+        self._note.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+
     def note_epoch(self, epoch: int) -> None:
         """Crash within: the note is the old one or the new one."""
         temporary = self._note.with_name(f"{self._note.name}.new")

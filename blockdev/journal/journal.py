@@ -322,6 +322,19 @@ class Journal:
         self.head = self.tail = self.synced = position
         return position
 
+    def take_up(self, from_position: int, epoch: int, visit: Callable[[Record], None]) -> None:
+        """What an attachment does with its journal: `recover` from where the bucket ends, then `begin` its epoch. Raises
+        CorruptJournal also when that epoch, or a later one, has written here already: then this is not the journal that
+        continues the bucket's content."""
+        self.recover(from_position, visit)
+        if epoch <= self.superblock.epoch:
+            raise CorruptJournal(
+                f"journal {self.file.name} was written by epoch {self.superblock.epoch} already, "
+                f"the volume was attached as epoch {epoch}",
+                hint="this is not the journal that continues the bucket's content",
+            )
+        self.begin(epoch)
+
     def begin(self, epoch: int) -> None:
         """Records appended from now on are of `epoch`, which must be newer than any in the journal; durable on return.
 
