@@ -26,7 +26,7 @@ from blockdev.engine.local_objects import MemoryObjects
 from blockdev.engine.log import CommitLog, Persistence
 from blockdev.engine.plan import is_zero
 from blockdev.engine.ports import Execution, ThreadExecution
-from blockdev.errors import Fenced
+from blockdev.errors import CorruptFormat, Fenced, Refused
 from blockdev.extents.extent_map import ExtentMap
 from blockdev.image_source import ImageSource
 from blockdev.offline import temporary_map
@@ -35,7 +35,7 @@ from blockdev.segments import paths, volume_file
 from blockdev.segments.record import BaseEntry, Record, RecordKind
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.units import BLOCK_BYTES
-from blockdev.volumes import create_volume
+from blockdev.volumes import create_volume, newest_record
 from s3core.errors import NotFound, StoreError
 from s3core.store import ObjectStore
 
@@ -68,7 +68,8 @@ class Patience(Persistence):
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import came to. `stored_bytes` and `puts` count all that was sent, records and roots included."""
+    """What an import came to. `puts` counts all objects that were made, `stored_bytes` what was sent for them, but
+    for the fence record and vol.json."""
 
     commit: int
     extents: int
@@ -91,7 +92,7 @@ def import_image(
     `note` goes into the fence record; `done` hears of extents that were dealt with. In memory are at most as many
     extents as are uploaded at once, and two.
 
-    Raises AttachRefused and Refused when somebody else makes the same volume, Fenced when it is deleted meanwhile,
+    Raises Refused when somebody else makes the same volume, Fenced when it is deleted meanwhile,
     ImageRefused and CorruptFormat for the image, store errors. What was sent by then is there as remains."""
     settings = settings or CommitSettings(compression=volume.compression)
     execution = ThreadExecution(settings.uploads + 2)
@@ -130,15 +131,19 @@ class _Import:
 
     async def run(self, journal: UUID, note: dict[str, Any]) -> Imported:
         attacher = Attacher(self._volume, self._store, self._map, self._log, self._persistence)
-        attached = await attacher.fence(
-            journal,
-            continues=False,
-            accept_loss=False,
-            position=BLOCK_BYTES,
-            nonce=self._nonce(),
-            time_us=int(self._execution.time() * 1e6),
-            note=note | {"purpose": "import"},
-        )
+        try:
+            attached = await attacher.fence(
+                journal,
+                continues=False,
+                accept_loss=False,
+                position=BLOCK_BYTES,
+                nonce=self._nonce(),
+                time_us=int(self._execution.time() * 1e6),
+                note=note | {"purpose": "import"},
+            )
+        except CorruptFormat as error:
+            # The record that is there is not ours and not of this volume: the name was free a moment ago.
+            raise Refused(f"somebody else makes volume {self._volume.name} at the same moment ({error})") from error
         destager = Destager(
             geometry=self._volume.geometry,
             volume=self._volume.identity,
@@ -194,9 +199,9 @@ class _Import:
         await self._execution.run(create_volume, self._place, self._volume)
         state = self._map.state
         assert state is not None
-        await self._settle(state.seq)
+        await self._look(state.seq)
         counters = destager.counters
-        return Imported(state.seq, self._map.extents_mapped, counters.puts + 1, counters.bytes_up)
+        return Imported(state.seq, self._map.extents_mapped, counters.puts + 2, counters.bytes_up)
 
     async def _upload(self, destager: Destager, numbers: Iterator[int], gen: int) -> tuple[list[BaseEntry], bool]:
         """Up to COMMIT_EXTENTS of `numbers` as objects of commit `gen`; False when there are no more."""
@@ -244,18 +249,22 @@ class _Import:
             return None
         return destager.encoder.extent(number, gen, destager.epoch, frames)
 
-    async def _settle(self, seq: int) -> None:
+    async def _look(self, seq: int) -> None:
         """Step 5. Raises Fenced."""
-        following = await self._log.read(seq + 1)
-        if following is None and await self._execution.run(self._has_log):
+        if await self._execution.run(self._is_there, seq):
             return
-        if following is not None and following.record.note.get("purpose") != "deletion":
-            return  # somebody has attached it already
         await self._execution.run(self._withdraw)
         raise Fenced(f"volume {self._volume.name} was deleted while it was imported")
 
-    def _has_log(self) -> bool:
-        return next(iter(self._store.list(paths.log_prefix())), None) is not None
+    def _is_there(self, seq: int) -> bool:
+        newest = newest_record(self._store, None)
+        if newest is None:
+            return False
+        if newest.record.seq > seq:
+            # Somebody has attached it already, or is deleting it.
+            return newest.record.note.get("purpose") != "deletion"
+        # A deletion that has come to the log removes this one first.
+        return newest.record.seq == seq and next(iter(self._store.list(paths.log(1))), None) is not None
 
     def _withdraw(self) -> None:
         try:
