@@ -7,7 +7,6 @@ changes nothing that counts.
 import json
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -22,9 +21,9 @@ from blockdev.engine.local_objects import DirectoryObjects
 from blockdev.engine.ports import ThreadExecution
 from blockdev.engine.state_directory import DirectoryJournal, StateDirectory
 from blockdev.engine.worker import Worker, WorkerSettings
-from blockdev.errors import AttachRefused, CorruptFormat
+from blockdev.errors import AttachRefused
 from blockdev.extents.extent_map import ExtentMap
-from blockdev.extents.lmdb_map import LmdbKeyValueStore, close_map_store, open_map_store
+from blockdev.extents.lmdb_map import LmdbKeyValueStore, close_map_store, discard_map_store, open_map_store
 from blockdev.segments.volume_file import VolumeFile, cipher_of
 from s3core.build import build_store
 from s3core.clock import system_random
@@ -107,15 +106,12 @@ class Assembly:
     whole: ObjectStore
 
     def close(self) -> None:
-        """After the worker has stopped: close the map so that the next start may use it, or throw it away if it is what
-        failed; close the store."""
-        failure = self.worker.failure
-        if isinstance(failure, CorruptFormat) and failure.what.startswith("extent map"):
-            log.error("the local extent map is damaged; the next start rebuilds it from the bucket")
-            self.map_store.close()
-            shutil.rmtree(self.map_store.path)
-        else:
+        """After the worker has stopped: close the map so that the next start may use it, unless the worker failed (then
+        nobody knows what of it is right, and the next start builds it anew); close the store."""
+        if self.worker.failure is None:
             close_map_store(self.map_store)
+        else:
+            discard_map_store(self.map_store)
         self.whole.close()
 
 
@@ -133,8 +129,7 @@ async def assemble(
     await execution.run(refuse_unfenced_store, own, orders)
     geometry = volume.geometry
     directory = StateDirectory(Path(orders.state_dir))
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    map_store = open_map_store(directory.map_path, f"{boot_id} {volume.identity}")
+    map_store = await execution.run(open_map_store, directory.map_path, str(volume.identity))
     journal = DirectoryJournal(directory, volume.identity, orders.journal_bytes, geometry.sector_bytes)
     worker = Worker(
         volume=volume,

@@ -74,13 +74,13 @@ def decode(extent: int, blob: bytes | memoryview) -> ExtentValue:
     if crc32c(blob[4:], crc32c(KEY.pack(extent))) != crc:
         raise CorruptFormat("map value checksum does not hold", what=f"extent map, extent {extent}")
     at = _HEAD.size
+    frames = (frames or 256) if flags & _HAS_BASE else 0
+    if len(blob) != at + (_BASE.size + frames if frames else 0) + count * PATCH_BYTES:
+        raise CorruptFormat("map value has the wrong length", what=f"extent map, extent {extent}")
     base = None
-    if flags & _HAS_BASE:
-        frames = frames or 256
+    if frames:
         gen, epoch, digest = _BASE.unpack_from(blob, at)
         at += _BASE.size
         base = Base(gen, epoch, digest, bytes(blob[at : at + frames]))
         at += frames
-    if len(blob) != at + count * PATCH_BYTES:
-        raise CorruptFormat("map value has the wrong length", what=f"extent map, extent {extent}")
     return ExtentValue(base, tuple(map(Patch._make, _PATCH.iter_unpack(blob[at:]))) if count else ())

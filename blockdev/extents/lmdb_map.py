@@ -1,9 +1,12 @@
 """The key-value store on LMDB: the only module that imports lmdb.
 
-One rule: MDB_NOSYNC. The map is a cache of bucket and journal: a killed process loses nothing, and after an unclean stop
-of the *host* the file is thrown away (`open_map_store` compares the boot id it left behind) and rebuilt from the bucket.
+One rule: the file is a cache, and is trusted only while nothing speaks against it. Every item carries a CRC32C over
+table, key and value. The pages between, which LMDB believes, are covered by a seal (`extents.seal`) that is written
+at an orderly close and verified before the next open. Without one (the process was killed, died of a signal, met damage;
+the host went down) the map is thrown away and rebuilt from the bucket. So MDB_NOSYNC costs nothing.
 """
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,24 +15,33 @@ from typing import Any
 
 import lmdb
 
-from blockdev.errors import LocalDiskFailed
+from blockdev.checksum import crc32c
+from blockdev.errors import CorruptFormat, LocalDiskFailed
 from blockdev.extents.extent_map import TABLES, Transaction
+from blockdev.extents.seal import seal_file, verify_file
+
+log = logging.getLogger(__name__)
 
 MAP_BYTES_MAX = 1 << 40
 """Address space reserved for the memory map; the file itself grows as needed."""
+DATA, LOCK, SEAL = "data.mdb", "lock.mdb", "seal"
+_CRC_BYTES = 4
+_SEEDS = {table: crc32c(table.encode()) for table in TABLES}
 
 
 class _LmdbTransaction:
-    def __init__(self, txn: Any, databases: dict[str, Any]) -> None:
+    def __init__(self, txn: Any, store: "LmdbKeyValueStore") -> None:
         self._txn = txn
-        self._databases = databases
+        self._store = store
+        self._databases = store.databases
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        value: bytes | None = self._txn.get(key, db=self._databases[table])
-        return value
+        item: bytes | None = self._txn.get(key, db=self._databases[table])
+        return None if item is None else self._store.opened(table, key, item)
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
-        self._txn.put(key, value, db=self._databases[table])
+        crc = crc32c(value, crc32c(key, _SEEDS[table]))
+        self._txn.put(key, crc.to_bytes(_CRC_BYTES, "little") + value, db=self._databases[table])
 
     def delete(self, table: str, key: bytes) -> None:
         self._txn.delete(key, db=self._databases[table])
@@ -38,13 +50,14 @@ class _LmdbTransaction:
         with self._txn.cursor(self._databases[table]) as cursor:
             if not (cursor.set_range(start) if start else cursor.first()):
                 return
-            yield from cursor.iternext(keys=True, values=True)
+            for key, item in cursor.iternext(keys=True, values=True):
+                yield key, self._store.opened(table, key, item)
 
 
 class LmdbKeyValueStore:
-    """Raises LocalDiskFailed when the disk is full or the file is damaged."""
+    """Raises LocalDiskFailed when the disk is full or LMDB finds its file damaged, CorruptFormat for a damaged item."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: str = "") -> None:
         path.mkdir(parents=True, exist_ok=True)
         try:
             self._env = lmdb.open(
@@ -56,41 +69,79 @@ class LmdbKeyValueStore:
                 max_readers=64,
                 max_spare_txns=8,
             )
-            self._databases = {table: self._env.open_db(table.encode()) for table in TABLES}
+            self.databases = {table: self._env.open_db(table.encode()) for table in TABLES}
         except lmdb.Error as error:
             raise LocalDiskFailed(f"{path}: the extent map cannot be opened: {error}") from error
         self.path = path
+        self.owner = owner
+        self.damaged = False
+        """Something in it did not hold, or LMDB failed: it will not be sealed."""
+
+    def opened(self, table: str, key: bytes, item: bytes) -> bytes:
+        """The value of a stored item. Raises CorruptFormat."""
+        value = item[_CRC_BYTES:]
+        if crc32c(value, crc32c(key, _SEEDS[table])) != int.from_bytes(item[:_CRC_BYTES], "little"):
+            self.damaged = True
+            raise CorruptFormat("the checksum of an item does not hold", what=f"extent map, {table} {key.hex()}")
+        return value
 
     @contextmanager
     def begin(self, *, write: bool) -> Iterator[Transaction]:
         try:
             with self._env.begin(write=write) as txn:
-                yield _LmdbTransaction(txn, self._databases)
+                yield _LmdbTransaction(txn, self)
         except lmdb.Error as error:
+            self.damaged = True
             raise LocalDiskFailed(f"{self.path}: extent map: {error}") from error
 
     def clear(self) -> None:
         with self._env.begin(write=True) as txn:
-            for database in self._databases.values():
+            for database in self.databases.values():
                 txn.drop(database, delete=False)
+
+    def sync(self) -> None:
+        """All that was committed is durable."""
+        try:
+            self._env.sync(True)
+        except lmdb.Error as error:
+            self.damaged = True
+            raise LocalDiskFailed(f"{self.path}: extent map: {error}") from error
 
     def close(self) -> None:
         self._env.close()
 
 
-def open_map_store(path: Path, boot_id: str) -> LmdbKeyValueStore:
-    """Open the map under `path`, or an empty one when it was last used before the host's latest boot without having
-    been closed cleanly. `boot_id` is the host's (/proc/sys/kernel/random/boot_id)."""
-    marker = path / "boot-id"
-    if path.exists() and (not marker.exists() or marker.read_text() not in (boot_id, "clean")):
-        shutil.rmtree(path)
-    store = LmdbKeyValueStore(path)
-    marker.write_text(boot_id)
-    return store
+def open_map_store(path: Path, owner: str) -> LmdbKeyValueStore:
+    """The map of `owner` under `path`, as it was closed in order, or an empty one. Reads the whole file first.
+
+    The seal goes before LMDB may write. A crash in between costs a rebuild; a seal that comes back after a power loss
+    holds only if the file came back as it was too, and that is an older map, which the log brings forward."""
+    if path.exists():
+        try:
+            verify_file(path / DATA, path / SEAL, owner)
+        except FileNotFoundError:
+            log.info("the local extent map was not closed in order; it is built anew from the bucket")
+            shutil.rmtree(path)
+        except (CorruptFormat, OSError) as error:
+            log.warning("the local extent map is damaged (%s); it is built anew from the bucket", error)
+            shutil.rmtree(path)
+        else:
+            (path / SEAL).unlink()
+            (path / LOCK).unlink(missing_ok=True)  # readers of a process that has gone
+    return LmdbKeyValueStore(path, owner)
 
 
 def close_map_store(store: LmdbKeyValueStore) -> None:
-    """Sync and close; the next start may trust the file after a reboot too."""
-    store._env.sync(True)
+    """Sync, close and seal, so that the next start may trust the file. A store that met damage is thrown away."""
+    if store.damaged:
+        discard_map_store(store)
+        return
+    store.sync()
     store.close()
-    (store.path / "boot-id").write_text("clean")
+    seal_file(store.path / DATA, store.path / SEAL, store.owner)
+
+
+def discard_map_store(store: LmdbKeyValueStore) -> None:
+    """Close, and leave nothing for the next start to trust."""
+    store.close()
+    shutil.rmtree(store.path)

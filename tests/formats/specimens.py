@@ -15,6 +15,7 @@ from uuid import UUID
 import zstandard
 
 from blockdev.extents import format as extent_map
+from blockdev.extents import seal
 from blockdev.extents.format import Base, ExtentValue, Patch
 from blockdev.segments import container, extent_object, frames, key_slot, record, root, volume_file
 from blockdev.segments.cipher import FrameCipher
@@ -210,6 +211,7 @@ def _write_record(value: Record, inline: list[bytes]) -> bytes:
     return b"".join(bytes(part) for part in record.encode(value, inline)[0])
 
 
+SEAL = seal.Seal(seal.owner_digest(str(VOLUME)), 2 * 4096 + 100, [0x01020304, 0xFFEEDDCC, 5])
 SPECIMENS = [
     Specimen("frame-raw.v1", lambda: _write_frame(False), _frame, (3, TEXT), True),
     Specimen("frame-zstd.v1", lambda: _write_frame(True), _frame, (3, TEXT), False),
@@ -258,6 +260,13 @@ SPECIMENS = [
         lambda: extent_map.encode(3, PATCHED),
         lambda blob: extent_map.decode(3, blob),
         PATCHED,
+        True,
+    ),
+    Specimen(
+        "map-seal.v1",
+        lambda: seal.encode(SEAL),
+        seal.decode,
+        SEAL,
         True,
     ),
     Specimen(

@@ -1,0 +1,153 @@
+"""The local map's file: what is trusted at the next start, and what is thrown away."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blockdev.checksum import crc32c
+from blockdev.errors import CorruptFormat
+from blockdev.extents import format as mapformat
+from blockdev.extents import seal
+from blockdev.extents.extent_map import DEAD, EXTENTS, META
+from blockdev.extents.format import KEY, Base, ExtentValue, Patch
+from blockdev.extents.lmdb_map import DATA, SEAL, LmdbKeyValueStore, close_map_store, open_map_store
+
+ITEMS = {KEY.pack(number): bytes([number % 251]) * (number % 90) for number in range(400)}
+
+
+def fill(store: LmdbKeyValueStore) -> None:
+    with store.begin(write=True) as txn:
+        for key, value in ITEMS.items():
+            txn.put(EXTENTS, key, value)
+        txn.put(DEAD, b"name", b"")
+
+
+def content(store: LmdbKeyValueStore) -> dict[bytes, bytes]:
+    with store.begin(write=False) as txn:
+        return dict(txn.scan(EXTENTS))
+
+
+def filled(path: Path) -> None:
+    store = open_map_store(path, "a volume")
+    fill(store)
+    close_map_store(store)
+
+
+def reopened(path: Path, owner: str = "a volume") -> dict[bytes, bytes]:
+    store = open_map_store(path, owner)
+    try:
+        return content(store)
+    finally:
+        store.close()
+
+
+def test_what_was_closed_in_order_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    filled(path)
+    store = open_map_store(path, "a volume")
+    assert content(store) == ITEMS
+    with store.begin(write=False) as txn:
+        assert txn.get(DEAD, b"name") == b""
+        assert txn.get(EXTENTS, KEY.pack(7)) == ITEMS[KEY.pack(7)]
+        assert txn.get(EXTENTS, KEY.pack(1000)) is None
+    close_map_store(store)
+    assert reopened(path) == ITEMS
+
+
+def test_what_was_not_closed_is_thrown_away(tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    filled(path)
+    open_map_store(path, "a volume").close()
+    assert reopened(path) == {}
+
+
+def test_another_volumes_map_is_thrown_away(tmp_path: Path) -> None:
+    filled(tmp_path / "map")
+    assert reopened(tmp_path / "map", "another volume") == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGKILL])
+def test_a_process_that_died_of_a_signal_leaves_no_trust(tmp_path: Path, number: signal.Signals) -> None:
+    """A damaged page may crash LMDB: whoever starts next must not walk into the same page."""
+    path = tmp_path / "map"
+    filled(path)
+    program = (
+        "import os, sys; from pathlib import Path; from blockdev.extents.lmdb_map import open_map_store; "
+        "store = open_map_store(Path(sys.argv[1]), 'a volume'); os.kill(os.getpid(), int(sys.argv[2]))"
+    )
+    died = subprocess.run([sys.executable, "-c", program, str(path), str(int(number))], check=False)
+    assert died.returncode == -number
+    assert reopened(path) == {}
+
+
+def test_damage_is_told_by_page_and_offset(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "map"
+    filled(path)
+    with (path / DATA).open("r+b") as file:
+        file.seek(3 * 4096 + 17)
+        byte = file.read(1)[0]
+        file.seek(3 * 4096 + 17)
+        file.write(bytes([byte ^ 4]))
+    assert reopened(path) == {}
+    assert "page 3 is damaged at offset 12288" in caplog.text
+
+
+def test_a_file_of_another_length(tmp_path: Path) -> None:
+    filled(tmp_path / "map")
+    os.truncate(tmp_path / "map" / DATA, 8192)
+    assert reopened(tmp_path / "map") == {}
+
+
+def test_an_item_that_does_not_hold_is_never_given_out(tmp_path: Path) -> None:
+    """And the store is not sealed any more: what else is wrong with it nobody knows."""
+    path = tmp_path / "map"
+    store = open_map_store(path, "a volume")
+    fill(store)
+    with store._env.begin(write=True) as raw:
+        whole = raw.get(KEY.pack(9), db=store.databases[EXTENTS])
+        raw.put(KEY.pack(10), whole, db=store.databases[EXTENTS])
+        raw.put(b"x", whole[:-1] + b"\0", db=store.databases[META])
+        raw.put(b"y", b"", db=store.databases[META])
+    with store.begin(write=False) as txn:
+        for table, key in ((EXTENTS, KEY.pack(10)), (META, b"x"), (META, b"y")):
+            with pytest.raises(CorruptFormat, match=f"extent map, {table} {key.hex()}"):
+                txn.get(table, key)
+        with pytest.raises(CorruptFormat, match="extent map"):
+            list(txn.scan(EXTENTS))
+    close_map_store(store)
+    assert not (path / SEAL).exists()
+    assert reopened(path) == {}
+
+
+def test_every_bit_of_a_seal(tmp_path: Path) -> None:
+    path, where = tmp_path / "file", tmp_path / "seal"
+    path.write_bytes(random.Random(1).randbytes(3 * 4096 + 100))
+    seal.seal_file(path, where, "me")
+    seal.verify_file(path, where, "me")
+    whole = where.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        where.write_bytes(flipped)
+        with pytest.raises(CorruptFormat):
+            seal.verify_file(path, where, "me")
+    for length in range(len(whole)):
+        with pytest.raises(CorruptFormat):
+            seal.decode(whole[:length])
+
+
+def test_a_short_value_whose_checksum_holds_is_corrupt() -> None:
+    """Whatever length and flags it claims, a value parses as a whole or not at all."""
+    value = ExtentValue(Base(1, 2, 3, bytes(range(8))), (Patch(0, 1, 2, 3, 4, 5, 6),))
+    whole = mapformat.encode(5, value)
+    for length in range(4, len(whole)):
+        tail = whole[4:length]
+        crc = crc32c(tail, crc32c(KEY.pack(5)))
+        with pytest.raises(CorruptFormat):
+            mapformat.decode(5, crc.to_bytes(4, "little") + tail)
+    assert mapformat.decode(5, whole) == value
