@@ -13,6 +13,7 @@ state is CLOSING. Anything else that escapes is a bug of ours (or of the target)
 only. Next: `login.py`, `session.py`.
 """
 
+import time
 from collections.abc import Callable
 from enum import Enum, auto
 
@@ -77,7 +78,7 @@ class _Incoming:
 
 class Connection:
     """`random_bytes` and `addresses` are given; `notify` is called when there is something to `take` (or the state became
-    CLOSING) outside of a call of the rim's. One thread."""
+    CLOSING) outside of a call of the rim's; `clock` measures commands, in nanoseconds. One thread."""
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Connection:
         pool: BufferPool,
         addresses: list[str],
         notify: Callable[[], None],
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.state = State.LOGIN
         self.failure = ""
@@ -97,6 +99,7 @@ class Connection:
         self._pool = pool
         self._addresses = addresses
         self._notify = notify
+        self._clock = clock
         self._login = Login(nodes, random_bytes)
         self._exchange: Exchange | None = None
         self._rx = bytearray(LOGIN_RECEIVE_BYTES)
@@ -145,6 +148,10 @@ class Connection:
                 return
         else:
             self._end += count
+        session = self.session
+        if session is not None:
+            clock = self._clock
+            session.began = clock()
         self._parse()
 
     def go_on(self) -> bool:
@@ -223,6 +230,7 @@ class Connection:
             if session is not None:
                 if not session.ended:
                     session.settle()
+                    session.measure()
                 session.receiving = False
 
     def _parse_all(self) -> None:
@@ -417,8 +425,10 @@ class Connection:
             stat_sn=self._stat_sn,
             notify=self._notify,
             drop=self._dropped,
+            clock=self._clock,
         )
         self.session.receiving = True
+        self.session.began = self._clock()
         self._exchange = Exchange(self.session, self._addresses, self._finish)
         self.state = State.FULL
         self._header_extra = DIGEST_BYTES if parameters.header_digest else 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from blockdev.iscsi.errors import PeerError, SequenceError
 from blockdev.iscsi.pdu import NO_TAG
+from blockdev.latency import OTHER, READ, WRITE
 from blockdev.scsi.device import LogicalUnit
 from blockdev.scsi.operation import Buffer, Response
 
@@ -80,11 +81,13 @@ class AtTarget:
 
     __slots__ = (
         "answer",
+        "began",
         "counted",
         "done",
         "drained",
         "expected",
         "itt",
+        "kind",
         "modifies",
         "place",
         "reads",
@@ -102,6 +105,8 @@ class AtTarget:
         writes: bool,
         counted: bool,
         answer: "Callable[[AtTarget, Any], None]",
+        began: int = 0,
+        kind: int = OTHER,
     ) -> None:
         self.place = place
         self.itt = itt
@@ -111,6 +116,10 @@ class AtTarget:
         self.counted = counted
         """Holds a place in the command window (not an immediate command)."""
         self.answer = answer
+        self.began = began
+        """When the command came, in nanoseconds of the connection's clock."""
+        self.kind = kind
+        """What its latency is counted as, see `blockdev.latency`."""
         self.residual = expected if writes else 0
         """Of data-out: offered minus used; negative for an overflow."""
         self.modifies = False
@@ -194,7 +203,22 @@ Task = DataOut | AtTarget
 class Place:
     """One LUN as one session sees it, with what the session has staged there and not yet answered."""
 
-    __slots__ = ("admit", "intake", "late", "logical", "lun", "sector_bytes", "staged", "target")
+    __slots__ = (
+        "admit",
+        "intake",
+        "late",
+        "latency",
+        "logical",
+        "lun",
+        "nanoseconds",
+        "read_counts",
+        "reads",
+        "sector_bytes",
+        "staged",
+        "target",
+        "write_counts",
+        "writes",
+    )
 
     def __init__(self, logical: LogicalUnit, lun: int) -> None:
         self.logical = logical
@@ -202,6 +226,11 @@ class Place:
         self.target = logical.target
         self.sector_bytes = logical.target.sector_bytes
         self.admit = logical.admit
+        self.latency = latency = logical.latency
+        self.read_counts, self.write_counts = latency.counts[READ], latency.counts[WRITE]
+        self.nanoseconds = latency.nanoseconds
+        self.reads = self.writes = 0
+        """Answered on the fast path by the receive under way; their latency is one and the same."""
         self.staged: list[int] = []
         """Initiator task tags of writes whose data came with the command."""
         self.late: list[tuple[AtTarget, Response]] = []

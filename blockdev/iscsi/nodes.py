@@ -13,6 +13,7 @@ from blockdev.iscsi.chap import Credentials
 from blockdev.iscsi.errors import LoginRefused, LoginStatus
 from blockdev.iscsi.login import Identity
 from blockdev.iscsi.nexus import AtTarget
+from blockdev.latency import Latency
 from blockdev.scsi.device import LogicalUnit
 from blockdev.scsi.limits import Limits
 from blockdev.target import BlockTarget
@@ -93,8 +94,9 @@ class Nodes:
         credentials: Credentials | None = None,
         initiators: frozenset[str] | None = None,
         limits: Limits | None = None,
+        latencies: Mapping[int, Latency] | None = None,
     ) -> Node:
-        """Makes a target of volumes, by LUN, and adds it."""
+        """Makes a target of volumes, by LUN, and adds it. `latencies`, by LUN, are counted in."""
         luns = sorted(targets)
         units: dict[int, LogicalUnit] = {}
 
@@ -109,6 +111,7 @@ class Nodes:
                 limits=limits if limits is not None else Limits(),
                 luns=lambda: luns,
                 abort_tasks=abort(lun),
+                latency=latencies.get(lun) if latencies is not None else None,
             )
         node = Node(name, units, alias, credentials, initiators)
         self.add(node)

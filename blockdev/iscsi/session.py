@@ -39,13 +39,16 @@ from blockdev.iscsi.pdu import (
     serial_less,
 )
 from blockdev.iscsi.transfer import Inbound, put_data_in, residual_flags
+from blockdev.latency import FLUSH, OTHER, READ, WRITE
 from blockdev.scsi.device import LogicalUnit, absent
 from blockdev.scsi.operation import (
     Buffer,
     CompareAndWrite,
+    Flush,
     NeedData,
     Operation,
     OrWrite,
+    Read,
     Response,
     Status,
     Unmap,
@@ -57,6 +60,11 @@ from blockdev.scsi.perform import perform
 from blockdev.scsi.sense import GOOD, TRANSFER_LENGTH_MISMATCH, Condition, check, response_for
 
 _MODIFYING = (Write, Unmap, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify)
+_KIND_OF: dict[type[object], int] = {
+    Read: READ,
+    Flush: FLUSH,
+    **dict.fromkeys((Write, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify), WRITE),
+}
 _TASK_SET_FULL = Response(Status.TASK_SET_FULL)
 _WORD = 0xFFFFFFFF
 _HELD_BYTES_MAX = 4 * 1024 * 1024
@@ -70,7 +78,8 @@ _pack_header = HEADER.pack
 class Session:
     """One I_T nexus in full feature phase, on its one connection (MaxConnections=1). Owned by the connection.
 
-    `notify` is called when something was put in the outbox outside of a receive; `drop(reason)` ends the connection."""
+    `notify` is called when something was put in the outbox outside of a receive; `drop(reason)` ends the connection; `clock`
+    gives nanoseconds, to measure commands with."""
 
     def __init__(
         self,
@@ -84,6 +93,7 @@ class Session:
         stat_sn: int,
         notify: Callable[[], None],
         drop: Callable[[str], None],
+        clock: Callable[[], int],
     ) -> None:
         self.nodes = nodes
         self.identity = identity
@@ -99,6 +109,9 @@ class Session:
         self.receiving = False
         """Inside a receive: what is put in the outbox will be sent when it ends."""
         self.ended = False
+        self.began = 0
+        """When the bytes came that are being parsed."""
+        self._clock = clock
         self._notify = notify
         self._drop = drop
         self._pool = pool
@@ -107,8 +120,8 @@ class Session:
         self._dirty: list[Place] = []
         self._lent: list[bytearray] = []
         """Buffers of staged data: they go back to the pool after the commit."""
-        self._kept: list[tuple[list[int], list[tuple[AtTarget, Response]]]] = []
-        """What `Place.staged` and `late` held: committed, the answers held back until `release`."""
+        self._kept: list[tuple[Place, list[int], list[tuple[AtTarget, Response]], int]] = []
+        """What `Place.staged` and `late` held, and when it came: committed, the answers held back until `release`."""
         self.held: dict[int, tuple[bytes, bytes]] = {}
         """Header and data of what came before its turn, by CmdSN."""
         self._held_bytes = 0
@@ -237,6 +250,7 @@ class Session:
             self._answer(itt, response_for(error), counted=True, underflow=expected)
             return
         if buffers is None:
+            task.began = self.began
             self._spare = self._read_slot()
             if self._reading + expected > READING_BYTES_MAX:
                 task.done = True
@@ -245,6 +259,7 @@ class Session:
             self._reading += expected
             self.tasks[itt] = task
         else:
+            place.reads += 1
             self._put_read(itt, buffers, expected)
 
     def _put_read(self, itt: int, buffers: Sequence[Buffer], length: int) -> None:
@@ -272,6 +287,7 @@ class Session:
         if isinstance(outcome, Exception):
             self._answer(task.itt, response_for(outcome), counted=True, underflow=task.expected)
         else:
+            task.place.latency.record(READ, self._clock() - task.began)
             self._put_read(task.itt, outcome, task.expected)
         self.told()
 
@@ -298,10 +314,11 @@ class Session:
             seconds = place.target.hold_back(place.intake)
             place.intake = 0
             if seconds:
-                self._kept.append((staged, late))
+                self._kept.append((place, staged, late, self.began))
                 self.outbox.hold_seconds = max(self.outbox.hold_seconds, seconds)
                 continue
             if staged:
+                place.writes += len(staged)
                 self._acknowledge(staged)
             for task, response in late:
                 self._finish(task, response)
@@ -312,8 +329,9 @@ class Session:
     def release(self) -> None:
         """Answer what was held back: its time is over, or something comes that must find it answered."""
         kept, self._kept = self._kept, []
-        for staged, late in kept:
+        for place, staged, late, began in kept:
             if staged:
+                place.latency.record(WRITE, self._clock() - began, len(staged))
                 self._acknowledge(staged)
             for task, response in late:
                 self._finish(task, response)
@@ -322,6 +340,21 @@ class Session:
         """`settle`, and nothing held back."""
         self.settle()
         self.release()
+
+    def measure(self) -> None:
+        """A receive is over: count how long what it brought, and what was answered on the fast path, has taken."""
+        clock = self._clock
+        elapsed = clock() - self.began
+        for place in self._places.values():
+            # `Latency.record`, written out: this runs for every receive.
+            if reads := place.reads:
+                place.reads = 0
+                place.read_counts[elapsed.bit_length()] += reads
+                place.nanoseconds[READ] += elapsed * reads
+            if writes := place.writes:
+                place.writes = 0
+                place.write_counts[elapsed.bit_length()] += writes
+                place.nanoseconds[WRITE] += elapsed * writes
 
     def _acknowledge(self, staged: list[int]) -> None:
         """SCSI Responses with GOOD, no residual."""
@@ -371,6 +404,7 @@ class Session:
         place = self._place(lun)
         nowhere: Any = place
         task = AtTarget(nowhere, itt, expected, reads=reads, writes=writes, counted=counted, answer=self._performed)
+        task.began = self.began
         answer: Operation | Response | NeedData
         if place is None:
             answer = absent(cdb, self._luns())
@@ -382,6 +416,7 @@ class Session:
                 _, lba, count, _ = admitted
                 size = place.sector_bytes
                 task.residual = expected - count * size
+                task.kind = WRITE
                 wanted = min(count * size, expected) // size * size
                 self._gather(task, wanted, partial(self._stage, task, lba), data, owned, final)
                 return
@@ -471,6 +506,7 @@ class Session:
             self._finish(task, answer)
             return
         self.settle()
+        task.kind = _KIND_OF.get(type(answer), OTHER)
         task.modifies = isinstance(answer, _MODIFYING)
         self.tasks[task.itt] = task
         perform(answer, task.place.target, task)
@@ -510,6 +546,8 @@ class Session:
         """The answer to a command, with its data-in, its residual count and its place in the window back."""
         if task.counted:
             self.max_cmd_sn = (self.max_cmd_sn + 1) & _WORD
+        if response.status == Status.GOOD and task.place is not None:
+            task.place.latency.record(task.kind, self._clock() - task.began)
         length = sum(map(len, response.data))
         if not length:
             if task.reads:

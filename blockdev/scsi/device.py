@@ -8,6 +8,7 @@ Next: `commands.py` for what is known, `blocks.py` and `primary.py` for what it 
 from collections.abc import Callable, Hashable, Iterable
 from enum import Enum
 
+from blockdev.latency import Latency
 from blockdev.scsi import blocks, commands, inquiry, primary
 from blockdev.scsi.limits import Limits
 from blockdev.scsi.operation import Buffer, NeedData, Operation, Response
@@ -86,8 +87,11 @@ class LogicalUnit:
         port_group: int = 1,
         luns: Callable[[], Iterable[int]] | None = None,
         abort_tasks: Callable[[Hashable], None] | None = None,
+        latency: Latency | None = None,
     ) -> None:
         self.target = target
+        self.latency = latency if latency is not None else Latency()
+        """Where doors count how long the unit's commands took."""
         self.lun = lun
         self.limits = limits
         self.identity = inquiry.Unit(

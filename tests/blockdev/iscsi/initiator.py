@@ -61,6 +61,8 @@ class World:
         self.nodes = Nodes(**options)  # type: ignore[arg-type]  # whatever a test wants to set
         self.node = self.nodes.serve(IQN, dict(enumerate(self.targets)))
         self.pool = BufferPool()
+        self.now = 0
+        """Nanoseconds, which go on only where a test says so."""
         self._seed = count(1)
 
     @property
@@ -94,6 +96,7 @@ class Initiator:
             pool=world.pool,
             addresses=["192.0.2.1:3260"],
             notify=self._notified,
+            clock=lambda: world.now,
         )
         self.cmd_sn = 1
         self.itt = 0
