@@ -265,7 +265,7 @@ def delete(
     place = find(config, volume)
     kept = state_dir / place.name if state_dir is not None else place.state_dir
     with opened(config, place.store_url) as store, contextlib.ExitStack() as held:
-        doomed = volumes.prepare_deletion(store, place.name, force=force)
+        doomed = volumes.prepare_deletion(store, place.name, force=force, now=time.time())
         state = held.enter_context(LocalState(kept, doomed.volume)) if local else None
         what = "the remains of volume" if doomed.volume is None else "volume"
         if doomed.volume is not None:

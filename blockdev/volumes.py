@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 from uuid import UUID
 
+from blockdev import references
+from blockdev.engine.ancestry import Ancestry, with_ancestors
 from blockdev.engine.state_directory import DirectoryJournal, StateDirectory
 from blockdev.errors import CorruptFormat, CorruptJournal, Refused
 from blockdev.offline import read_volume_file
 from blockdev.place import volume_store
-from blockdev.segments import paths, record, volume_file
+from blockdev.references import Reference
+from blockdev.segments import paths, record, root, volume_file
 from blockdev.segments.record import NO_DIGEST, Parsed, Record, RecordKind
-from blockdev.segments.volume_file import VolumeFile
+from blockdev.segments.volume_file import Origin, VolumeFile
 from blockdev.units import BLOCK_BYTES, MIB, Geometry
 from s3core.errors import NotFound, OutcomeUnknown, PreconditionFailed, StoreError
 from s3core.probe import ProbeResult, race_conditional_put
@@ -31,6 +35,8 @@ from s3core.wrapper import batches
 SIZE_BYTES_MIN = MIB
 COMPRESSIONS = ("zstd", "none")
 PROBE_PREFIX = "bucketworks-probe/"
+DELETION = "deletion"
+"""`purpose` in the note of the record that a deletion begins with."""
 _READERS = 16
 
 
@@ -154,6 +160,83 @@ def _volume_file(own: ObjectStore) -> bytes | None:
         return None
 
 
+# --- cloning ---------------------------------------------------------------------------------------------------------
+
+
+class Snapshot(Protocol):
+    """What a clone needs to know of a snapshot. `digest`: of the commit's record, hexadecimal."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+def origin_of(store: ObjectStore, name: str, parent: VolumeFile, snapshot: Snapshot) -> tuple[Origin, ...]:
+    """The chain of ancestors of a clone of that snapshot of `parent`, which is called `name`. Reads the snapshot's
+    checkpoint, without which nothing could be read of it. Raises CorruptFormat, store errors."""
+    own = with_ancestors(volume_store(store, name), parent)
+    key = paths.root(snapshot.seq, snapshot.epoch)
+    try:
+        made = root.decode(own.get(key).data, what=key, volume=Ancestry(parent).identity_of(snapshot.seq))
+    except NotFound as error:
+        raise CorruptFormat(
+            f"snapshot {snapshot.name} of volume {name} has no checkpoint", what=f"{own.url}/{key}"
+        ) from error
+    if made.digest.hex() != snapshot.digest:
+        raise CorruptFormat(f"is the checkpoint of another commit than snapshot {snapshot.name}'s", what=key)
+    last = Origin(name, parent.identity, snapshot.seq, snapshot.epoch, key, made.digest, made.lineage)
+    return (*parent.origin, last)
+
+
+def clone_volume(
+    store: ObjectStore,
+    name: str,
+    parent: VolumeFile,
+    snapshot: Snapshot,
+    child: VolumeFile,
+    *,
+    look_again: Callable[[], Snapshot | None],
+    prepare: Callable[[ObjectStore], None] = lambda own: None,
+) -> None:
+    """Make `child`, whose last origin is that snapshot of `parent`, which is called `name`. O(1): nothing is copied. On
+    return it exists durably. `look_again` reads the parent's newest state and returns the snapshot of that name;
+    `prepare` puts what the clone needs besides vol.json into its own part (its key slot). Raises Refused,
+    OutcomeUnknown, store errors.
+
+    The order, and what a crash leaves:
+    1. the reference in the parent (a crash: a snapshot that cannot be deleted for a day, then `remove_dead` tidies up);
+    2. the parent is read again: a snapshot that was deleted before the reference was there is not cloned. One that is
+       deleted later finds the reference, and stays;
+    3. what `prepare` does (a crash: as 1, and remains in the clone's part, which `delete` removes);
+    4. vol.json, conditionally (a crash: the clone is there, whole)."""
+    own = volume_store(store, name)
+    references.put(own, Reference(child.name, str(child.identity), snapshot.name, snapshot.seq))
+    try:
+        found = look_again()
+        if found is None or found.seq != snapshot.seq:
+            raise Refused(f"snapshot {snapshot.name} of volume {name} was deleted at this very moment")
+        last = newest_record(own, parent.identity)
+        if last is not None and last.record.note.get("purpose") == DELETION:
+            raise Refused(
+                f"somebody has begun to delete volume {name}",
+                hint="finish that with `s3block delete`; or serve the volume once, and clone it then",
+            )
+        prepare(volume_store(store, child.name))
+        create_volume(store, child)
+    except OutcomeUnknown:
+        raise  # the clone may be there
+    except BaseException:
+        references.remove(own, child.identity)
+        raise
+
+
 # --- deleting --------------------------------------------------------------------------------------------------------
 
 
@@ -166,12 +249,25 @@ class Doomed:
     last: Parsed | None
 
 
-def prepare_deletion(store: ObjectStore, name: str, *, force: bool) -> Doomed:
-    """Look at what is there. Raises NotFound when there is nothing, Refused when somebody may be using the volume
-    (its last record is not a DETACH) or its state cannot be read, unless `force`."""
+def require_unreferenced(store: ObjectStore, name: str, now: float) -> None:
+    """Raises Refused, naming them, when clones read the volume's objects. `now`: Unix seconds."""
+    alive = [reference for reference in references.references(store, name, now) if reference.alive]
+    if alive:
+        children = ", ".join(f"{reference.child} (of snapshot {reference.snapshot})" for reference in alive)
+        raise Refused(
+            f"volume {name} has clones that read its objects: {children}",
+            hint="delete them first, if nobody needs them",
+        )
+
+
+def prepare_deletion(store: ObjectStore, name: str, *, force: bool, now: float) -> Doomed:
+    """Look at what is there. Raises NotFound when there is nothing, Refused when clones need the volume, and, unless
+    `force`, when somebody may be using it (its last record is not a DETACH) or its state cannot be read.
+    `now`: Unix seconds."""
     own = volume_store(store, name)
     if next(iter(own.list()), None) is None:
         raise NotFound(f"there is no volume {name} at {store.url}", hint="`s3block list` shows what is there")
+    require_unreferenced(store, name, now)
     try:
         volume = read_volume_file(own, name)
         last = newest_record(own, volume.identity)
@@ -206,13 +302,18 @@ def delete_volume(
     """Remove the volume; returns the keys that could not be removed. Running it again finishes what was begun.
 
     The order, and what a crash leaves:
-    1. a record of a new epoch (a crash leaves the volume whole, its writer fenced off; an import that is going on ends);
+    1. a record of a new epoch (a crash leaves the volume whole, its writer fenced off; an import that is going on ends),
+       then another look for clones: whoever makes one now sees that record and gives up;
     2. vol.json (a crash leaves remains, which nobody can attach, `create` refuses and `delete` goes on with);
     3. everything else, the log last and in order, so that a writer that was cut off finds the fence to the end;
     4. vol.json once more: an import that was about to end may have written it after step 2 (it looks for the fence after
-       that, and removes it as well)."""
+       that, and removes it as well);
+    5. a clone's reference in its parent (a crash before: the parent's snapshot is pinned for a day and until its next gc).
+    """
     own = volume_store(store, doomed.name)
     _fence_off(own, doomed, nonce, time_us)
+    if doomed.volume is not None:
+        require_unreferenced(store, doomed.name, time_us / 1e6)
     own.delete(paths.volume_file())
     removed(1)
     failed: dict[str, StoreError] = {}
@@ -228,6 +329,8 @@ def delete_volume(
         remove(info.key for info in own.list(paths.log_prefix()))
     if doomed.volume is None:
         own.delete(paths.volume_file())
+    elif doomed.volume.origin and not failed:
+        references.remove(volume_store(store, doomed.volume.origin[-1].name), doomed.volume.identity)
     return failed
 
 
@@ -241,16 +344,17 @@ def _fence_off(own: ObjectStore, doomed: Doomed, nonce: bytes, time_us: int) -> 
         identity, lineage, size_bytes = volume.identity, volume.lineage, volume.geometry.size_bytes
     else:
         return
+    origin = volume.origin[-1] if volume is not None and volume.origin else None
     clean = before is None or before.kind == RecordKind.DETACH
     begin = before.end if before is not None else BLOCK_BYTES
     fence = Record(
-        seq=before.seq + 1 if before is not None else 1,
-        epoch=before.epoch + 1 if before is not None else 1,
+        seq=1 + (before.seq if before is not None else origin.seq if origin is not None else 0),
+        epoch=1 + (before.epoch if before is not None else origin.epoch if origin is not None else 0),
         # Should the deletion end here, what could be attached before still can: a clean volume anywhere, another one
         # where its journal is.
         kind=RecordKind.DETACH if clean else RecordKind.FENCE,
         nonce=nonce,
-        parent=last.digest if last is not None else NO_DIGEST,
+        parent=last.digest if last is not None else origin.digest if origin is not None else NO_DIGEST,
         volume=identity,
         lineage=lineage,
         journal=before.journal if before is not None else UUID(int=0),
@@ -258,7 +362,7 @@ def _fence_off(own: ObjectStore, doomed: Doomed, nonce: bytes, time_us: int) -> 
         end=begin,
         time_us=time_us,
         size_bytes=size_bytes,
-        note={"purpose": "deletion"},
+        note={"purpose": DELETION},
     )
     parts, _, _ = record.encode(fence)
     try:

@@ -9,6 +9,7 @@ read, never changed.
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
+from uuid import UUID
 
 from blockdev.segments import paths
 from blockdev.segments.volume_file import Origin, VolumeFile
@@ -32,7 +33,7 @@ class Ancestry:
     """Which volume an object of this one belongs to. Pure."""
 
     def __init__(self, volume: VolumeFile) -> None:
-        self._own = volume.identity.bytes
+        self._own = volume.identity
         self._origin = volume.origin
         self.last = volume.origin[-1].seq if volume.origin else 0
         """The last commit that is an ancestor's; 0 for a volume that is no clone."""
@@ -45,10 +46,14 @@ class Ancestry:
                     return origin
         return None
 
+    def identity_of(self, number: int) -> UUID:
+        """The volume that commit `number` is of."""
+        owner = self.owner(number)
+        return self._own if owner is None else owner.identity
+
     def volume_of(self, gen: int) -> bytes:
         """The UUID that frames of this generation are bound to."""
-        owner = self.owner(gen)
-        return self._own if owner is None else owner.identity.bytes
+        return self.identity_of(gen).bytes
 
 
 def with_ancestors(own: ObjectStore, volume: VolumeFile) -> ObjectStore:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -279,7 +280,7 @@ def test_a_deletion_that_stopped_is_finished_by_the_next(
 
 def test_a_host_that_attaches_meanwhile_wins(place: str, stored: Stored) -> None:
     store = build_store(place)
-    doomed = volumes.prepare_deletion(store, "vm1", force=False)
+    doomed = volumes.prepare_deletion(store, "vm1", force=False, now=time.time())
     assert doomed.last is not None
     volume_store(store, "vm1").put(paths.log(doomed.last.record.seq + 1), b"the fence record of a host")
     before = stored.listing()
@@ -291,7 +292,7 @@ def test_a_host_that_attaches_meanwhile_wins(place: str, stored: Stored) -> None
 def test_after_the_fence_a_deletion_may_be_given_up(place: str, stored: Stored, s3block: Command) -> None:
     """Killed right behind its first step: the volume is whole, clean, and may be attached anywhere."""
     store = build_store(place)
-    doomed = volumes.prepare_deletion(store, "vm1", force=False)
+    doomed = volumes.prepare_deletion(store, "vm1", force=False, now=time.time())
     assert doomed.volume is not None
     volumes._fence_off(volume_store(store, "vm1"), doomed, bytes(16), 0)
     told = s3block("info", f"{place}/vm1", "--json").answer
