@@ -23,6 +23,7 @@ from blockdev.engine.log import CommitLog, Persistence
 from blockdev.engine.ports import Execution, ThreadExecution
 from blockdev.errors import CorruptFormat
 from blockdev.extents.extent_map import ExtentMap, KeyValueStore, MapState
+from blockdev.extents.format import ExtentValue
 from blockdev.extents.lmdb_map import LmdbKeyValueStore
 from blockdev.extents.memory_map import MemoryKeyValueStore
 from blockdev.segments import paths, volume_file
@@ -199,9 +200,23 @@ class OfflineVolume:
         if batch:
             yield batch
 
+    def extents(self) -> Iterator[tuple[int, ExtentValue]]:
+        """Every extent that holds something, with its place, ascending."""
+        return self.map.extents() if self.state is not None else iter(())
+
+    def frames(self, wanted: Sequence[int]) -> dict[int, bytes | bytearray | None]:
+        """The content of these frames (numbers over the whole volume), None for zeros. Raises CorruptFormat, store
+        errors."""
+        if self.state is None:
+            return dict.fromkeys(wanted)
+        return _run(self._frames(wanted))
+
     async def _read(self, extents: Sequence[int]) -> list[tuple[int, list[bytes | bytearray | None]]]:
         per = self.volume.geometry.frames_per_extent
-        wanted = [frame for extent in extents for frame in range(extent * per, (extent + 1) * per)]
+        found = await self._frames([frame for extent in extents for frame in range(extent * per, (extent + 1) * per)])
+        return [(extent, [found[extent * per + index] for index in range(per)]) for extent in extents]
+
+    async def _frames(self, wanted: Sequence[int]) -> dict[int, bytes | bytearray | None]:
         _, contents = await self._fetcher.frames(wanted)
         for frame in wanted:
             error = contents[frame].error
@@ -213,7 +228,7 @@ class OfflineVolume:
                 ) from error
             if error is not None:
                 raise error
-        return [(extent, [contents[extent * per + index].data for index in range(per)]) for extent in extents]
+        return {frame: contents[frame].data for frame in wanted}
 
     async def _write(
         self, sink: Sink, content: list[tuple[int, list[bytes | bytearray | None]]], done: Callable[[int], None]
