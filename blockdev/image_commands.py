@@ -17,7 +17,7 @@ import typer
 
 from blockdev import volumes
 from blockdev.arguments import VolumeArgument, find, opened, size_option, steps, usage
-from blockdev.errors import Refused
+from blockdev.errors import Fenced, Refused
 from blockdev.image import ImageFile, ImageStream, Qcow2Image
 from blockdev.image_source import FORMATS, ImageSource, StreamSource, open_image
 from blockdev.importing import Imported, import_image
@@ -30,7 +30,6 @@ from blockdev.volume_commands import program_version
 from s3core.clock import system_random
 from s3core.console import JsonOption, write_json, write_line, write_note
 from s3core.endpoint_commands import ConfigOption
-from s3core.exit_codes import ExitCode, exit_code_of
 from s3core.quantities import shown_duration, shown_size
 from s3core.settings import load_config
 from s3core.store import ObjectStore
@@ -167,7 +166,8 @@ def _import(store: ObjectStore, place: VolumePlace, made: VolumeFile, source: Im
                 done=lambda extents: advance(extents * extent_bytes),
             )
     except BaseException as error:
-        if began and not quiet and exit_code_of(error) != ExitCode.REFUSED:
+        # Where somebody else makes or deletes the same volume, what is there may be theirs.
+        if began and not quiet and not isinstance(error, Refused | Fenced):
             write_note(f"{place.name} is no volume yet; `s3block delete` removes what was sent")
         raise
 

@@ -96,6 +96,7 @@ def test_a_stream_of_another_size_makes_no_volume(
     answer = s3block("import", "-", vm, "--size", size)
     assert answer.code == ExitCode.REFUSED
     assert said in answer.err
+    assert "`s3block delete` removes what was sent" in answer.err
     assert s3block("info", vm).code == ExitCode.NOT_FOUND
     again = s3block("import", "-", vm, "--size", SIZE)
     assert again.code == ExitCode.REFUSED
