@@ -107,7 +107,7 @@ def silent(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def remove(store: ObjectStore) -> None:
-    doomed = volumes.prepare_deletion(store, "vm", force=False)
+    doomed = volumes.prepare_deletion(store, "vm", force=False, now=0.0)
     assert volumes.delete_volume(store, doomed, nonce=bytes(16), time_us=0, removed=lambda number: None) == {}
 
 
@@ -190,7 +190,7 @@ def test_deleted_between_the_fence_and_vol_json(image: Path) -> None:
 
     def before(call: Call) -> None:
         if call.key.endswith("vol.json") and call.operation == "put_if_absent":
-            doomed = volumes.prepare_deletion(store, "vm", force=False)
+            doomed = volumes.prepare_deletion(store, "vm", force=False, now=0.0)
             volumes._fence_off(volume_store(store, "vm"), doomed, bytes(16), 0)
 
     with pytest.raises(Fenced, match="was deleted while it was imported"):
