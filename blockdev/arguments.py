@@ -3,6 +3,9 @@
 One rule: whatever is wrong with the command line is found here, before a store is contacted, and ends in a usage error.
 """
 
+import getpass
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,8 +14,11 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from blockdev import keys
 from blockdev.place import VolumePlace, open_store, resolve
+from blockdev.segments.key_slot import Secret
 from s3core.console import progress
+from s3core.credentials import KEY_SOURCES
 from s3core.quantities import parse_duration, parse_size
 from s3core.settings import Config
 from s3core.settings_table import reason
@@ -53,6 +59,45 @@ def size_option(setting: str, flag: str) -> Any:
 
 def duration_option(setting: str, flag: str) -> Any:
     return option(setting, flag, parser=_duration, metavar="TIME")
+
+
+KeyOption = Annotated[str | None, option("key", "--key", metavar="SOURCE")]
+
+EncryptOption = Annotated[
+    bool, typer.Option("--encrypt", help="Encrypt it, with a key of its own that --key locks; --key alone does it too.")
+]
+CompressionOption = Annotated[
+    str,
+    typer.Option(
+        "--compression", metavar="zstd|zstd-1..zstd-19|none", help="What frames are packed with; zstd is zstd-1."
+    ),
+]
+
+
+def secret_for_new(place: VolumePlace, encrypt: bool, source: str | None) -> Secret | None:
+    """The secret of a volume that is about to be made; None: it is not to be encrypted."""
+    source = place.settings.key if source is None else source
+    if encrypt and not source:
+        usage(f"--encrypt needs a key: --key SOURCE, or key in [volume.{place.name}]; SOURCE is {KEY_SOURCES}")
+    return secret_from(source, place.name, new=True)
+
+
+def secret_from(source: str, name: str, *, new: bool = False, flag: str = "--key") -> Secret | None:
+    """The secret that `source` (see `credentials.KEY_SOURCES`) stands for; None for an empty one. `new`: it is about to be
+    given to volume `name`, so a passphrase is asked for twice. BadParameter, CredentialsError."""
+
+    def ask(question: str) -> str:
+        if not sys.stdin.isatty():
+            usage(f"{flag} passphrase: standard input is no terminal to ask at; use passphrase-file:PATH")
+        try:
+            return getpass.getpass(question)
+        except EOFError as error:
+            raise typer.Abort from error
+
+    try:
+        return keys.read_secret(source, name, ask=ask, environ=os.environ, new=new)
+    except ValueError as error:
+        raise typer.BadParameter(f"{flag}: {error}") from error
 
 
 def _size(text: str) -> int:

@@ -7,13 +7,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from blockdev import content_commands, image_commands, serve_command, volume_commands
+from blockdev import content_commands, image_commands, key_commands, serve_command, volume_commands
 from blockdev.errors import (
     AttachRefused,
     CorruptFormat,
     CorruptJournal,
     ImageRefused,
     JournalFull,
+    KeyRefused,
     LocalDiskFailed,
     MediumError,
     NotReady,
@@ -29,6 +30,7 @@ for _kind, _code in (
     (CorruptJournal, ExitCode.CORRUPT),
     (MediumError, ExitCode.CORRUPT),
     (AttachRefused, ExitCode.REFUSED),
+    (KeyRefused, ExitCode.REFUSED),
     (NotReady, ExitCode.REFUSED),  # Fenced is one of these
     (PortalError, ExitCode.REFUSED),
     (Refused, ExitCode.REFUSED),
@@ -50,6 +52,7 @@ app.command("check")(content_commands.check)
 app.command("import")(image_commands.import_volume)
 app.command("export")(image_commands.export)
 app.command("delete")(volume_commands.delete)
+app.add_typer(key_commands.app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from blockdev.arguments import VolumeArgument, counted, find, opened, steps
+from blockdev import keys
+from blockdev.arguments import KeyOption, VolumeArgument, counted, find, opened, secret_from, steps
 from blockdev.inspection import Inspection, inspect_volume
 from blockdev.place import volume_store
 from s3core.console import Column, JsonOption, write_json, write_line, write_note, write_records
@@ -23,20 +24,26 @@ from s3core.settings import load_config
 def check(
     volume: VolumeArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Read and decode all data, not just what describes it.")] = False,
+    key: KeyOption = None,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look whether a volume is whole: its log, roots and map against each other and the objects in the store.
 
-    Exit code 1 when something is found. Nothing is changed."""
+    Exit code 1 when something is found. Nothing is changed. An encrypted volume is decrypted with --deep if there is a key
+    (--key '' leaves out a configured one); without one, checksums are compared."""
     config = load_config(config_path)
     place = find(config, volume)
+    source = place.settings.key if key is None else key
+    secret = secret_from(source, place.name) if deep or key else None
 
     def stage(label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         return steps(label, total, quiet=as_json)
 
     with opened(config, place.store_url) as store:
-        found = inspect_volume(volume_store(store, place.name), place.name, deep=deep, stage=stage)
+        own = volume_store(store, place.name)
+        unlock = (lambda made: keys.unlock(own, made, secret)) if secret is not None else None
+        found = inspect_volume(own, place.name, deep=deep, stage=stage, unlock=unlock)
     if as_json:
         write_json({"volume": place.url} | asdict(found))
     else:
@@ -69,6 +76,8 @@ def _write_inspection(url: str, found: Inspection) -> None:
     ):
         if count:
             write_line(f"{counted(count, 'object')} of {shown_size(size)} {what}")
+    if found.deep and found.encrypted and not found.decrypted:
+        write_line("the volume is encrypted: checksums were compared, contents were not decrypted; --key does that")
     if not found.defects:
         write_line("nothing is wrong" if found.deep else "nothing is wrong; --deep reads the data too")
         return

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -36,7 +36,9 @@ from blockdev.iscsi.nodes import Nodes
 from blockdev.iscsi.portal import Address, Portal
 from blockdev.journal.file import keep_freed_memory
 from blockdev.journal.journal import Journal, open_journal
+from blockdev.keys import unlock
 from blockdev.segments import paths
+from blockdev.segments.key_slot import Secret
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.target import BlockTarget
 from s3core.build import build_store
@@ -63,6 +65,10 @@ class ServedVolume:
     store_url: str
     settings: VolumeSettings
     state_dir: Path
+    secret: Secret | None = None
+    """What opens it, if it is encrypted."""
+    data_key: bytes = field(default=b"", repr=False)
+    """What `serve` found with it."""
 
 
 class RunningVolume:
@@ -126,6 +132,7 @@ class RunningVolume:
             log_level=self._config.s3block.log_level,
             log_format=self._config.s3block.log_format,
             cache_file=str(self._directory.cache_path / "cache"),
+            data_key=served.data_key.hex(),
         )
         self._process = subprocess.Popen(
             [sys.executable, "-m", "blockdev.engine.process", str(theirs.fileno())],
@@ -443,14 +450,17 @@ def serve(config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_freed_memory()
     files = []
+    unlocked = []
     for served in volumes:
         store = build_store(served.store_url, config=config)
         try:
-            files.append(open_volume_file(sub_store(store, paths.volume_prefix(served.name)), served.name))
+            own = sub_store(store, paths.volume_prefix(served.name))
+            files.append(open_volume_file(own, served.name))
+            unlocked.append(replace(served, data_key=unlock(own, files[-1], served.secret)))
         finally:
             store.close()
 
     async def main() -> None:
-        await Daemon(config, volumes, accept_loss=accept_loss).run(files)
+        await Daemon(config, unlocked, accept_loss=accept_loss).run(files)
 
     asyncio.run(main())

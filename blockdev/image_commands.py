@@ -8,15 +8,27 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
 
 import typer
 
-from blockdev import volumes
-from blockdev.arguments import VolumeArgument, find, opened, size_option, steps, usage
+from blockdev import keys, volumes
+from blockdev.arguments import (
+    CompressionOption,
+    EncryptOption,
+    KeyOption,
+    VolumeArgument,
+    find,
+    opened,
+    secret_for_new,
+    secret_from,
+    size_option,
+    steps,
+    usage,
+)
 from blockdev.errors import Fenced, Refused
 from blockdev.image import ImageFile, ImageStream, Qcow2Image
 from blockdev.image_source import FORMATS, ImageSource, StreamSource, open_image
@@ -24,7 +36,7 @@ from blockdev.importing import Imported, import_image
 from blockdev.offline import OfflineVolume, open_offline
 from blockdev.place import VolumePlace, volume_store
 from blockdev.qcow2.format import Compression
-from blockdev.segments.volume_file import VolumeFile
+from blockdev.segments.volume_file import VolumeFile, cipher_of
 from blockdev.units import BLOCK_BYTES
 from blockdev.volume_commands import program_version
 from s3core.clock import system_random
@@ -59,9 +71,9 @@ def import_volume(
     sector_size: Annotated[int | None, size_option("sector_bytes", "--sector-size")] = None,
     extent_size: Annotated[int | None, size_option("extent_bytes", "--extent-size")] = None,
     frame_size: Annotated[int | None, size_option("frame_bytes", "--frame-size")] = None,
-    compression: Annotated[
-        str, typer.Option("--compression", help="What frames are packed with: zstd or none.")
-    ] = "zstd",
+    compression: CompressionOption = "zstd",
+    encrypt: EncryptOption = False,
+    key: KeyOption = None,
     unfenced: Annotated[
         bool,
         typer.Option("--unfenced", help="Make it even where the store cannot keep two hosts from writing at once."),
@@ -77,8 +89,6 @@ def import_volume(
     config = load_config(config_path)
     place = find(config, volume)
     _check_form(form)
-    if compression not in volumes.COMPRESSIONS:
-        usage(f"--compression must be one of {', '.join(volumes.COMPRESSIONS)}, not {compression!r}")
     settings = place.settings
     with _source(file, form, size) as source:
         whole = -(-source.size_bytes // BLOCK_BYTES) * BLOCK_BYTES
@@ -86,6 +96,7 @@ def import_volume(
         if wanted < source.size_bytes:
             usage(f"the image has {source.size_bytes} bytes, a volume of {wanted} cannot hold it")
         try:
+            volumes.check_compression(compression)
             geometry = volumes.check_geometry(
                 wanted,
                 sector_size or settings.sector_bytes,
@@ -103,6 +114,8 @@ def import_volume(
             created=time.time(),
             creator=f"bucketworks {program_version()}",
         )
+        secret = secret_for_new(place, encrypt, key)
+        made, slot, data_key = keys.sealed(made, secret, random=os.urandom)
         with opened(config, place.store_url) as store:
             volumes.require_free(store, place.name)
             tested = volumes.fence_test(store, system_random())
@@ -114,7 +127,8 @@ def import_volume(
                 )
                 raise Refused(f"{place.store_url} {said}: {tested.detail}", hint=tested.hint)
             began = time.monotonic()
-            done = _import(store, place, made, source, quiet=as_json)
+            with keys.slot_in_place(volume_store(store, place.name), slot):
+                done = _import(store, place, made, source, data_key, quiet=as_json)
             seconds = max(time.monotonic() - began, 0.001)
     mapped = done.extents * geometry.extent_bytes
     if as_json:
@@ -148,7 +162,9 @@ def import_volume(
         )
 
 
-def _import(store: ObjectStore, place: VolumePlace, made: VolumeFile, source: ImageSource, *, quiet: bool) -> Imported:
+def _import(
+    store: ObjectStore, place: VolumePlace, made: VolumeFile, source: ImageSource, data_key: bytes, *, quiet: bool
+) -> Imported:
     extent_bytes = made.geometry.extent_bytes
     # Before anything is sent: an image whose tables are damaged is refused here.
     total = source.count(extent_bytes) * extent_bytes
@@ -162,6 +178,7 @@ def _import(store: ObjectStore, place: VolumePlace, made: VolumeFile, source: Im
                 source,
                 journal=uuid4(),
                 nonce=lambda: uuid4().bytes,
+                cipher=cipher_of(made, data_key, os.urandom),
                 note={"host": socket.gethostname(), "pid": os.getpid(), "program": made.creator},
                 done=lambda extents: advance(extents * extent_bytes),
             )
@@ -212,6 +229,7 @@ def export(
         typer.Option("--commit", metavar="N", min=1, help="The volume as it was after commit N, not the newest."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+    key: KeyOption = None,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -231,10 +249,12 @@ def export(
         usage(f"--compress must be one of {', '.join(_COMPRESSIONS)}, not {compress!r}")
     if compress is not None and form != "qcow2":
         usage("--compress is for qcow2 images; pack a raw one with a tool of your choice")
-    with (
-        opened(config, place.store_url) as store,
-        open_offline(volume_store(store, place.name), place.name, commit=commit) as found,
-    ):
+    secret = secret_from(place.settings.key if key is None else key, place.name)
+    with ExitStack() as held:
+        own = volume_store(held.enter_context(opened(config, place.store_url)), place.name)
+        found = held.enter_context(
+            open_offline(own, place.name, commit=commit, unlock=lambda made: keys.unlock(own, made, secret))
+        )
         began = time.monotonic()
         extent_bytes = found.volume.geometry.extent_bytes
         target: ImageStream | ImageFile | Qcow2Image

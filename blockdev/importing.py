@@ -32,6 +32,7 @@ from blockdev.image_source import ImageSource
 from blockdev.offline import temporary_map
 from blockdev.place import volume_store
 from blockdev.segments import paths, volume_file
+from blockdev.segments.cipher import Cipher
 from blockdev.segments.record import BaseEntry, Record, RecordKind
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.units import BLOCK_BYTES
@@ -85,12 +86,13 @@ def import_image(
     journal: UUID,
     nonce: Callable[[], bytes],
     note: dict[str, Any],
+    cipher: Cipher | None = None,
     settings: CommitSettings | None = None,
     done: Callable[[int], None] = lambda extents: None,
 ) -> Imported:
     """Make `volume` in `store` with the content of `source`, zeros behind its end. On return it exists durably, detached.
-    `note` goes into the fence record; `done` hears of extents that were dealt with. In memory are at most as many
-    extents as are uploaded at once, and two.
+    `cipher` is an encrypted volume's, `note` goes into the fence record; `done` hears of extents that were dealt with. In
+    memory are at most as many extents as are uploaded at once, and two.
 
     Raises Refused when somebody else makes the same volume, Fenced when it is deleted meanwhile,
     ImageRefused and CorruptFormat for the image, store errors. What was sent by then is there as remains."""
@@ -98,7 +100,7 @@ def import_image(
     execution = ThreadExecution(settings.uploads + 2)
     try:
         with temporary_map(volume.geometry) as extent_map:
-            work = _Import(store, volume, source, extent_map, execution, settings, nonce, done)
+            work = _Import(store, volume, source, extent_map, execution, settings, nonce, cipher, done)
             return asyncio.run(work.run(journal, note))
     finally:
         execution.close()
@@ -114,6 +116,7 @@ class _Import:
         execution: Execution,
         settings: CommitSettings,
         nonce: Callable[[], bytes],
+        cipher: Cipher | None,
         done: Callable[[int], None],
     ) -> None:
         self._place = store
@@ -124,6 +127,7 @@ class _Import:
         self._execution = execution
         self._settings = settings
         self._nonce = nonce
+        self._cipher = cipher
         self._done = done
         self._persistence = Patience(execution, PATIENCE_S)
         self._log = CommitLog(self._store, volume.identity, execution, self._persistence)
@@ -159,6 +163,7 @@ class _Import:
             execution=self._execution,
             settings=self._settings,
             nonce=self._nonce,
+            cipher=self._cipher,
         )
         numbers = self._source.extents(self._volume.geometry.extent_bytes)
         while True:

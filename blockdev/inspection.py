@@ -9,6 +9,7 @@ Only the newest three roots must be whole: objects of older ones may be on their
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,12 +27,14 @@ from blockdev.engine.log import sizes_from_entries
 from blockdev.errors import CorruptFormat
 from blockdev.extents.extent_map import ExtentMap
 from blockdev.extents.format import Base, ExtentValue, Patch
+from blockdev.keys import slots
 from blockdev.offline import ReadingStore, read_volume_file, settle, temporary_map
 from blockdev.segments import container, extent_object, frames, paths, record, root
+from blockdev.segments.cipher import Cipher
 from blockdev.segments.paths import INLINE, ContainerRef
 from blockdev.segments.record import NO_DIGEST, Parsed, RecordKind
 from blockdev.segments.root import PageRef, Root
-from blockdev.segments.volume_file import VolumeFile
+from blockdev.segments.volume_file import VolumeFile, cipher_of
 from s3core.errors import Corrupt, NotFound, StoreError
 from s3core.store import ObjectStore
 
@@ -66,6 +69,9 @@ class Inspection:
     """What was looked at, and what was found. Sizes in bytes."""
 
     deep: bool
+    encrypted: bool = False
+    decrypted: bool = False
+    """Whether the content of encrypted frames was looked at, not just their checksums."""
     commit: int = 0
     records: int = 0
     roots: int = 0
@@ -82,16 +88,24 @@ class Inspection:
     defects: list[Defect] = field(default_factory=list)
 
 
-def inspect_volume(store: ObjectStore, name: str, *, deep: bool, stage: Stage) -> Inspection:
+def inspect_volume(
+    store: ObjectStore,
+    name: str,
+    *,
+    deep: bool,
+    stage: Stage,
+    unlock: Callable[[VolumeFile], bytes] | None = None,
+) -> Inspection:
     """Inspect the volume whose own part `store` is. Raises NotFound when there is none, and store errors other than
-    missing and damaged objects: what cannot be asked is no finding."""
+    missing and damaged objects: what cannot be asked is no finding. `unlock` gives the data key, or raises KeyRefused; without
+    it the frames of an encrypted volume are compared with their checksums, and not opened."""
     reading = ReadingStore(store)
     for _ in range(ATTEMPTS - 1):
-        found = _look(store, name, deep, stage)
+        found = _look(store, name, deep, stage, unlock)
         # The next record was written meanwhile: what was missing may have been collected, not lost.
         if not found.defects or not _exists(reading, paths.log(found.commit + 1)):
             return found
-    return _look(store, name, deep, stage)
+    return _look(store, name, deep, stage, unlock)
 
 
 def _exists(store: ObjectStore, key: str) -> bool:
@@ -102,18 +116,22 @@ def _exists(store: ObjectStore, key: str) -> bool:
     return True
 
 
-def _look(store: ObjectStore, name: str, deep: bool, stage: Stage) -> Inspection:
+def _look(
+    store: ObjectStore, name: str, deep: bool, stage: Stage, unlock: Callable[[VolumeFile], bytes] | None
+) -> Inspection:
     found = Inspection(deep)
     try:
         volume = read_volume_file(ReadingStore(store), name)
     except CorruptFormat as error:
         found.defects.append(Defect(paths.volume_file(), str(error), error.offset))
         return found
+    cipher = cipher_of(volume, unlock(volume), os.urandom) if unlock is not None else None
+    found.encrypted, found.decrypted = volume.encryption is not None, cipher is not None and deep
     reading = ReadingStore(with_ancestors(store, volume))
     with temporary_map(volume.geometry) as extent_map, ExitStack() as cleanup:
         readers = ThreadPoolExecutor(READERS, "check")
         cleanup.callback(readers.shutdown, wait=True, cancel_futures=True)
-        _Inspector(reading, volume, extent_map, readers, found, stage).run()
+        _Inspector(reading, volume, extent_map, readers, found, stage, cipher).run()
     return found
 
 
@@ -135,6 +153,7 @@ class _Inspector:
         readers: ThreadPoolExecutor,
         found: Inspection,
         stage: Stage,
+        cipher: Cipher | None,
     ) -> None:
         self._store = store
         self._volume = volume
@@ -144,6 +163,7 @@ class _Inspector:
         self._readers = readers
         self._found = found
         self._stage = stage
+        self._cipher = cipher
         self._sizes: dict[str, int] = {}
         self._roots: dict[int, list[str]] = {}
         self._whole: set[str] = set()
@@ -167,6 +187,7 @@ class _Inspector:
         self._found.objects = len(self._sizes)
         self._found.object_bytes = sum(self._sizes.values())
         self._check_head()
+        self._check_key_slots()
         if not usable or self._map.state is None:
             return
         settle(self._map)
@@ -357,6 +378,16 @@ class _Inspector:
         elif named not in self._sizes:
             self._defect(key, f"names {named}, which is not there")
 
+    def _check_key_slots(self) -> None:
+        """Each parses and is this volume's, and an encrypted volume has one. Whether it opens only its secret can tell."""
+        found = slots(self._store, self._volume)
+        for item in found:
+            if item.slot is None:
+                key = paths.key_slot(item.id)
+                self._defect(key, item.error.removeprefix(f"{key}: "))
+        if self._volume.encryption is not None and not any(item.slot is not None for item in found):
+            self._defect(paths.key_prefix(), "holds no slot that can be read: nobody can open the volume")
+
     # --- the map against the listing -----------------------------------------------------------------------------
 
     def _check_map(self) -> set[str]:
@@ -425,7 +456,11 @@ class _Inspector:
         for key in roots[:-1]:
             dying |= {key} | self._packs[key]
         for key, size in self._sizes.items():
-            if key in used or key in (paths.volume_file(), paths.head()) or key.startswith(paths.log_prefix()):
+            if (
+                key in used
+                or key in (paths.volume_file(), paths.head())
+                or key.startswith((paths.log_prefix(), paths.key_prefix()))
+            ):
                 continue
             if key in dying:
                 self._found.waiting += 1
@@ -481,8 +516,8 @@ class _Inspector:
             first = index * geometry.sectors_per_frame
             part = memoryview(blob)[offsets[index] : offsets[index + 1]]
             try:
-                start, raw = self._decode(part, extent, base.gen, key, offsets[index])
-                if start != first or len(raw) != geometry.frame_bytes:
+                start, sectors = self._decode(part, extent, base.gen, key, offsets[index])
+                if start != first or sectors != geometry.sectors_per_frame:
                     raise CorruptFormat("frame is not the one that belongs here", what=key, offset=offsets[index])
             except CorruptFormat as error:
                 defects.append(_as_defect(key, error, extent))
@@ -511,9 +546,8 @@ class _Inspector:
                 head = frames.parse_header(memoryview(blob)[at:], what=key, offset=at)
                 following = at + frames.HEADER_BYTES + head.stored
                 try:
-                    start, raw = self._decode(memoryview(blob)[at:following], head.extent, head.gen, key, at)
-                    end = start + len(raw) // self._geometry.sector_bytes
-                    good[at] = (head.extent, head.gen, start, end)
+                    start, sectors = self._decode(memoryview(blob)[at:following], head.extent, head.gen, key, at)
+                    good[at] = (head.extent, head.gen, start, start + sectors)
                 except CorruptFormat as error:
                     defects[at] = _as_defect(key, error, head.extent)
                 at = following
@@ -543,15 +577,21 @@ class _Inspector:
     ) -> tuple[int, int, int, int] | None:
         part = memoryview(blob)[patch.offset : patch.offset + patch.stored]
         try:
-            start, raw = self._decode(part, extent, patch.gen, key, patch.offset)
+            start, sectors = self._decode(part, extent, patch.gen, key, patch.offset)
         except CorruptFormat as error:
             defects[patch.offset] = _as_defect(key, error, extent)
             return None
-        return extent, patch.gen, start, start + len(raw) // self._geometry.sector_bytes
+        return extent, patch.gen, start, start + sectors
 
-    def _decode(self, part: memoryview, extent: int, gen: int, key: str, offset: int) -> tuple[int, bytes]:
-        return frames.decode(
-            self._ancestry.volume_of(gen),
+    def _decode(self, part: memoryview, extent: int, gen: int, key: str, offset: int) -> tuple[int, int]:
+        """(first sector within the extent, sectors) of a frame that is as it must be."""
+        volume = self._ancestry.volume_of(gen)
+        if self._found.encrypted and not self._found.decrypted:
+            header = frames.verify(volume, part, extent=extent, gen=gen, what=key, offset=offset)
+            frames.require_sealed(header, True, what=key, offset=offset)
+            return header.start, header.sectors
+        start, raw = frames.decode(
+            volume,
             part,
             sector_bytes=self._geometry.sector_bytes,
             extent=extent,
@@ -559,7 +599,9 @@ class _Inspector:
             what=key,
             offset=offset,
             decompressor=zstandard.ZstdDecompressor(),
+            cipher=self._cipher,
         )
+        return start, len(raw) // self._geometry.sector_bytes
 
 
 _INLINE_HASH = 17

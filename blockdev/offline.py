@@ -8,6 +8,7 @@ is had by hiding everything younger from that code.
 """
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -21,13 +22,14 @@ from blockdev.engine.fetch import Fetcher
 from blockdev.engine.local_objects import MemoryObjects
 from blockdev.engine.log import CommitLog, Persistence
 from blockdev.engine.ports import Execution, ThreadExecution
-from blockdev.errors import CorruptFormat
+from blockdev.errors import CorruptFormat, KeyRefused
 from blockdev.extents.extent_map import ExtentMap, KeyValueStore, MapState
 from blockdev.extents.format import ExtentValue
 from blockdev.extents.lmdb_map import LmdbKeyValueStore
 from blockdev.extents.memory_map import MemoryKeyValueStore
 from blockdev.segments import paths, volume_file
-from blockdev.segments.volume_file import VolumeFile
+from blockdev.segments.cipher import Cipher
+from blockdev.segments.volume_file import VolumeFile, cipher_of
 from blockdev.units import MIB, Geometry
 from s3core.errors import NotFound
 from s3core.store import Body, ObjectInfo, ObjectStore
@@ -138,6 +140,7 @@ class OfflineVolume:
         extent_map: ExtentMap,
         execution: Execution,
         state: MapState | None,
+        cipher: Cipher | None = None,
     ) -> None:
         self.volume = volume
         self.store = store
@@ -145,10 +148,11 @@ class OfflineVolume:
         self.state = state
         """None: nothing was ever committed; every sector is zero."""
         self._execution = execution
+        self._cipher = cipher
         geometry = volume.geometry
         self.size_bytes = state.size_bytes if state is not None else geometry.size_bytes
         local = MemoryObjects(LOCAL_BYTES_MAX)
-        self._fetcher = Fetcher(geometry, Ancestry(volume).volume_of, extent_map, store, local, execution)
+        self._fetcher = Fetcher(geometry, Ancestry(volume).volume_of, extent_map, store, local, execution, cipher)
 
     @property
     def root_key(self) -> str | None:
@@ -169,7 +173,10 @@ class OfflineVolume:
         done: Callable[[int], None] = lambda extent: None,
     ) -> None:
         """Write the content from extent `start` on to `sink`, zeros left out, and tell `done` of every extent that
-        is written. Raises CorruptFormat with key and offset before a wrong byte is written; store errors."""
+        is written. Raises CorruptFormat with key and offset before a wrong byte is written; KeyRefused for an encrypted
+        volume that was opened without its key; store errors."""
+        if self.volume.encryption is not None and self._cipher is None:
+            raise KeyRefused(f"volume {self.volume.name} is encrypted, and was opened without its key")
         if self.state is not None:
             _run(self._copy(sink, start, done))
 
@@ -253,10 +260,14 @@ def open_offline(
     *,
     commit: int | None = None,
     progress: Callable[[int], None] = lambda seq: None,
+    unlock: Callable[[VolumeFile], bytes] | None = None,
 ) -> Iterator[OfflineVolume]:
     """The volume whose own part `store` is, after its newest commit or after `commit`. `progress` hears the number of
-    every record that is replayed. Raises NotFound (no such volume, no such commit), CorruptFormat, store errors."""
+    every record that is replayed. `unlock` gives the data key before anything but vol.json and key slots is read; without
+    it an encrypted volume can be described and not copied. Raises NotFound (no such volume, no such commit), KeyRefused,
+    CorruptFormat, store errors."""
     volume = read_volume_file(ReadingStore(store), name)
+    cipher = cipher_of(volume, unlock(volume), os.urandom) if unlock is not None else None
     reading = ReadingStore(with_ancestors(store, volume))
     seen: ObjectStore = reading if commit is None else PastStore(reading, commit)
     execution = ThreadExecution(THREADS)
@@ -272,7 +283,7 @@ def open_offline(
                     f"volume {name} has no commit {commit}; {newest}", hint="`s3block info` shows the newest"
                 )
             settle(extent_map)
-            yield OfflineVolume(volume, reading, extent_map, execution, state)
+            yield OfflineVolume(volume, reading, extent_map, execution, state, cipher)
     finally:
         execution.close()
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from blockdev.arguments import StateDirOption, duration_option, find, option, size_option, usage
+from blockdev.arguments import KeyOption, StateDirOption, duration_option, find, option, secret_from, size_option, usage
 from s3core.endpoint_commands import ConfigOption
 from s3core.settings import VolumeSettings, load_config
 
@@ -31,6 +31,7 @@ def serve(
     chap_mutual_secret_file: Annotated[
         str | None, option("chap_mutual_secret_file", "--chap-mutual-secret-file")
     ] = None,
+    key: KeyOption = None,
     accept_loss: Annotated[
         bool,
         typer.Option(
@@ -56,6 +57,7 @@ def serve(
         "chap_secret_file": chap_secret_file,
         "chap_mutual_user": chap_mutual_user,
         "chap_mutual_secret_file": chap_mutual_secret_file,
+        "key": key,
         "read_only": read_only or None,
         "unfenced": unfenced or None,
     }
@@ -73,7 +75,13 @@ def serve(
     daemon.serve(
         config,
         [
-            daemon.ServedVolume(place.name, place.store_url, settings, Path(settings.state_dir).absolute())
+            daemon.ServedVolume(
+                place.name,
+                place.store_url,
+                settings,
+                Path(settings.state_dir).absolute(),
+                secret_from(settings.key, place.name),
+            )
             for place, settings in zip(places, served.values(), strict=True)
         ],
         accept_loss=accept_loss,

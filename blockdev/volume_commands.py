@@ -4,6 +4,8 @@ One rule: arguments in, answers out. What is done to a store is in `volumes`; wh
 """
 
 import contextlib
+import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -13,8 +15,23 @@ from uuid import uuid4
 
 import typer
 
-from blockdev import volumes
-from blockdev.arguments import StateDirOption, VolumeArgument, counted, find, moment, opened, size_option, steps, usage
+from blockdev import keys, volumes
+from blockdev.arguments import (
+    CompressionOption,
+    EncryptOption,
+    KeyOption,
+    StateDirOption,
+    VolumeArgument,
+    counted,
+    find,
+    moment,
+    opened,
+    secret_for_new,
+    secret_from,
+    size_option,
+    steps,
+    usage,
+)
 from blockdev.errors import Refused
 from blockdev.offline import open_offline
 from blockdev.place import volume_store
@@ -52,9 +69,9 @@ def create(
     sector_size: Annotated[int | None, size_option("sector_bytes", "--sector-size")] = None,
     extent_size: Annotated[int | None, size_option("extent_bytes", "--extent-size")] = None,
     frame_size: Annotated[int | None, size_option("frame_bytes", "--frame-size")] = None,
-    compression: Annotated[
-        str, typer.Option("--compression", help="What frames are packed with: zstd or none.")
-    ] = "zstd",
+    compression: CompressionOption = "zstd",
+    encrypt: EncryptOption = False,
+    key: KeyOption = None,
     unfenced: Annotated[
         bool,
         typer.Option("--unfenced", help="Make it even where the store cannot keep two hosts from writing at once."),
@@ -69,9 +86,8 @@ def create(
     size = size if size is not None else settings.size_bytes
     if size is None:
         usage("say how large the volume is to be, such as --size 10G")
-    if compression not in volumes.COMPRESSIONS:
-        usage(f"--compression must be one of {', '.join(volumes.COMPRESSIONS)}, not {compression!r}")
     try:
+        volumes.check_compression(compression)
         geometry = volumes.check_geometry(
             size,
             sector_size or settings.sector_bytes,
@@ -80,6 +96,7 @@ def create(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    secret = secret_for_new(place, encrypt, key)
     with opened(config, place.store_url) as store:
         volumes.require_free(store, place.name)
         tested = volumes.fence_test(store, system_random())
@@ -95,16 +112,22 @@ def create(
             created=time.time(),
             creator=f"bucketworks {program_version()}",
         )
-        volumes.create_volume(store, made)
+        made, slot, _ = keys.sealed(made, secret, random=os.urandom)
+        with keys.slot_in_place(volume_store(store, place.name), slot):
+            volumes.create_volume(store, made)
     if as_json:
         write_json({"url": place.url, "fenced": tested.ok} | _described(made))
     else:
-        write_line(f"volume {place.name} of {shown_size(size)} created at {place.store_url}")
+        encrypted = "encrypted " if made.encryption is not None else ""
+        write_line(f"{encrypted}volume {place.name} of {shown_size(size)} created at {place.store_url}")
     if not tested.ok:
         write_note(
             f"UNFENCED: {tested.detail}. If two hosts serve this volume at once, they destroy it, and nothing stops them."
         )
-    write_note(f"next: s3block serve {volume}{'' if tested.ok else ' --unfenced'}")
+    given = "" if not key else f" --key {shlex.quote(key)}"
+    write_note(f"next: s3block serve {volume}{given}{'' if tested.ok else ' --unfenced'}")
+    if made.encryption is not None:
+        write_note("keep a copy of its key, or add a second one with `s3block key add`: without a key its data is lost")
 
 
 def _described(volume: VolumeFile) -> dict[str, object]:
@@ -117,6 +140,7 @@ def _described(volume: VolumeFile) -> dict[str, object]:
         "frame_bytes": geometry.frame_bytes,
         "extent_bytes": geometry.extent_bytes,
         "compression": volume.compression,
+        "encryption": volume.encryption.cipher if volume.encryption is not None else None,
         "created": volume.created,
         "creator": volume.creator,
         "features": sorted(volume.features),
@@ -188,12 +212,32 @@ def _configured(config: Config) -> list[Listed]:
     return found
 
 
-def info(volume: VolumeArgument, config_path: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Tell what a volume is and where it stands. Reads its log and map, none of its data."""
+def info(
+    volume: VolumeArgument,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="SOURCE", help="Try this key: say which slot it opens.")
+    ] = None,
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a volume is and where it stands. Reads its log and map, none of its data, and needs no key."""
 
     config = load_config(config_path)
     place = find(config, volume)
-    with opened(config, place.store_url) as store, open_offline(volume_store(store, place.name), place.name) as found:
+    secret = secret_from(key or "", place.name)
+    with opened(config, place.store_url) as store, contextlib.ExitStack() as held:
+        own = volume_store(store, place.name)
+        opens = ""
+
+        def unlock(made: VolumeFile) -> bytes:
+            nonlocal opens
+            if secret is None or made.encryption is None:
+                return keys.unlock(own, made, secret)
+            data_key, slot = keys.open_slot(own, made, secret)
+            opens = slot.id
+            return data_key
+
+        found = held.enter_context(open_offline(own, place.name, unlock=unlock if secret is not None else None))
         state = found.state
         answer: dict[str, object] = {"url": place.url} | _described(found.volume)
         answer |= {
@@ -210,6 +254,8 @@ def info(volume: VolumeArgument, config_path: ConfigOption = None, as_json: Json
             "mapped_bytes": found.mapped_extents * found.volume.geometry.extent_bytes,
             "log_records": state.seq if state is not None else 0,
             "root": found.root_key,
+            "key_slots": [item.id for item in keys.slots(own, found.volume) if item.slot is not None],
+            "key_opens": opens or None,
         }
     sizes = "sector_bytes", "frame_bytes", "extent_bytes"
     lines = [
@@ -221,6 +267,7 @@ def info(volume: VolumeArgument, config_path: ConfigOption = None, as_json: Json
         Column("creator", "by"),
         *(size_column(key, key.removesuffix("_bytes")) for key in sizes),
         Column("compression", "compression"),
+        Column("encryption", "encryption", lambda cipher: str(cipher or "none")),
         Column("state", "state"),
         Column("commit", "newest commit"),
         Column("commit_time", "  of", moment),
@@ -231,6 +278,10 @@ def info(volume: VolumeArgument, config_path: ConfigOption = None, as_json: Json
         Column("log_records", "log records"),
         Column("root", "newest root", lambda key: str(key or "none yet")),
     ]
+    if found.volume.encryption is not None:
+        lines.append(Column("key_slots", "key slots", lambda slots: ", ".join(slots) or "none: nobody can open it"))
+    if opens:
+        lines.append(Column("key_opens", "this key opens"))
     write_record(answer, lines, as_json=as_json)
     if not as_json and answer["lineage"] != answer["first_lineage"]:
         write_note("the lineage has changed: an attachment accepted the loss of acknowledged writes")

@@ -25,7 +25,7 @@ from blockdev.place import volume_store
 from blockdev.references import Reference
 from blockdev.segments import paths, record, root, volume_file
 from blockdev.segments.record import NO_DIGEST, Parsed, Record, RecordKind
-from blockdev.segments.volume_file import Origin, VolumeFile
+from blockdev.segments.volume_file import Origin, VolumeFile, compression_level
 from blockdev.units import BLOCK_BYTES, MIB, Geometry
 from s3core.errors import NotFound, OutcomeUnknown, PreconditionFailed, StoreError
 from s3core.probe import ProbeResult, race_conditional_put
@@ -33,7 +33,6 @@ from s3core.store import ObjectInfo, ObjectStore
 from s3core.wrapper import batches
 
 SIZE_BYTES_MIN = MIB
-COMPRESSIONS = ("zstd", "none")
 PROBE_PREFIX = "bucketworks-probe/"
 DELETION = "deletion"
 """`purpose` in the note of the record that a deletion begins with."""
@@ -45,6 +44,12 @@ def check_geometry(size_bytes: int, sector_bytes: int, frame_bytes: int, extent_
     if size_bytes < SIZE_BYTES_MIN:
         raise ValueError(f"a volume has at least 1 MiB, not {size_bytes} bytes")
     return Geometry(size_bytes, sector_bytes, frame_bytes, extent_bytes)
+
+
+def check_compression(text: str) -> str:
+    """Returns `text`; ValueError when no writer knows it."""
+    compression_level(text)
+    return text
 
 
 def fence_test(store: ObjectStore, random: random_module.Random) -> ProbeResult:
@@ -64,7 +69,7 @@ def require_free(store: ObjectStore, name: str) -> None:
             hint="choose another name; `s3block info` shows it, `s3block delete` removes it",
         )
     raise Refused(
-        f"{own.url} holds remains of a deletion or an import that did not finish ({first.key} and perhaps more)",
+        f"{own.url} holds remains of a deletion, a creation or an import that did not finish ({first.key} and perhaps more)",
         hint="remove them with `s3block delete`, or choose another name",
     )
 

@@ -1,4 +1,5 @@
-"""Where an endpoint's keys come from: environment, a private file, an AWS profile, a systemd credential.
+"""Where an endpoint's keys come from: environment, a private file, an AWS profile, a systemd credential; and the secrets
+that open an encrypted volume.
 
 One rule: a secret goes from its source into `Credentials` and nowhere else. No message quotes a secret, a file that
 others may read is refused, and nothing takes a secret from a command line, where `ps` would show it.
@@ -20,6 +21,10 @@ from pathlib import Path
 from s3core.endpoint import Credentials
 
 SOURCES = "environment, file:PATH, profile:NAME, systemd:NAME or none"
+KEY_SOURCES = "file:PATH, systemd:NAME, passphrase-file:PATH or passphrase"
+KEY_FILE_BYTES_MIN = 32
+"""A key file is used as it is, with nothing that would slow a guesser down: it must hold that much randomness."""
+KEY_FILE_BYTES_MAX = 64 * 1024
 
 _FIELDS = ("access_key", "secret_key", "session_token")
 _AWS_ENVIRONMENT = dict(zip(_FIELDS, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"), strict=True))
@@ -79,6 +84,44 @@ def read_secret(path: Path) -> str:
     return lines[0].strip()
 
 
+def check_key_source(source: str) -> str:
+    """`source` if it is one of the forms in `KEY_SOURCES`, or empty; ValueError otherwise. Nothing is opened."""
+    kind, _, name = source.partition(":")
+    if source in ("", "passphrase") or (kind in ("file", "systemd", "passphrase-file") and name):
+        return source
+    raise ValueError(f"a key must be {KEY_SOURCES}, not {source!r}")
+
+
+def read_key_file(path: Path) -> bytes:
+    """All bytes of a private file that is a key. Raises CredentialsError."""
+    try:
+        require_private(path)
+        with path.open("rb") as file:
+            found = file.read(KEY_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise CredentialsError(f"{path}: cannot read the key: {_why(error)}") from error
+    if not KEY_FILE_BYTES_MIN <= len(found) <= KEY_FILE_BYTES_MAX:
+        size = f"more than {KEY_FILE_BYTES_MAX}" if len(found) > KEY_FILE_BYTES_MAX else str(len(found))
+        raise CredentialsError(
+            f"{path} has {size} bytes; a key file has {KEY_FILE_BYTES_MIN} random bytes or more, all of which count:"
+            f" (umask 077; head -c {KEY_FILE_BYTES_MIN} /dev/urandom > FILE). A passphrase is read with passphrase-file:PATH"
+        )
+    return found
+
+
+def systemd_credential(name: str, environ: Mapping[str, str]) -> Path:
+    """Where systemd put the credential of that name. Raises CredentialsError."""
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    if not directory:
+        raise CredentialsError(
+            f"systemd credential {name}: CREDENTIALS_DIRECTORY is not set; start the tool from a unit with"
+            f" LoadCredential={name}:/path/of/the/file"
+        )
+    if "/" in name or name in (".", ".."):
+        raise CredentialsError(f"systemd credential {name!r}: a name has no slash")
+    return Path(directory) / name
+
+
 def _from_environment(endpoint: str, environ: Mapping[str, str]) -> Credentials:
     own = environment_names(endpoint)
     for names in (own, _AWS_ENVIRONMENT):
@@ -114,15 +157,7 @@ def _from_file(path: Path, source: str) -> Credentials:
 
 
 def _from_systemd(name: str, environ: Mapping[str, str]) -> Credentials:
-    directory = environ.get("CREDENTIALS_DIRECTORY", "")
-    if not directory:
-        raise CredentialsError(
-            f"systemd credential {name}: CREDENTIALS_DIRECTORY is not set; start the tool from a unit with"
-            f" LoadCredential={name}:/path/of/the/file"
-        )
-    if "/" in name or name in (".", ".."):
-        raise CredentialsError(f"systemd credential {name!r}: a name has no slash")
-    return _from_file(Path(directory) / name, f"systemd credential {name}")
+    return _from_file(systemd_credential(name, environ), f"systemd credential {name}")
 
 
 def _from_profile(name: str, environ: Mapping[str, str]) -> Credentials:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
-from s3core.credentials import CredentialsError, check_source, find_credentials, require_private
+from s3core.credentials import CredentialsError, check_key_source, check_source, find_credentials, require_private
 from s3core.endpoint import PRESETS, Credentials, Endpoint, from_preset
 from s3core.quantities import parse_duration, parse_size
 
@@ -151,6 +151,11 @@ class VolumeSettings(_Table):
     )
     frame_bytes: Annotated[Bytes, AfterValidator(_frame_bytes)] = _setting(
         64 * KIB, "what is compressed and fetched on its own; fixed at creation; a cold 4 KiB read fetches one"
+    )
+    key: Annotated[str, AfterValidator(check_key_source)] = _setting(
+        "",
+        "opens an encrypted volume: `file:PATH` (32 random bytes or more, mode 0600), `systemd:NAME`,"
+        " `passphrase-file:PATH` or `passphrase` (asked for); empty: it is not encrypted",
     )
     flush: Literal["local", "s3"] = _setting(
         "local", "what FLUSH and FUA wait for: the journal on this host's disk, or the bucket"

@@ -1,16 +1,20 @@
 """A volume with some of everything in a store: extents, segments, inline patches, discards, folds, roots, pages."""
 
 import asyncio
+import os
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from blockdev import keys
 from blockdev.engine.checkpoint import CheckpointSettings
 from blockdev.engine.collector import CollectorSettings
 from blockdev.engine.destager import CommitSettings
 from blockdev.engine.worker import WorkerSettings
 from blockdev.place import volume_store
 from blockdev.segments import paths, volume_file
+from blockdev.segments.key_slot import Secret
+from blockdev.segments.volume_file import cipher_of
 from blockdev.units import KIB, MIB
 from s3core.store import ObjectStore
 from tests.blockdev.worker_bench import WorkerBench
@@ -50,20 +54,32 @@ def store_volume(
     rounds: int = 14,
     settings: WorkerSettings = SMALL,
     detach: bool = True,
+    secret: Secret | None = None,
 ) -> Stored:
-    """Make the volume and write to it through a worker, as a host would."""
+    """Make the volume and write to it through a worker, as a host would. With a `secret` it is encrypted."""
     directory.mkdir(parents=True, exist_ok=True)
-    return asyncio.run(_store_volume(store, directory, name, seed, rounds, settings, detach))
+    return asyncio.run(_store_volume(store, directory, name, seed, rounds, settings, detach, secret))
 
 
 async def _store_volume(
-    store: ObjectStore, directory: Path, name: str, seed: int, rounds: int, settings: WorkerSettings, detach: bool
+    store: ObjectStore,
+    directory: Path,
+    name: str,
+    seed: int,
+    rounds: int,
+    settings: WorkerSettings,
+    detach: bool,
+    secret: Secret | None,
 ) -> Stored:
-    volume = bench_volume(SIZE_BYTES, extent_bytes=128 * KIB, frame_bytes=16 * KIB)
+    volume = replace(bench_volume(SIZE_BYTES, extent_bytes=128 * KIB, frame_bytes=16 * KIB), name=name)
     own = volume_store(store, name)
-    own.put_if_absent(paths.volume_file(), volume_file.encode(volume))
+    volume, slot, data_key = keys.sealed(volume, secret, random=os.urandom)
+    with keys.slot_in_place(own, slot):
+        own.put_if_absent(paths.volume_file(), volume_file.encode(volume))
     rng = random.Random(seed)
-    bench = WorkerBench(directory, own, volume=volume, settings=settings)
+    bench = WorkerBench(
+        directory, own, volume=volume, settings=settings, cipher=cipher_of(volume, data_key, os.urandom)
+    )
     await bench.attach()
     model = bytearray(SIZE_BYTES)
     stored = Stored(name, own, b"")

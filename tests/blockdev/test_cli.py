@@ -141,7 +141,7 @@ def test_empty_lists(s3block: Command, url: str, tmp_path: Path) -> None:
         (["create", "URL/vm1", "--size", "1M", "--sector-size", "520"], ExitCode.USAGE, "512 or 4096"),
         (["create", "URL/vm1", "--size", "1M", "--extent-size", "3M"], ExitCode.USAGE, "extent size must be"),
         (["create", "URL/vm1", "--size", "1M", "--frame-size", "8K"], ExitCode.USAGE, "frame size must be"),
-        (["create", "URL/vm1", "--size", "1M", "--compression", "lz4"], ExitCode.USAGE, "one of zstd, none"),
+        (["create", "URL/vm1", "--size", "1M", "--compression", "lz4"], ExitCode.USAGE, "zstd-1 to zstd-19 or none"),
         (["create", "URL/vm1", "--size", "1M", "--colour"], ExitCode.USAGE, "No such option: --colour"),
         (["create", "URL/VM1", "--size", "1M"], ExitCode.USAGE, "is no name for a volume"),
         (["create", "s3://site/vm1", "--size", "1M"], ExitCode.USAGE, "names no volume in a store"),

@@ -270,7 +270,7 @@ def test_a_deletion_that_stopped_is_finished_by_the_next(
     assert s3block("info", "memory:d/vm1").code == ExitCode.NOT_FOUND
     said = s3block("create", "memory:d/vm1", "--size", "1M")
     assert said.code == ExitCode.REFUSED
-    assert "holds remains of a deletion or an import" in said.err
+    assert "holds remains of a deletion, a creation or an import" in said.err
     store.kept = ""
     said = s3block("delete", "memory:d/vm1", "--yes")
     assert said.code == 0

@@ -1,11 +1,13 @@
 """The worker against a model: commit, read back, crash, recover on the same host and on a bare one, fold."""
 
 import asyncio
+import os
 import random
 from pathlib import Path
 
 import pytest
 
+from blockdev import keys
 from blockdev.engine import link
 from blockdev.engine.checkpoint import CheckpointSettings
 from blockdev.engine.collector import CollectorSettings
@@ -13,6 +15,9 @@ from blockdev.engine.destager import CommitSettings
 from blockdev.engine.worker import WorkerSettings
 from blockdev.errors import AttachRefused
 from blockdev.extents.memory_map import MemoryKeyValueStore
+from blockdev.segments.cipher import FrameCipher
+from blockdev.segments.key_slot import Secret
+from blockdev.segments.volume_file import cipher_of
 from blockdev.units import KIB, MIB
 from s3core.memory import MemoryStore
 from tests.blockdev.worker_bench import WorkerBench, volume_file
@@ -191,5 +196,52 @@ def test_an_older_copy_of_the_journal_is_refused(tmp_path: Path) -> None:
         with pytest.raises(AttachRefused, match="older copy"):
             await again.attach()
         again.execution.close()
+
+    asyncio.run(main())
+
+
+def test_an_encrypted_volume_comes_back_and_shows_nothing(tmp_path: Path) -> None:
+    """Extents, segments, inline patches, a fold; restart on a bare host. With another key nothing is read."""
+
+    async def main() -> None:
+        rng = random.Random(3)
+        store = MemoryStore()
+        key = bytes(range(32))
+        volume, _, _ = keys.sealed(
+            volume_file(4 * MIB, extent_bytes=128 * KIB, frame_bytes=16 * KIB),
+            Secret("key", bytes(32)),
+            random=os.urandom,
+            data_key=key,
+        )
+        cipher = cipher_of(volume, key, os.urandom)
+        bench = WorkerBench(tmp_path, store, volume=volume, settings=SMALL, cipher=cipher)
+        await bench.attach()
+        model = bytearray(4 * MIB)
+        mark = b"a mark that compresses into nothing else. "
+        for turn in range(12):
+            for _ in range(30):
+                lba, count = rng.randrange(8000), rng.choice([1, 8, 150])
+                data = rng.choice([(mark * 20)[:512] * count, rng.randbytes(count * 512)])
+                bench.write(lba, data)
+                model[lba * 512 : (lba + count) * 512] = data
+            await bench.commit()
+            if turn % 4 == 3:
+                assert await bench.read(0, 8192) == bytes(model)
+        await bench.detach()
+        kinds = {info.key.partition("/")[0] for info in store.list()}
+        assert {"ext", "seg", "log", "root"} <= kinds
+        assert all(mark not in store.get(info.key).data for info in store.list())
+        (tmp_path / "journal").unlink()
+        again = WorkerBench(tmp_path, store, volume=volume, settings=SMALL, cipher=cipher)
+        await again.attach()
+        assert await again.read(0, 8192) == bytes(model)
+        await again.detach()
+        wrong = WorkerBench(tmp_path, store, volume=volume, cipher=FrameCipher(bytes(32), os.urandom))
+        await wrong.attach()
+        wrong.worker.receive(link.Fetch(77, tuple(link.FetchFrame(f, f) for f in range(256))))
+        answer = await wrong.wait(link.Fetched, lambda m: m.id == 77)
+        assert isinstance(answer, link.Fetched)
+        assert {frame.state for frame in answer.frames} <= {"corrupt", "zero"}
+        await wrong.detach()
 
     asyncio.run(main())

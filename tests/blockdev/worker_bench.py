@@ -18,6 +18,7 @@ from blockdev.journal.file import PosixFile
 from blockdev.journal.format import Kind
 from blockdev.journal.journal import Journal, create_journal
 from blockdev.journal.reader import JournalReader
+from blockdev.segments.cipher import Cipher
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.units import BLOCK_BYTES, GIB, MIB, Geometry
 from s3core.memory import MemoryStore
@@ -97,6 +98,7 @@ class WorkerBench:
         kv: KeyValueStore | None = None,
         volume: VolumeFile | None = None,
         settings: WorkerSettings | None = None,
+        cipher: Cipher | None = None,
     ) -> None:
         self.volume = volume or volume_file()
         self.geometry = self.volume.geometry
@@ -119,6 +121,7 @@ class WorkerBench:
             execution=self.execution,
             settings=settings or WorkerSettings(),
             nonce=lambda: uuid4().bytes,
+            cipher=cipher,
             send=self._receive,
         )
         self.task: asyncio.Task[None] | None = None
