@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -37,21 +37,27 @@ from blockdev.iscsi.portal import Address, Portal
 from blockdev.journal.file import keep_freed_memory
 from blockdev.journal.journal import Journal, open_journal
 from blockdev.keys import unlock
+from blockdev.latency import Latency
+from blockdev.metrics import MetricsServer, Status
 from blockdev.segments import paths
 from blockdev.segments.key_slot import Secret
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.target import BlockTarget
-from s3core.build import build_store
+from s3core.build import build_store, parse_store_url
 from s3core.console import write_line
 from s3core.credentials import read_secret
+from s3core.endpoint import Prices
 from s3core.prefixed import sub_store
-from s3core.settings import Config, ConfigError, VolumeSettings
+from s3core.settings import Config, ConfigError, VolumeSettings, settings_to_endpoint
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 STOP_PATIENCE_S = 60.0
 """An orderly stop waits so long for the bucket; then the journal keeps what is left, and the next start goes on."""
+
+SCRAPE_PATIENCE_S = 5.0
+"""A scrape fails when the front's thread has not told its numbers by then."""
 
 MAP_PATIENCE_S = 10.0
 """How long the worker may take to sync its map at the end; without that the next start rebuilds it from the bucket."""
@@ -94,6 +100,8 @@ class RunningVolume:
         self._control = ControlServer(served.state_dir, self._operate)
         self._epoch = 0
         self._began = time.monotonic()
+        self.latency = Latency()
+        self._prices = prices_of(config, served.store_url)
         self.nodes: Nodes | None = None
         """Of the portal that serves it, once there is one."""
 
@@ -253,6 +261,8 @@ class RunningVolume:
             "journal_bytes": settings.journal_bytes or 0,
             "cache_bytes": settings.cache_bytes or 0,
             "sessions": [{"initiator": session.identity.initiator} for session in sessions],
+            "latency": self.latency.snapshot(),
+            "prices": asdict(self._prices),
         }
         if front is not None:
             told |= {
@@ -299,6 +309,13 @@ def _credentials(settings: VolumeSettings) -> Credentials | None:
     return Credentials(settings.chap_user, secret, settings.chap_mutual_user, mutual)
 
 
+def prices_of(config: Config, store_url: str) -> Prices:
+    """What requests and bytes cost at the store; nothing where nobody charges."""
+    place = parse_store_url(store_url)
+    settings = config.endpoints.get(place.name) if place.scheme == "s3" else None
+    return settings_to_endpoint(place.name, settings, path=config.path).prices if settings is not None else Prices()
+
+
 def _address(text: str) -> Address:
     host, _, port = text.rpartition(":")
     return Address(host.strip("[]"), int(port))
@@ -309,6 +326,7 @@ class Daemon:
         self._config = config
         self._running = [RunningVolume(served, config, accept_loss=accept_loss) for served in volumes]
         self._portals: list[Portal] = []
+        self._metrics: MetricsServer | None = None
         self._stopping = asyncio.Event()
         self._bug: Exception | None = None
 
@@ -321,6 +339,7 @@ class Daemon:
         ticker: asyncio.Task[None] | None = None
         try:
             await self._try_addresses()
+            await self._open_metrics()
             if not await self._attach(files):
                 return
             await self._open_portals()
@@ -333,8 +352,27 @@ class Daemon:
                 ticker.cancel()
             for portal in self._portals:
                 await portal.stop()
+            if self._metrics is not None:
+                await asyncio.to_thread(self._metrics.close)
             for running in self._running:
                 running.close()
+
+    async def _open_metrics(self) -> None:
+        """Raises Refused. The server has threads of its own: the front's thread only tells the numbers."""
+        listen = self._config.s3block.metrics_listen
+        if not listen:
+            return
+        loop = asyncio.get_running_loop()
+
+        async def told() -> list[Status]:
+            return [running.status() for running in self._running]
+
+        def statuses() -> list[Status]:
+            return asyncio.run_coroutine_threadsafe(told(), loop).result(SCRAPE_PATIENCE_S)
+
+        address = _address(listen)
+        self._metrics = await asyncio.to_thread(MetricsServer, address.host, address.port, statuses)
+        log.info("metrics at %s", self._metrics.url)
 
     async def _try_addresses(self) -> None:
         """Raises PortalError for one that cannot be listened on, before a volume is attached and an epoch spent."""
@@ -392,6 +430,7 @@ class Daemon:
                 nodes.serve(
                     iqn,
                     fronts,
+                    latencies={lun: r.latency for lun, r in units.items()},
                     credentials=_credentials(settings),
                     initiators=frozenset(settings.initiators) if settings.initiators else None,
                 )

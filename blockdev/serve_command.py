@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from blockdev.arguments import KeyOption, StateDirOption, duration_option, find, option, secret_from, size_option, usage
 from s3core.endpoint_commands import ConfigOption
-from s3core.settings import VolumeSettings, load_config
+from s3core.settings import Config, S3BlockSettings, VolumeSettings, load_config
+from s3core.settings_table import reason
 
 
 def serve(
@@ -41,10 +42,16 @@ def serve(
     ] = False,
     read_only: Annotated[bool, option("read_only", "--read-only")] = False,
     unfenced: Annotated[bool, option("unfenced", "--unfenced")] = False,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics-listen", metavar="HOST:PORT", help=reason("s3block", "metrics_listen"), show_default=False
+        ),
+    ] = None,
     config_path: ConfigOption = None,
 ) -> None:
     """Serve volumes over iSCSI until SIGTERM or Ctrl-C; then leave them clean in the bucket."""
-    config = load_config(config_path)
+    config = _with_metrics(load_config(config_path), metrics_listen)
     given = {
         "listen": tuple(listen) if listen else None,
         "journal_bytes": journal_size,
@@ -86,6 +93,18 @@ def serve(
         ],
         accept_loss=accept_loss,
     )
+
+
+def _with_metrics(config: Config, listen: str | None) -> Config:
+    """`config` with the command line's address for metrics. BadParameter."""
+    if listen is None:
+        return config
+    try:
+        common = S3BlockSettings.model_validate(config.s3block.model_dump() | {"metrics_listen": listen})
+    except ValidationError as error:
+        message = str(error.errors(include_url=False, include_input=False)[0]["msg"]).removeprefix("Value error, ")
+        raise typer.BadParameter(f"--metrics-listen: {message}") from error
+    return config.model_copy(update={"s3block": common})
 
 
 def _overridden(settings: VolumeSettings, overrides: Mapping[str, object]) -> VolumeSettings:

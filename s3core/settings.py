@@ -80,6 +80,10 @@ def _frame_bytes(size: int) -> int:
     return size
 
 
+def _listen_or_not(text: str) -> str:
+    return _listen(text) if text else ""
+
+
 Name = Annotated[str, AfterValidator(_name)]
 Bytes = Annotated[int, BeforeValidator(parse_size)]
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
@@ -205,6 +209,9 @@ class S3BlockSettings(_Table):
     cache_bytes: Bytes = _setting(4 * GIB, "read cache of a volume", ge=MIB)
     journal_bytes: Bytes = _setting(
         GIB, "journal of a volume; from half full on the worker hurries, when it is full writes are told BUSY", ge=MIB
+    )
+    metrics_listen: Annotated[str, AfterValidator(_listen_or_not)] = _setting(
+        "", "`HOST:PORT` for Prometheus to scrape, without password or TLS; empty: off"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least important message to log")
     log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")

@@ -152,5 +152,6 @@ async def assemble(
         nonce=lambda: uuid4().bytes,
         cipher=cipher,
         send=send,
+        store_counters=whole.snapshot,
     )
     return Assembly(worker, volume, journal, map_store, whole)

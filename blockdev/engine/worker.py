@@ -111,6 +111,7 @@ class Worker:
         nonce: Callable[[], bytes],
         cipher: Cipher | None = None,
         send: Callable[[link.ToFront], None],
+        store_counters: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self._volume = volume
         self._store = store
@@ -123,6 +124,8 @@ class Worker:
         self._nonce = nonce
         self._cipher = cipher
         self._send = send
+        self._store_counters = store_counters
+        """`ObservedStore.snapshot`: every request to the store, whoever made it."""
         self._persistence = Persistence(execution)
         self._log = CommitLog(store, volume.identity, execution, self._persistence)
         self._fetcher = Fetcher(
@@ -384,7 +387,9 @@ class Worker:
                     "patches_moved": self._collector.moved,
                     "objects_deleted": self._checkpointer.deleted,
                     "store_failures": self._persistence.failures,
+                    "store_reachable": float(not self._persistence.last_error),
                 }
+                | {f"store.{name}": value for name, value in self._store_counters().items()}
             )
         )
 

@@ -6,6 +6,7 @@ python -m tests.architecture.documents
 from collections.abc import Callable
 from pathlib import Path
 
+from blockdev.metrics import metrics_markdown
 from blockdev.scsi import document as scsi_document
 from s3core.exit_codes import exit_codes_markdown
 from s3core.settings_table import settings_markdown
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS: dict[str, Callable[[], str]] = {
     "docs/settings.md": settings_markdown,
     "docs/exit-codes.md": exit_codes_markdown,
+    "docs/metrics.md": metrics_markdown,
     "docs/protocol/scsi.md": scsi_document.render,
 }
 

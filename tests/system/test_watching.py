@@ -1,12 +1,18 @@
 """What a daemon tells of itself while it works: the control socket, and whoever reads it."""
 
+import re
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from blockdev.control import ControlClient, NotServed
 from blockdev.errors import Refused
-from tests.system.machine import MIB, Server, create, qemu_io
+from blockdev.metrics import METRICS
+from s3core.exit_codes import ExitCode
+from tests.system.machine import MIB, Server, ServerEnded, create, qemu_io
 
 
 @pytest.mark.initiator
@@ -30,3 +36,52 @@ def test_status_tells_of_a_served_volume(tmp_path: Path) -> None:
     with pytest.raises(NotServed):
         ControlClient(server.state_dir)
     assert not (server.state_dir / "control").exists()
+
+
+@pytest.mark.initiator
+def test_prometheus_is_told_everything_in_the_table(tmp_path: Path) -> None:
+    volume = f"file://{tmp_path}/store/vm1"
+    create(volume)
+    with Server(tmp_path, volume, "--metrics-listen", "127.0.0.1:0", "--commit-interval", "200ms") as server:
+        server.start()
+        qemu_io(server.url, "write -P 5 0 8M", "write -P 6 3M 64k", "read -P 5 0 1M", "discard 5M 1M", "flush")
+        found = re.search(r"metrics at (http://\S+)", server.log())
+        assert found is not None
+        give_up = time.monotonic() + 30
+        while True:
+            with urllib.request.urlopen(found[1], timeout=10) as answer:
+                families = list(text_string_to_metric_families(answer.read().decode()))
+            samples = {sample.name: sample for family in families for sample in family.samples}
+            committed = samples.get("s3block_committed_bytes_total")
+            if (committed is not None and committed.value >= 8 * MIB) or time.monotonic() > give_up:
+                break
+            time.sleep(0.2)
+        by_label = {
+            (sample.name, label): sample.value
+            for family in families
+            for sample in family.samples
+            for key, label in sample.labels.items()
+            if key != "volume"
+        }
+        names = {name.removesuffix("_count") for name in samples}
+        assert {metric.name for metric in METRICS} - names == {"s3block_lease_seconds_left"}
+        assert by_label["s3block_bytes_total", "write"] == 8 * MIB + 65536
+        assert by_label["s3block_operations_total", "discard"] == 1
+        assert by_label["s3block_operation_seconds_count", "read"] >= 1
+        assert by_label["s3block_operation_seconds_count", "write"] == by_label["s3block_operations_total", "write"]
+        assert by_label["s3block_operation_seconds_count", "flush"] >= 1
+        assert by_label["s3block_store_requests_total", "put"] >= 3
+        assert by_label["s3block_store_requests_total", "list"] >= 1
+        assert samples["s3block_store_reachable"].value == 1
+        assert server.stop() == 0
+
+
+def test_a_bad_or_taken_address_for_metrics_is_refused_before_anything_is_attached(tmp_path: Path) -> None:
+    volume = f"file://{tmp_path}/store/vm1"
+    create(volume)
+    for address, code in (("9260", ExitCode.USAGE), ("192.0.2.77:9260", ExitCode.REFUSED)):
+        with pytest.raises(ServerEnded) as ended:
+            Server(tmp_path, volume, "--metrics-listen", address).start()
+        assert ended.value.answer.code == code, ended.value.answer.err
+        assert "metrics" in ended.value.answer.err
+    assert not list(tmp_path.glob("store/objects/v1/vm1/log/*"))
