@@ -16,7 +16,7 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check lint test demo bench sim torture lock docs clean
+.PHONY: help venv check lint test demo bench sim torture blackout lock docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ sim: $(READY) ## replay one simulated episode: make sim SEED=1234
 
 torture: $(READY) ## kill real servers at random: make torture RUNS=1000 LANES=2 SEED=1
 	@nice $(PY) -m tests.system.torture --runs $(RUNS) --lanes $(LANES) --seed $(SEED)
+
+blackout: $(READY) ## five minutes without the store, for real: writes go on, nothing is lost
+	@$(PY) -m tests.system.blackout --seconds 300
 
 docs: $(READY) ## draw the documents that come from tables in the code
 	@$(PY) -m tests.architecture.documents
