@@ -30,7 +30,7 @@ from blockdev.engine.process import SWITCH_INTERVAL_S, configure_logging
 from blockdev.engine.socket_link import SocketLink
 from blockdev.engine.state_directory import StateDirectory
 from blockdev.engine.syncer import ThreadSyncer
-from blockdev.errors import NotReady, Refused
+from blockdev.errors import NotReady
 from blockdev.iscsi.chap import Credentials
 from blockdev.iscsi.nodes import Nodes
 from blockdev.iscsi.portal import Address, Portal
@@ -80,8 +80,9 @@ class ServedVolume:
 class RunningVolume:
     """One attached volume: state directory, worker process, front."""
 
-    def __init__(self, served: ServedVolume, config: Config, *, accept_loss: bool) -> None:
+    def __init__(self, served: ServedVolume, config: Config, *, accept_loss: bool, host_is_off: bool) -> None:
         self.served = served
+        self._host_is_off = host_is_off
         self._config = config
         self._accept_loss = accept_loss
         self._directory = StateDirectory(served.state_dir)
@@ -136,6 +137,10 @@ class RunningVolume:
             commit_interval_s=settings.commit_interval_s,
             commits_per_hour_max=settings.commits_per_hour_max,
             accept_loss=self._accept_loss,
+            flush=settings.flush,
+            lease_s=settings.lease_s,
+            processes=(os.getpid(),),
+            outwait=not self._host_is_off,
             unfenced=settings.unfenced,
             log_level=self._config.s3block.log_level,
             log_format=self._config.s3block.log_format,
@@ -230,7 +235,9 @@ class RunningVolume:
         if name == "status":
             answered(self.status())
             return
-        raise Refused(f"volume {self.served.name}: this daemon knows no operation {name!r}")
+        if self.front is None:
+            raise NotReady(f"volume {self.served.name} is still attaching")
+        self.front.operate(name, arguments, answered)
 
     @property
     def state(self) -> str:
@@ -322,9 +329,13 @@ def _address(text: str) -> Address:
 
 
 class Daemon:
-    def __init__(self, config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool) -> None:
+    def __init__(
+        self, config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool, host_is_off: bool = False
+    ) -> None:
         self._config = config
-        self._running = [RunningVolume(served, config, accept_loss=accept_loss) for served in volumes]
+        self._running = [
+            RunningVolume(served, config, accept_loss=accept_loss, host_is_off=host_is_off) for served in volumes
+        ]
         self._portals: list[Portal] = []
         self._metrics: MetricsServer | None = None
         self._stopping = asyncio.Event()
@@ -482,7 +493,7 @@ class Daemon:
                 raise problem
 
 
-def serve(config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool) -> None:
+def serve(config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool, host_is_off: bool = False) -> None:
     """Serve the volumes over iSCSI until SIGTERM or SIGINT. Writes one line per volume and portal to standard output
     when it listens. Raises what made a volume fail to attach; then nothing is served."""
     configure_logging(config.s3block.log_level, config.s3block.log_format)
@@ -500,6 +511,6 @@ def serve(config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool)
             store.close()
 
     async def main() -> None:
-        await Daemon(config, unlocked, accept_loss=accept_loss).run(files)
+        await Daemon(config, unlocked, accept_loss=accept_loss, host_is_off=host_is_off).run(files)
 
     asyncio.run(main())

@@ -37,6 +37,11 @@ class StoreUnreachable(BlockError):
     """Data that only the object store holds cannot be had just now; retrying later may succeed."""
 
 
+class LeaseExpired(StoreUnreachable):
+    """The writer could not see in time whether another one took over: nothing is acknowledged until it has. A write may be
+    in the journal all the same; the initiator tries again."""
+
+
 class CorruptJournal(BlockError):
     """The journal holds damage *before* a point that was known durable. The volume does not attach:
     truncating there would silently drop acknowledged writes."""

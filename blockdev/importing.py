@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from blockdev.engine.attach import Attacher
+from blockdev.engine.attach import Attacher, Standing
 from blockdev.engine.checkpoint import Checkpointer, CheckpointSettings
 from blockdev.engine.destager import CommitSettings, Destager
 from blockdev.engine.local_objects import MemoryObjects
@@ -138,8 +138,7 @@ class _Import:
         try:
             attached = await attacher.fence(
                 journal,
-                continues=False,
-                accept_loss=False,
+                standing=Standing.NEW,
                 position=BLOCK_BYTES,
                 nonce=self._nonce(),
                 time_us=int(self._execution.time() * 1e6),

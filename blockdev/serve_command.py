@@ -40,6 +40,14 @@ def serve(
             help="Attach although the journal with the last acknowledged writes is gone; they are lost then.",
         ),
     ] = False,
+    lease: Annotated[float | None, duration_option("lease_s", "--lease")] = None,
+    host_is_off: Annotated[
+        bool,
+        typer.Option(
+            "--host-is-off",
+            help="The host that had the volume is switched off: do not wait for its lease. If it is not, writes get lost.",
+        ),
+    ] = False,
     read_only: Annotated[bool, option("read_only", "--read-only")] = False,
     unfenced: Annotated[bool, option("unfenced", "--unfenced")] = False,
     metrics_listen: Annotated[
@@ -60,6 +68,7 @@ def serve(
         "commit_interval_s": commit_interval,
         "commits_per_hour_max": commits_per_hour,
         "flush": flush,
+        "lease_s": lease,
         "chap_user": chap_user,
         "chap_secret_file": chap_secret_file,
         "chap_mutual_user": chap_mutual_user,
@@ -92,6 +101,7 @@ def serve(
             for place, settings in zip(places, served.values(), strict=True)
         ],
         accept_loss=accept_loss,
+        host_is_off=host_is_off,
     )
 
 
@@ -125,6 +135,12 @@ def _overridden(settings: VolumeSettings, overrides: Mapping[str, object]) -> Vo
 
 
 def _flag(setting: str) -> str:
-    flags = {"journal_bytes": "journal-size", "cache_bytes": "cache-size", "commit_interval_s": "commit-interval"}
+    flags = {
+        "journal_bytes": "journal-size",
+        "cache_bytes": "cache-size",
+        "commit_interval_s": "commit-interval",
+        "lease_s": "lease",
+    }
+
     flags["commits_per_hour_max"] = "commits-per-hour"
     return "--" + flags.get(setting, setting.replace("_", "-"))

@@ -37,6 +37,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 THREADS = 16
+LEASE_S = 60.0
+"""Nothing is acknowledged from here to anybody who goes on after this process; a host that takes over waits that long."""
 JOURNAL_BYTES = 16 * MIB
 """Of the journal that a session makes where there is none to go on with; it is removed after an orderly end."""
 ATTACH_PATIENCE_S = 300.0
@@ -225,6 +227,8 @@ class Session:
             commit_bytes=settings.commit_bytes,
             commit_interval_s=settings.commit_interval_s,
             accept_loss=self._accept_loss,
+            flush=settings.flush,
+            lease_s=LEASE_S,
             unfenced=settings.unfenced,
             log_level="",
             log_format="",

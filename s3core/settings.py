@@ -173,6 +173,11 @@ class VolumeSettings(_Table):
         "most commits in an hour for age alone, to save requests; the RPO grows to an hour by that; 0: no limit",
         ge=0,
     )
+    lease_s: Seconds = _setting(
+        600.0,
+        "how long it goes on acknowledging without hearing from the store; a host that takes over waits that long",
+        ge=1,
+    )
     cache_bytes: Bytes | None = _setting(None, "local read cache; unset: as `[s3block]`", ge=MIB)
     journal_bytes: Bytes | None = _setting(
         None, "acknowledged writes not yet in the bucket; unset: as `[s3block]`", ge=MIB

@@ -20,6 +20,7 @@ from blockdev.engine.destager import CommitSettings
 from blockdev.engine.local_objects import DirectoryObjects
 from blockdev.engine.ports import ThreadExecution
 from blockdev.engine.state_directory import DirectoryJournal, StateDirectory
+from blockdev.engine.whereabouts import here, surely_dead
 from blockdev.engine.worker import Worker, WorkerSettings
 from blockdev.errors import AttachRefused
 from blockdev.extents.extent_map import ExtentMap
@@ -51,10 +52,16 @@ class Orders:
     commit_bytes: int
     commit_interval_s: float
     accept_loss: bool
+    flush: str
+    lease_s: float
     unfenced: bool
     log_level: str
     log_format: str
     cache_file: str
+    processes: tuple[int, ...] = ()
+    """Others, beside this one, that acknowledge what the worker's volume is told."""
+    outwait: bool = True
+    """False: somebody vouches that the host that had the volume is off."""
     data_key: str = field(default="", repr=False)
     """Of an encrypted volume, hexadecimal."""
     commits_per_hour_max: int = 0
@@ -147,7 +154,15 @@ async def assemble(
                 compression=volume.compression,
             ),
             accept_loss=orders.accept_loss,
-            note={"host": socket.gethostname(), "pid": os.getpid()},
+            flush_to=orders.flush,
+            lease_s=orders.lease_s,
+            outwait=orders.outwait,
+            surely_dead=surely_dead,
+            note={
+                "host": socket.gethostname(),
+                "journal_bytes": orders.journal_bytes,
+                **here(*sorted({os.getpid(), *orders.processes})),
+            },
         ),
         nonce=lambda: uuid4().bytes,
         cipher=cipher,

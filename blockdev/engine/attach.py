@@ -11,10 +11,12 @@ The order, and what a crash leaves:
    attach on this host finds its own journal named, and goes on).
 """
 
+import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -22,14 +24,20 @@ from crc32c import crc32c
 
 from blockdev.engine.log import CommitLog, Persistence, sizes_from_entries
 from blockdev.errors import AttachRefused, CorruptFormat, Fenced
-from blockdev.extents.extent_map import ExtentMap, MapState
+from blockdev.extents.extent_map import ExtentMap, MapState, touched_extents
 from blockdev.segments import paths, record, root, volume_file
-from blockdev.segments.record import NO_DIGEST, Record, RecordKind
+from blockdev.segments.record import NO_DIGEST, Parsed, Record, RecordKind
+from blockdev.segments.root import Root
 from blockdev.segments.volume_file import VolumeFile
 from s3core.errors import Corrupt, NotFound
 from s3core.store import ObjectStore
 
 log = logging.getLogger(__name__)
+
+CATCH_UPS = 3
+"""Attempts to read map and log while somebody else is still writing them."""
+PAGE_READERS = 16
+"""Map pages read at once while the log's tail is replayed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,32 @@ def open_volume_file(store: ObjectStore, name: str) -> VolumeFile:
     return volume_file.decode(body.data, what=f"{store.url}/{paths.volume_file()}")
 
 
+class Standing(Enum):
+    """How a host that attaches stands to the last writer."""
+
+    NEW = "new"
+    """Nothing was ever committed."""
+    CONTINUES = "continues"
+    """The last writer's journal is here."""
+    CLEAN = "clean"
+    """The last writer left in order."""
+    FLUSHED = "flushed"
+    """The last writer's journal is elsewhere, and nothing in it was promised to anybody: flushes went to the bucket."""
+    ELSEWHERE = "elsewhere"
+    """The last writer's journal, with acknowledged writes perhaps, is not here."""
+    OLDER_COPY = "older copy"
+    """An older copy of the last writer's journal is here."""
+
+    @property
+    def loses(self) -> bool:
+        return self in (Standing.ELSEWHERE, Standing.OLDER_COPY)
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether the last writer may be alive."""
+        return self.loses or self == Standing.FLUSHED
+
+
 class Attacher:
     """Brings one volume's map up to the log's end and writes the fence record."""
 
@@ -72,41 +106,123 @@ class Attacher:
         self._map = extent_map
         self._log = commit_log
         self._persistence = persistence
+        self._origin = volume.origin[-1] if volume.origin else None
+        extent_map.read_page = self._read_page
+        extent_map.own_from = self._origin.seq + 1 if self._origin is not None else 0
 
     async def catch_up(self, progress: Callable[[int], None] = lambda seq: None) -> MapState | None:
         """Bring the map to the log's end. None: the log is empty (a new volume). Raises CorruptFormat naming the object."""
+        for _ in range(CATCH_UPS - 1):
+            try:
+                return await self._catch_up(progress)
+            except NotFound as error:
+                # The writer that still has the volume has made newer roots and deleted what older ones need.
+                log.warning("%s went while the log was read; beginning again at the newest root", error.key)
+                self._map.clear()
+        return await self._catch_up(progress)
+
+    async def _catch_up(self, progress: Callable[[int], None]) -> MapState | None:
         await self._settle_start()
         while True:
             state = self._map.state
             parsed_records = await self._log.read_forward(state.seq + 1 if state is not None else 1)
             if not parsed_records:
                 break
+            await self._load_pages(parsed_records)
             for parsed in parsed_records:
-                self._map.apply(parsed.record, parsed.digest, parsed.inline_offset, sizes_from_entries(parsed))
+                rolled = await self._rolled(parsed.record)
+                self._map.apply(parsed.record, parsed.digest, parsed.inline_offset, sizes_from_entries(parsed), rolled)
                 progress(parsed.record.seq)
         return self._map.state
 
+    async def _load_pages(self, parsed_records: Sequence[Parsed]) -> None:
+        """What `apply` would otherwise bring in one by one."""
+        extents: set[int] = set()
+        for parsed in parsed_records:
+            if "rollback" in parsed.record.note:
+                break  # the pages behind it are other ones
+            extents |= touched_extents(parsed.record)
+        pages = self._map.unloaded(extents)
+        await asyncio.gather(
+            *(
+                self._persistence.call("read map pages", self._map.fault, pages[start::PAGE_READERS])
+                for start in range(min(PAGE_READERS, len(pages)))
+            )
+        )
+
+    async def _rolled(self, made: Record) -> Root | None:
+        """The root that a record rolls back to. It is a snapshot's: the log below it may be gone, the root may not."""
+        target = made.note.get("rollback")
+        if target is None:
+            return None
+        return await self.read_root(paths.root(int(target["seq"]), int(target["epoch"])))
+
+    async def read_root(self, key: str) -> Root:
+        """Raises NotFound, CorruptFormat."""
+        body = await self._persistence.call(f"read {key}", self._store.get, key)
+        return root.decode(body.data, what=key)
+
     async def _settle_start(self) -> None:
-        """Decide where replay starts: the local map if it lies on this log, else the newest readable root, else record 1."""
+        """Decide where replay starts: the local map if it lies on this log, else the newest readable root, else the root
+        the volume was cloned from, else record 1."""
         state = self._map.state
         if state is not None and state.seq:
+            if self._origin is not None and state.seq == self._origin.seq and state.digest == self._origin.digest:
+                return
             try:
                 parsed = await self._log.read(state.seq)
             except CorruptFormat as error:
                 raise CorruptFormat(f"the record the local map stands on is damaged: {error}", what="log") from error
             if parsed is not None and parsed.digest == state.digest:
-                return
-            log.warning("the local extent map (commit %d) is not of this log; rebuilding it from the bucket", state.seq)
-        for candidate in await self._roots():
+                if not self._map.pages_waiting or not await self._newer_root(state.root_seq):
+                    return
+                log.info("another host wrote a newer root; the local extent map may need pages that are gone")
+            else:
+                log.warning(
+                    "the local extent map (commit %d) is not of this log; rebuilding it from the bucket", state.seq
+                )
+        roots = await self._roots()
+        for candidate in roots:
             try:
-                body = await self._persistence.call(f"read {candidate}", self._store.get, candidate)
-                found = root.decode(body.data, what=candidate, volume=self._volume.identity)
-                await self._persistence.call(f"load {candidate}", self._map.load, found, self._read_page)
+                found = await self.read_root(candidate)
+                if found.volume != self._volume.identity:
+                    raise CorruptFormat("root of another volume", what=candidate, offset=0)
+                await self._execute_load(found, None)
             except (NotFound, Corrupt, CorruptFormat) as error:
                 log.warning("root %s cannot be used (%s); trying an older one", candidate, error)
                 continue
             return
+        origin = self._origin
+        if origin is not None:
+            found = await self.read_root(origin.root)
+            if found.digest != origin.digest or found.volume != origin.identity:
+                raise CorruptFormat("is not the root this volume was cloned from", what=origin.root)
+            await self._execute_load(found, (str(self._volume.lineage), origin.seq + 1))
+            return
         self._map.clear()
+        # Old records are deleted once a root holds what they said: without one, the log's beginning is no beginning.
+        if (roots or await self._log_is_cut()) and await self._log.read(1) is None:
+            raise CorruptFormat(
+                "no root can be read, and the log does not go back to its first record",
+                what=paths.root_prefix(),
+                hint="keep every object as it is; `s3block check` tells what is damaged",
+            )
+
+    async def _newer_root(self, seq: int) -> bool:
+        return any((paths.number_of(key) or 0) > seq for key in await self._roots())
+
+    async def _log_is_cut(self) -> bool:
+        def first() -> str | None:
+            return next((info.key for info in self._store.list(paths.log_prefix())), None)
+
+        found = await self._persistence.call("list log", first)
+        return found is not None and found != paths.log(1)
+
+    async def _execute_load(self, found: Root, clone: tuple[str, int] | None) -> None:
+        def load() -> None:
+            self._map.load(found, self._read_page, clone=clone)
+
+        await self._persistence.call("load root", load)
 
     async def _roots(self) -> list[str]:
         """Root keys, newest first: the one the head names, then all others from a listing."""
@@ -137,49 +253,74 @@ class Attacher:
             raise CorruptFormat("map page checksum does not hold", what=key, offset=ref.offset)
         return root.decode_page(blob, what=key, offset=ref.offset)
 
-    def may_attach(self, state: MapState | None, journal: UUID | None, noted: int, *, accept_loss: bool) -> bool:
-        """True when the journal on this host continues the volume; False when a new one may be started (nothing
-        acknowledged is missing from the bucket, or the loss is accepted). Raises AttachRefused.
+    def standing(self, state: MapState | None, journal: UUID | None, noted: int) -> Standing:
+        """How this host stands to the volume's last writer, whose state is `state`.
 
-        `noted` is the newest epoch this journal was about to be attached as: a journal restored from a copy has the
-        right identity and an older note, and lacks what was acknowledged since."""
+        `journal` is the one on this host; `noted` is the newest epoch it was about to be attached as: a journal restored
+        from a copy has the right identity and an older note, and lacks what was acknowledged since."""
         if state is None or state.seq == 0:
-            return False
+            return Standing.NEW
         same = journal is not None and state.journal == str(journal)
         if same and noted >= state.epoch:
-            return True
+            return Standing.CONTINUES
         if state.kind == RecordKind.DETACH:
-            return False
-        if accept_loss:
-            return False
-        missing = f"the journal here is an older copy (of epoch {noted})" if same else "its journal is not here"
+            return Standing.CLEAN
+        if state.flush == "s3":
+            return Standing.FLUSHED
+        return Standing.OLDER_COPY if same else Standing.ELSEWHERE
+
+    def refuse_loss(self, standing: Standing, state: MapState | None, noted: int, *, accept_loss: bool) -> None:
+        """Raises AttachRefused where acknowledged writes would be given up and nobody said that they may be."""
+        if not standing.loses or accept_loss:
+            return
+        assert state is not None
+        missing = "its journal is not here"
+        if standing == Standing.OLDER_COPY:
+            missing = f"the journal here is an older copy (of epoch {noted})"
+        host = state.fence.get("host")
         raise AttachRefused(
-            f"the volume was last written in epoch {state.epoch} (commit {state.seq}) and {missing}; "
+            f"the volume was last written in epoch {state.epoch} (commit {state.seq})"
+            f"{f' on {host}' if host else ''} and {missing}; "
             "writes that were acknowledged and had not reached the bucket are only in that journal",
             hint="start it on the host that has the journal; or, if that is gone for good, attach with --accept-loss: "
             f"everything after commit {state.seq} is lost then",
         )
 
+    @staticmethod
+    def waits_for(standing: Standing, state: MapState | None) -> float:
+        """Seconds the last writer may go on acknowledging after our fence, if it lives and does not know of us."""
+        if state is None:
+            return 0.0
+        lease_s = float(state.fence.get("lease_s", 0.0))
+        if standing.takes_over:
+            return lease_s
+        # We took over before, and died before anything came of it: the one before us may be there still.
+        unfinished = standing == Standing.CONTINUES and state.kind == RecordKind.FENCE
+        return lease_s if unfinished and state.fence.get("took_over") else 0.0
+
     async def fence(
         self,
         journal: UUID,
         *,
-        continues: bool,
-        accept_loss: bool,
+        standing: Standing,
         position: int,
         nonce: bytes,
         time_us: int,
         note: dict[str, Any],
     ) -> Attached:
-        """Write the fence record. Raises Fenced when another host was faster."""
+        """Write the fence record. Raises AttachRefused when another host was faster."""
         state = self._map.state
         lineage = UUID(state.lineage) if state is not None else self._volume.lineage
-        lost = state is not None and not continues and state.kind != RecordKind.DETACH
-        if lost:
-            assert accept_loss
+        if standing.loses:
             # Acknowledged writes may be gone: from here on this is another history, and its name says so.
             lineage = UUID(bytes=nonce, version=4)
             note = note | {"lost_after": state.seq if state is not None else 0}
+        if self.waits_for(standing, state):
+            note = note | {
+                "took_over": True,
+                # Whoever takes over from us has to wait for both of us.
+                "lease_s": max(float(note.get("lease_s", 0.0)), float(state.fence.get("lease_s", 0.0)) if state else 0),
+            }
         fence = Record(
             seq=(state.seq if state is not None else 0) + 1,
             epoch=(state.epoch if state is not None else 0) + 1,

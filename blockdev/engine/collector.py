@@ -41,6 +41,10 @@ class CollectorSettings:
     """A map value longer than this is folded whatever the fraction: it would move to overflow pages."""
     slice_bytes: int = 8 << 20
     """Raw bytes handled between two commits."""
+    share: float = 0.25
+    """Of the time that goes into uploads."""
+    share_pressed: float = 0.50
+    """The same when containers take three quarters of the room that the live data would."""
 
 
 class Collector:
@@ -63,8 +67,10 @@ class Collector:
         self._execution = execution
         self._settings = settings
         self._victims: frozenset[ContainerRef] = frozenset()
+        self._unread: list[ContainerRef] = []
         self._queue: list[int] = []
         self._overgrown: set[int] = set()
+        self.share = settings.share
         self.folded = 0
         self.moved = 0
 
@@ -78,22 +84,29 @@ class Collector:
 
     def choose(self) -> bool:
         """Begin a collection when one is worth it; True when there is work."""
-        if self._queue or self._overgrown:
+        if self._queue or self._overgrown or self._unread:
             return True
         settings = self._settings
         victims: dict[ContainerRef, ContainerCount] = {}
         live = dead_nearly_empty = total = total_live = 0.0
+        kept = [snapshot.seq for snapshot in self._map.history.snapshots if not snapshot.expires_us]
+        youngest_kept = max(kept, default=-1)
         for ref, count in self._map.containers.items():
+            if ref.gen < self._map.own_from:
+                continue  # an ancestor's: nothing is gained by emptying it
             share = count.live / count.sectors if count.sectors else 0.0
             total += count.stored
             total_live += count.stored * share
-            if share < settings.live_fraction:
+            # One that a snapshot without an end needs stays whatever is moved out of it. Rolling snapshots are no reason
+            # to wait: each new one would pin it again.
+            if share < settings.live_fraction and ref.gen > youngest_kept:
                 victims[ref] = count
                 live += count.stored * share
                 if share <= settings.nearly_empty:
                     dead_nearly_empty += count.stored * (1 - share)
         wave = min(settings.wave_bytes, max(self._geometry.size_bytes // 64, 1))
         live_set = self._map.extents_mapped * self._geometry.extent_bytes / 2
+        self.share = settings.share_pressed if total > 0.75 * live_set else settings.share
         if victims and (live >= wave or total > live_set):
             chosen = set(victims)
         elif dead_nearly_empty >= settings.nearly_empty_bytes:
@@ -101,15 +114,32 @@ class Collector:
         else:
             return False
         self._victims = frozenset(chosen)
-        self._queue = sorted({extent for ref in chosen for extent in self._map.members(ref)}, reverse=True)
-        log.debug("collecting %d containers, %d extents", len(chosen), len(self._queue))
-        return bool(self._queue)
+        self._unread = sorted(chosen)
+        return True
+
+    async def _open_victims(self) -> None:
+        """Which extents the victims may hold patches of: known since they were written, or read from them."""
+        extents: set[int] = set()
+        unread, self._unread = self._unread, []
+        for ref in unread:
+            members = await self._execution.run(self._map.members, ref)
+            if members is None:
+                try:
+                    members = await self._fetcher.container_extents(ref)
+                except (StoreError, CorruptFormat) as error:
+                    log.warning("container %s cannot be collected now: %s", paths.container(ref), error)
+                    continue
+            extents.update(members)
+        self._queue = sorted(extents, reverse=True)
+        log.debug("collecting %d containers, %d extents", len(unread), len(self._queue))
 
     async def slice(self, busy: Callable[[int], bool]) -> Extras | None:
         """Handle the next extents, but for `busy` ones; what they become rides with the next record. None: nothing to
         do, or the store could not be read just now."""
         if not self.choose():
             return None
+        if self._unread:
+            await self._open_victims()
         state = self._map.state
         assert state is not None
         seq = state.seq + 1
@@ -126,7 +156,12 @@ class Collector:
                 continue
             if any(extent == fold.extent for fold in extras.folds):
                 continue
-            _, (value,) = await self._execution.run(self._map.lookup, [extent])
+            try:
+                _, (value,) = await self._execution.run(self._map.lookup, [extent])
+            except (StoreError, CorruptFormat) as error:
+                log.warning("extent %d cannot be looked up now: %s", extent, error)
+                handled += self._geometry.extent_bytes
+                continue
             victims = [patch for patch in value.patches if patch.stored and patch.ref in self._victims]
             try:
                 if self._should_fold(value, bool(victims)):

@@ -10,7 +10,8 @@ The order of a commit, and what a crash leaves behind:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 from blockdev.engine import plan as planning
@@ -26,6 +27,7 @@ from blockdev.segments import container, paths, record
 from blockdev.segments.cipher import Cipher
 from blockdev.segments.paths import INLINE, ContainerRef
 from blockdev.segments.record import BaseEntry, MoveEntry, PatchEntry, RangeEntry, Record, RecordKind
+from blockdev.segments.root import Root
 from blockdev.units import Geometry
 from s3core.store import Buffer, ObjectStore
 
@@ -115,6 +117,9 @@ class Destager:
         self._uploads = asyncio.Semaphore(settings.uploads)
         self.counters = CommitCounters()
         self.last_record_bytes = 0
+        self.flushed_from: int | None = None
+        """With flushes to the bucket: the journal position from which that is all anybody was promised; None when the log
+        says so already, or where flushes are local."""
 
     async def commit(self, head: int, collect: Collect | None = None) -> Record | None:
         """Carry records up to `head` (a record boundary), at most about `commit_bytes` of them, and what `collect`
@@ -122,7 +127,7 @@ class Destager:
         Raises Fenced, CorruptJournal."""
         state = self._map.state
         assert state is not None
-        batch, plan = await self._execution.run(self._plan, state.end, head)
+        batch, plan = await self._persistence.call("read map pages", self._plan, state.end, head)
         seq = state.seq + 1
         # A fold and a whole write of one extent in one commit would have the same key, and a discard could not tell
         # the fold's content from younger content: so no extent is in both halves of a record.
@@ -149,6 +154,7 @@ class Destager:
             ranges=[RangeEntry(*item) for item in plan.discards],
             bases=bases,
             patches=patches,
+            note=self._flush_note(max(batch.end, state.end)),
         )
         if extras:
             sizes |= extras.sizes
@@ -159,25 +165,30 @@ class Destager:
         self.counters.patches += len(patches)
         return made
 
-    async def append(self, made: Record, inline: Sequence[Buffer], sizes: dict[ContainerRef, int]) -> None:
-        """Steps 3 and 4 for any record."""
-        parts, digest, inline_offset = await self._execution.run(record.encode, made, inline)
-        await self._log.append(made.seq, parts, made.nonce)
-        self._sent(parts)
-        self.last_record_bytes = sum(len(part) for part in parts)
-        self.counters.commits += 1
-        if inline:
-            self._local.put(paths.log(made.seq), parts)
-        await self._execution.run(self._map.apply, made, digest, inline_offset, sizes)
+    def _flush_note(self, end: int) -> dict[str, Any]:
+        """Once everything that an earlier writer may have promised from its journal alone is in the bucket, the log says so:
+        from there on a flush means the bucket, and the journal is nothing that a successor must wait for."""
+        if self.flushed_from is None or end < self.flushed_from:
+            return {}
+        self.flushed_from = None
+        return {"flush": "s3"}
 
-    async def detach(self) -> None:
-        """The last record of an epoch: everything acknowledged is in the bucket."""
+    async def mark(
+        self,
+        note: dict[str, Any],
+        *,
+        kind: RecordKind = RecordKind.DATA,
+        size_bytes: int | None = None,
+        ranges: Sequence[RangeEntry] = (),
+        rolled: Root | None = None,
+    ) -> Record:
+        """A record without data: snapshots, another size, a rollback (to the root `rolled`), the end of an epoch."""
         state = self._map.state
         assert state is not None
         made = Record(
             seq=state.seq + 1,
             epoch=self.epoch,
-            kind=RecordKind.DETACH,
+            kind=kind,
             nonce=self._nonce(),
             parent=state.digest,
             volume=self._volume,
@@ -186,9 +197,32 @@ class Destager:
             begin=state.end,
             end=state.end,
             time_us=int(self._execution.time() * 1e6),
-            size_bytes=state.size_bytes,
+            size_bytes=state.size_bytes if size_bytes is None else size_bytes,
+            ranges=ranges,
+            note=note,
         )
-        await self.append(made, (), {})
+        await self.append(made, (), {}, rolled)
+        if size_bytes is not None:
+            self.geometry = replace(self.geometry, size_bytes=size_bytes)
+        return made
+
+    async def append(
+        self, made: Record, inline: Sequence[Buffer], sizes: dict[ContainerRef, int], rolled: Root | None = None
+    ) -> None:
+        """Steps 3 and 4 for any record."""
+        parts, digest, inline_offset = await self._execution.run(record.encode, made, inline)
+        await self._log.append(made.seq, parts, made.nonce)
+        self._sent(parts)
+        self.last_record_bytes = sum(len(part) for part in parts)
+        self.counters.commits += 1
+        if inline:
+            self._local.put(paths.log(made.seq), parts)
+        # The pages it touches are here since the plan was made, or come in now; nothing changes before they have.
+        await self._persistence.call("apply", self._map.apply, made, digest, inline_offset, sizes, rolled)
+
+    async def detach(self) -> None:
+        """The last record of an epoch: everything acknowledged is in the bucket."""
+        await self.mark({}, kind=RecordKind.DETACH)
 
     async def upload(self, key: str, parts: Sequence[Buffer], *, keep: bool = True) -> None:
         """PUT an object whose name only we can have chosen: repeating it is harmless."""

@@ -16,8 +16,10 @@ from blockdev.engine.ports import Execution
 from blockdev.errors import CorruptFormat
 from blockdev.extents.extent_map import ExtentMap, MapState
 from blockdev.extents.format import ExtentValue
-from blockdev.segments import extent_object, frames, paths
+from blockdev.segments import container, extent_object, frames, paths, record
 from blockdev.segments.cipher import Cipher
+from blockdev.segments.paths import INLINE, ContainerRef
+from blockdev.segments.root import PAGE_EXTENTS
 from blockdev.units import Geometry
 from s3core.errors import Corrupt, NotFound, StoreError
 from s3core.store import ObjectStore
@@ -86,6 +88,8 @@ class _Found:
     needs: dict[int, list[_Need]]
     blobs: _Blobs
     requests: list[tuple[str, int, int]]
+    errors: dict[int, Exception]
+    """Frames whose part of the map cannot be read."""
     contents: dict[int, FrameContent] | None = None
 
 
@@ -124,7 +128,7 @@ class Fetcher:
             contents = found.contents
             if contents is None:
                 await self._fetch(found)
-                contents = await self._execution.run(self._assemble_all, found.needs, found.blobs)
+                contents = await self._execution.run(self._contents, found)
             last = found.state, contents
             suspects = [f for f, content in contents.items() if isinstance(content.error, NotFound | CorruptFormat)]
             if not suspects:
@@ -139,17 +143,56 @@ class Fetcher:
     def _look(self, wanted: Sequence[int]) -> _Found:
         """Map and local copies; where one request or none is left, that request and the frames as well."""
         per = self._geometry.frames_per_extent
-        extents = sorted({frame // per for frame in wanted})
+        unread = self._read_pages({frame // per for frame in wanted})
+        extents = sorted({frame // per for frame in wanted if frame // per not in unread})
         state, values = self._map.lookup(extents)
         by_extent = dict(zip(extents, values, strict=True))
-        needs = {frame: self._needs(frame, by_extent[frame // per]) for frame in wanted}
-        found = _Found(state, needs, _Blobs(), [])
+        needs = {frame: self._needs(frame, by_extent[frame // per]) for frame in wanted if frame // per in by_extent}
+        errors = {frame: unread[frame // per] for frame in wanted if frame // per in unread}
+        found = _Found(state, needs, _Blobs(), [], errors)
         self._look_locally(found)
         if len(found.requests) <= 1:
             for request in found.requests:
                 self._add(found, request, self._get(*request))
-            found.contents = self._assemble_all(needs, found.blobs)
+            found.contents = self._contents(found)
         return found
+
+    def _read_pages(self, extents: set[int]) -> dict[int, Exception]:
+        """Bring in the map's pages of these extents; the extents whose page cannot be had, and why."""
+        unread: dict[int, Exception] = {}
+        for page in self._map.unloaded(extents):
+            self.counters.requests += 1
+            try:
+                self._map.fault([page])
+            except (StoreError, CorruptFormat) as error:
+                unread |= {extent: error for extent in extents if extent // PAGE_EXTENTS == page}
+        return unread
+
+    def _contents(self, found: _Found) -> dict[int, FrameContent]:
+        contents = {frame: FrameContent(error=error) for frame, error in found.errors.items()}
+        return contents | self._assemble_all(found.needs, found.blobs)
+
+    async def container_extents(self, ref: ContainerRef) -> list[int]:
+        """Extents with patches in a container, as it tells itself. A segment is kept: its patches are wanted next. Raises
+        CorruptFormat and store errors."""
+        return await self._execution.run(self._container_extents, ref)
+
+    def _container_extents(self, ref: ContainerRef) -> list[int]:
+        key = paths.container(ref)
+        data = self._get(key, -1, 0)
+        if isinstance(data, StoreError):
+            raise data
+        if ref.n == INLINE:
+            patches = record.decode(data, what=key, seq=ref.gen).record.patches
+            return sorted({patch.extent for patch in patches if patch.stored})
+        container.parse_header(data, what=key)
+        extents: set[int] = set()
+        at = container.HEADER_BYTES
+        while at < len(data):
+            header = frames.parse_header(memoryview(data)[at:], what=key, offset=at)
+            extents.add(header.extent)
+            at += frames.HEADER_BYTES + header.stored
+        return sorted(extents)
 
     def _needs(self, frame: int, value: ExtentValue) -> list[_Need]:
         geometry = self._geometry

@@ -15,17 +15,19 @@ A door's buffers are never reused: every read returns bytes of its own, since no
 """
 
 import logging
-import time
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
+from blockdev import errors as block_errors
 from blockdev.checksum import block_checksums, crc32c
 from blockdev.engine.allocation import AllocatedDone, Allocation
 from blockdev.engine.cache import ReadCache
+from blockdev.engine.lease import clock as lease_clock
 from blockdev.engine.link import (
     Allocated,
     Appended,
@@ -35,8 +37,14 @@ from blockdev.engine.link import (
     Durable,
     Failed,
     Fetched,
+    Lease,
+    Operate,
+    Operated,
     Ready,
+    Resized,
     Status,
+    Stop,
+    Stopped,
     ToFront,
     WorkerLink,
 )
@@ -51,18 +59,22 @@ from blockdev.errors import (
     BlockError,
     Fenced,
     JournalFull,
+    LeaseExpired,
     LocalDiskFailed,
     MediumError,
     NotReady,
+    Refused,
 )
 from blockdev.journal.format import Kind
 from blockdev.journal.journal import Journal
 from blockdev.target import Buffer
 from blockdev.units import BLOCK_BYTES, MIB, Geometry
+from s3core import errors as store_errors
 
 log = logging.getLogger(__name__)
 
 FlushDone = Callable[[Exception | None], None]
+OperateDone = Callable[[dict[str, Any] | Exception], None]
 
 READ_AHEAD_BYTES = 1 * MIB
 """More only fetches bytes nobody wants: boot traces got slower beyond it."""
@@ -96,7 +108,7 @@ class Front:
         read_only: bool = False,
         flush_to: Literal["local", "s3"] = "local",
         read_ahead_bytes: int = READ_AHEAD_BYTES,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = lease_clock,
     ) -> None:
         if journal.superblock.sector_bytes != geometry.sector_bytes:
             raise ValueError("journal and volume differ in sector size")
@@ -143,6 +155,10 @@ class Front:
         self._clock = clock
         self._tell_bytes = min(TELL_BYTES, self._ring_bytes // 16)
         self._stopped = False
+        self._stopped_by: BlockError | None = None
+        self._lease_until = math.inf
+        self._operating: dict[int, OperateDone] = {}
+        self._next_operation = 1
         self._told = 0
         self._starved = False
         self._flushes: dict[int, FlushDone] = {}
@@ -169,6 +185,7 @@ class Front:
         journal.take_up(ready.position, ready.epoch, self._index.replay)
         self._local.durable = self._told = ready.position
         self.sequence = ready.sequence
+        self._lease_until = ready.lease_until
         self.resized(ready.size_bytes)
         self._reading_refused = None
         self._writing_refused = NotReady(f"volume {self.name} is read-only") if self.read_only else None
@@ -185,9 +202,14 @@ class Front:
     def stop(self, error: BlockError) -> None:
         """Acknowledge nothing from now on: every waiting call gets `error`, every later one its like. Idempotent."""
         if self._stopped:
+            if self._stopped_by is None:
+                return
+            error, self._stopped_by = self._stopped_by, None
+            self.on_stopped(error)
             return
         log.error("volume %s stops: %s", self.name, error)
         self._end(error)
+        self.on_stopped(error)
 
     def _end(self, error: BlockError) -> None:
         self._stopped = True
@@ -200,15 +222,67 @@ class Front:
         for _, done in waiting:
             done(error)
         self._allocation.fail_all(error)
+        operating, self._operating = self._operating, {}
+        for operated in operating.values():
+            operated(error)
         if self._detach_done is not None:
             self._detach_done(error)
-        self.on_stopped(error)
+
+    def _stop_for(self, error: BlockError) -> None:
+        """Another writer has the volume: stop, then say so, so that it need not wait for our lease. The worker ends by
+        itself afterwards."""
+        log.error("volume %s stops: %s", self.name, error)
+        self._end(error)
+        self._stopped_by = error
+        self._link.send(Stopped())
+
+    # --- the lease -----------------------------------------------------------------------------------------------
+
+    def _lease_is_out(self) -> bool:
+        """Whether somebody else may have the volume by now. Asked right before anything is acknowledged."""
+        return self._clock() >= self._lease_until
+
+    def _out_of_lease(self) -> LeaseExpired:
+        return LeaseExpired(
+            f"volume {self.name}: the store has not been heard from for the time of a lease, so another host may have "
+            "the volume by now",
+            hint="it goes on by itself when the store answers and nobody took over",
+        )
+
+    # --- operations ----------------------------------------------------------------------------------------------
+
+    def operate(self, name: str, arguments: dict[str, Any], done: OperateDone) -> None:
+        """Have the worker do something to the volume as a whole, after everything acknowledged so far is in the bucket:
+        see `engine.operations`. `done` gets the result, or what was raised."""
+        try:
+            self.commit()
+        except BlockError as error:
+            done(error)
+            return
+        if self._reading_refused is not None:
+            done(_again(self._reading_refused))
+            return
+        if name == "rollback" or (name == "resize" and arguments.get("shrink")):
+            done(Refused(f"{name} changes what initiators have read; the volume is being served", hint="stop it first"))
+            return
+        number = self._next_operation
+        self._next_operation += 1
+        self._operating[number] = done
+        self._tell()
+        self._link.send(Operate(number, name, arguments))
+
+    def _operated(self, message: Operated) -> None:
+        done = self._operating.pop(message.id, None)
+        if done is not None:
+            done(_rebuilt(message) if message.kind else message.result)
 
     def detach(self, done: FlushDone) -> None:
         """Stop taking writes, let the worker carry everything to the bucket, then call `done(None)`, or `done(error)`
         if the volume fails before."""
         try:
             self.commit()
+        except LeaseExpired:
+            pass  # nothing is acknowledged here; what is in the journal goes to the bucket all the same
         except BlockError as error:
             done(error)
             return
@@ -225,6 +299,9 @@ class Front:
     def read(self, lba: int, count: int, done: ReadDone) -> list[Buffer] | None:
         if self._reading_refused is not None:
             self._fail_later(done, _again(self._reading_refused))
+            return None
+        if self._clock() >= self._lease_until:
+            self._fail_later(done, self._out_of_lease())
             return None
         journal = self._journal
         if journal.tail != journal.head:
@@ -448,6 +525,9 @@ class Front:
             raise
         if journal.head - self._told >= self._tell_bytes:
             self._tell()
+        # After the append: a process that was stopped in it must not acknowledge what it wrote.
+        if self._clock() >= self._lease_until:
+            raise self._out_of_lease()
         if journal.room < self._margin:
             # Twice what was taken, so that the margin is won back as fast as it is used, whatever the load.
             self._reclaimer.step(self._local.durable, 2 * appended)
@@ -473,7 +553,7 @@ class Front:
         journal = self._journal
         if self._flush_to == "s3":
             if self._local.durable >= journal.head:
-                done(None)
+                self._answer_flush(done)
                 return
             # The worker carries all there is to the bucket with one commit after the other: whoever asks for what was
             # asked for already, or while a commit is under way, shares one.
@@ -484,7 +564,7 @@ class Front:
                 self._link.send(CommitNow(journal.head))
             return
         if journal.synced >= journal.head:
-            done(None)
+            self._answer_flush(done)
         elif self.inline_flush and not self._syncer.busy:
             try:
                 journal.sync()
@@ -492,7 +572,7 @@ class Front:
                 self.stop(error)
                 done(error)
             else:
-                done(None)
+                self._answer_flush(done)
         else:
             token = self._next_flush
             self._next_flush += 1
@@ -506,7 +586,10 @@ class Front:
         self._journal.mark_synced(position)
         done = self._flushes.pop(token, None)
         if done is not None:
-            done(None)
+            self._answer_flush(done)
+
+    def _answer_flush(self, done: FlushDone) -> None:
+        done(self._out_of_lease() if self._lease_is_out() else None)
 
     def _durable(self, message: Durable) -> None:
         journal = self._journal
@@ -529,6 +612,8 @@ class Front:
     def on_message(self, message: ToFront) -> None:
         """Called by the link for everything the worker says, on this thread."""
         if self._stopped:
+            if isinstance(message, Failed) and self._stopped_by is not None:
+                self.stop(self._stopped_by)
             return
         match message:
             case Fetched():
@@ -544,11 +629,21 @@ class Front:
                     self.start(message)
                 except BlockError as error:
                     self.stop(error)
+            case Lease(until):
+                self._lease_until = until
+            case Resized(size_bytes):
+                self.resized(size_bytes)
+            case Operated():
+                self._operated(message)
+            case Stop(said):
+                self._stop_for(_taken_over(self.name, said))
             case Failed():
                 self.stop(_worker_failure(self.name, message))
             case Detached():
                 done, self._detach_done = self._detach_done, None
-                self._end(NotReady(f"volume {self.name} is detached"))
+                detached = NotReady(f"volume {self.name} is detached")
+                self._end(detached)
+                self.on_stopped(detached)
                 if done is not None:
                     done(None)
 
@@ -640,6 +735,7 @@ class Front:
             "journal_reclaimed": journal.reclaimed,
             "rpo_bytes": journal.head - self._local.durable,
             "rpo_seconds": self._now - self._samples[0][1] if self._samples else 0.0,
+            "lease_seconds_left": max(0.0, min(self._lease_until - self._clock(), 1e9)),
             "dirty_blocks": len(self._index.dirty),
             "zero_ranges": len(self._index.zeros),
             "corrupt_journal_blocks": self._local.corrupt_blocks,
@@ -662,11 +758,23 @@ def _again(error: BlockError | None) -> BlockError:
 
 def _worker_failure(name: str, message: Failed) -> BlockError:
     if message.kind == "fenced":
-        return Fenced(
-            f"volume {name} was taken over: {message.message}",
-            hint="stop here; if this host should have it back, attach again",
-        )
+        return _taken_over(name, message.message)
     return NotReady(f"volume {name} cannot go on ({message.kind}): {message.message}", hint="see the worker's log")
+
+
+def _taken_over(name: str, said: str) -> Fenced:
+    return Fenced(
+        f"volume {name} was taken over: {said}", hint="stop here; if this host should have it back, attach again"
+    )
+
+
+def _rebuilt(message: Operated) -> Exception:
+    """What the worker raised, or as near as can be told."""
+    for module in (block_errors, store_errors):
+        found = getattr(module, message.kind, None)
+        if isinstance(found, type) and issubclass(found, BlockError | store_errors.StoreError):
+            return found(message.error)
+    return NotReady(f"{message.kind}: {message.error}")
 
 
 def _nothing() -> None:

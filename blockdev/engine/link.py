@@ -7,6 +7,7 @@ Cache slots: the *front* owns the read cache's bookkeeping and hands out slots; 
 the slots it was given and never anywhere else. A slot named in a `Fetch` belongs to the worker until `Fetched`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -112,8 +113,8 @@ class AskAllocated:
 
 @dataclass(frozen=True, slots=True)
 class Operate:
-    """front -> worker: carry out an operation on the volume (a snapshot, a new size, ...). `id` comes back in
-    `Operated`."""
+    """front -> worker: carry out an operation on the volume (a snapshot, a new size, ...), once the bucket has everything
+    that was announced before. `id` comes back in `Operated`; `operations` has the names and their arguments."""
 
     id: int
     name: str
@@ -134,11 +135,38 @@ class Operated:
 @dataclass(frozen=True, slots=True)
 class Ready:
     """worker -> front: the volume is attached; replay what the journal holds from `position` on.
-    Nothing before `position` may be reclaimed or acknowledged differently."""
+    Nothing before `position` may be reclaimed or acknowledged differently. `lease_until`: as in `Lease`."""
 
     position: int
     sequence: int
     epoch: int
+    size_bytes: int
+    lease_until: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """worker -> front: nothing may be acknowledged, nor read, after `until` on `lease.clock`."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """worker -> front: another writer has the volume; acknowledge nothing more, then say `Stopped`."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """front -> worker: nothing is acknowledged any more, whatever the lease says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """worker -> front: the volume has this size from now on."""
+
     size_bytes: int
 
 
@@ -157,8 +185,8 @@ class Status:
     counters: dict[str, float]
 
 
-ToWorker = Appended | Fetch | CommitNow | Detach | AskAllocated | Operate
-ToFront = Fetched | Durable | Detached | Allocated | Operated | Ready | Failed | Status
+ToWorker = Appended | Fetch | CommitNow | Detach | AskAllocated | Operate | Stopped
+ToFront = Fetched | Durable | Detached | Allocated | Ready | Failed | Status | Lease | Stop | Resized | Operated
 
 
 class WorkerLink(Protocol):

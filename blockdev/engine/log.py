@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
+from blockdev.engine.lease import Lease
 from blockdev.engine.ports import Execution
 from blockdev.errors import CorruptFormat, Fenced
 from blockdev.segments import paths, record
@@ -78,22 +79,36 @@ class Persistence:
 class CommitLog:
     """The log of one volume."""
 
-    def __init__(self, store: ObjectStore, volume: UUID, execution: Execution, persistence: Persistence) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        volume: UUID,
+        execution: Execution,
+        persistence: Persistence,
+        lease: Lease | None = None,
+    ) -> None:
         self._store = store
         self._volume = volume
         self._execution = execution
         self._persistence = persistence
+        self._lease = lease
 
     async def append(self, seq: int, parts: Sequence[Buffer], nonce: bytes) -> None:
-        """Create record `seq`. On return it is durable and ours. Raises Fenced when another writer's record is there.
+        """Create record `seq`. On return it is durable and ours, and the lease is renewed. Raises Fenced when another
+        writer's record is there, or a root that is younger.
 
         crash before the PUT is applied: nothing happened; after: the record counts, and recovery replays it."""
         key = paths.log(seq)
         pause = BACKOFF_S_MIN
         while True:
+            started = self._execution.monotonic()
             try:
                 await self._execution.run(self._store.put_if_absent, key, parts)
                 self._persistence.worked()
+                if self._lease is not None:
+                    if self._execution.monotonic() - started > self._lease.seconds:
+                        await self._refuse_trimmed(seq)
+                    self._lease.renewed(started)
                 return
             except PreconditionFailed:
                 # Either another writer, or an earlier try of ours whose answer was lost.
@@ -110,6 +125,39 @@ class CommitLog:
                 self._persistence.failed(f"commit {seq}", error)
             await self._execution.sleep(pause)
             pause = min(pause * 2, BACKOFF_S_MAX)
+
+    async def _refuse_trimmed(self, seq: int) -> None:
+        """After a PUT that took longer than the lease: a successor may have attached, gone on and deleted record `seq`,
+        so that the number was free again. Then the successor's newest root is at `seq` or behind it."""
+
+        def newest() -> int:
+            return max((paths.birth(info.key) for info in self._store.list(paths.root_prefix())), default=0)
+
+        if await self._persistence.call("list roots", newest) >= seq:
+            raise Fenced(
+                f"record {seq} was written after a root of another writer",
+                hint="the volume is attached elsewhere; stop one of the two",
+            )
+
+    async def renew(self, seq: int, epoch: int) -> None:
+        """Renew the lease if nobody wrote record `seq`, the next one. Ours, written this very moment, renews it by itself.
+        Raises Fenced when a younger epoch wrote it, and store errors."""
+        assert self._lease is not None
+        started = self._execution.monotonic()
+        try:
+            await self._execution.run(self._store.head, paths.log(seq))
+        except NotFound as error:
+            if not error.key:
+                raise
+            self._persistence.worked()
+            self._lease.renewed(started)
+            return
+        theirs = await self.read(seq)
+        if theirs is not None and theirs.record.epoch > epoch:
+            raise Fenced(
+                f"record {seq} was written by epoch {theirs.record.epoch} on {theirs.record.note.get('host', '?')}",
+                hint="the volume is attached elsewhere; stop one of the two",
+            )
 
     async def read(self, seq: int) -> Parsed | None:
         """Record `seq`, None when there is none. Raises CorruptFormat when it reads as damaged twice."""

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from blockdev.engine.lease import clock
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,9 @@ class Execution(Protocol):
 
     async def sleep(self, seconds: float) -> None: ...
 
-    def monotonic(self) -> float: ...
+    def monotonic(self) -> float:
+        """Seconds on a clock that only goes forward; in production `lease.clock`."""
+        ...
 
     def time(self) -> float:
         """Unix seconds, for records and people."""
@@ -38,7 +42,7 @@ class ThreadExecution:
         await asyncio.sleep(seconds)
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return clock()
 
     def time(self) -> float:
         return time.time()

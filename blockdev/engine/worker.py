@@ -6,35 +6,44 @@ it does not understand.
 """
 
 import asyncio
+import contextlib
+import json
 import logging
+import sys
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from uuid import UUID
 
 from blockdev.checksum import crc32c
 from blockdev.engine import link
 from blockdev.engine.ancestry import Ancestry
-from blockdev.engine.attach import Attacher
+from blockdev.engine.attach import Attacher, Standing
 from blockdev.engine.budget import CommitBudget
 from blockdev.engine.checkpoint import Checkpointer, CheckpointSettings
 from blockdev.engine.collector import Collector, CollectorSettings
-from blockdev.engine.destager import CommitSettings, Destager, Records
+from blockdev.engine.destager import CommitSettings, Destager, Extras, Records
 from blockdev.engine.fetch import Fetcher, FrameContent
+from blockdev.engine.lease import LEASE_S, Lease, renew_interval_s, wait_s
 from blockdev.engine.link import FetchedFrame, FetchFrame
 from blockdev.engine.local_objects import LocalObjects
 from blockdev.engine.log import CommitLog, Persistence
+from blockdev.engine.operations import Asked, Operations
+from blockdev.engine.orphans import OrphanSweeper
 from blockdev.engine.ports import Execution
+from blockdev.engine.sweep import Sweeper
 from blockdev.errors import (
     AttachRefused,
     CorruptFormat,
     CorruptJournal,
     Fenced,
     LocalDiskFailed,
+    Refused,
 )
-from blockdev.extents.extent_map import ExtentMap
+from blockdev.extents.extent_map import ExtentMap, MapState
 from blockdev.extents.format import PATCH_BYTES
+from blockdev.segments import paths
 from blockdev.segments.cipher import Cipher
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.units import BLOCK_BYTES
@@ -48,6 +57,12 @@ COLLECT_BESIDE_FLUSHES_S = 2.0
 """A commit that a flush waits for does not wait for the collector, nor for deletions, but once in so many seconds."""
 DELIVER_INLINE = 4
 """So few frames are written to their slots on the loop itself: 30 us each, less than handing them to a thread."""
+OUTWAIT_POLL_S = 1.0
+"""While a predecessor's lease runs out: how often to look whether it has said that it stopped."""
+STOP_PATIENCE_S = 5.0
+"""How long to wait for the front to say that it acknowledges nothing more, before others are told so."""
+EXPIRY_S = 60.0
+"""How often to look for snapshots whose time is over, and whether what clones held is free."""
 FETCH_PATIENCE_S = 30.0
 """How long a read waits for an unreachable store before the initiator is told; it then tries again by itself."""
 
@@ -90,8 +105,15 @@ class WorkerSettings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     collector: CollectorSettings = field(default_factory=CollectorSettings)
     accept_loss: bool = False
+    flush_to: str = "local"
+    """"s3": a flush is answered when the bucket has everything, so that no promise rests on the journal."""
+    lease_s: float = LEASE_S
+    outwait: bool = True
+    """False: somebody says that the host that had the volume is off; its lease is not waited for."""
+    surely_dead: Callable[[Mapping[str, Any]], bool] = lambda note: False
+    """Whether the writer of a fence record with that note has ended, for sure."""
     note: dict[str, Any] = field(default_factory=dict)
-    """Goes into the fence record: host, process, program version."""
+    """Goes into the fence record: host, process, journal's size."""
 
 
 class Worker:
@@ -127,7 +149,8 @@ class Worker:
         self._store_counters = store_counters
         """`ObservedStore.snapshot`: every request to the store, whoever made it."""
         self._persistence = Persistence(execution)
-        self._log = CommitLog(store, volume.identity, execution, self._persistence)
+        self._lease = Lease(settings.lease_s, self._granted)
+        self._log = CommitLog(store, volume.identity, execution, self._persistence, self._lease)
         self._fetcher = Fetcher(
             volume.geometry, Ancestry(volume).volume_of, extent_map, store, local, execution, cipher
         )
@@ -146,6 +169,15 @@ class Worker:
         self._destager: Destager | None = None
         self._checkpointer: Checkpointer | None = None
         self._collector: Collector | None = None
+        self._sweeper: Sweeper | None = None
+        self._operations: Operations | None = None
+        self._asked: deque[Asked] = deque()
+        self._first_head = -1
+        self._serving = False
+        self._front_stopped = asyncio.Event()
+        self._collect_from = 0.0
+        self._looked_for_expired = 0.0
+        self._deleting = False
 
     # --- attach --------------------------------------------------------------------------------------------------
 
@@ -155,25 +187,37 @@ class Worker:
         state = await attacher.catch_up()
         mine = self._journal.identity()
         noted = self._journal.noted_epoch()
-        continues = attacher.may_attach(state, mine, noted, accept_loss=self._settings.accept_loss)
+        standing = attacher.standing(state, mine, noted)
+        attacher.refuse_loss(standing, state, noted, accept_loss=self._settings.accept_loss)
         position = state.end if state is not None and state.seq else BLOCK_BYTES
-        if continues and mine is not None:
+        if standing == Standing.CONTINUES and mine is not None:
             journal = mine
         else:
             position = -(-position // BLOCK_BYTES) * BLOCK_BYTES
             journal = await self._execution.run(self._journal.create, position)
         await self._execution.run(self._journal.note_epoch, (state.epoch if state is not None else 0) + 1)
+        wait = attacher.waits_for(standing, state)
+        # A journal that goes on may hold what was promised locally: then only a later commit ends that promise.
+        settled = standing != Standing.CONTINUES or (state is not None and state.flush == "s3")
+        to_bucket = self._settings.flush_to == "s3"
         attached = await attacher.fence(
             journal,
-            continues=continues,
-            accept_loss=self._settings.accept_loss,
+            standing=standing,
             position=position,
             nonce=self._nonce(),
             time_us=int(self._execution.time() * 1e6),
-            note=self._settings.note,
+            note={
+                **self._settings.note,
+                "lease_s": self._settings.lease_s,
+                "flush": "s3" if to_bucket and settled else "local",
+            },
         )
+        if wait and state is not None and self._settings.outwait and not self._settings.surely_dead(state.fence):
+            await self._outwait(state, wait, attached.seq)
+        now_state = self._map.state
+        assert now_state is not None
         self._destager = Destager(
-            geometry=self._volume.geometry,
+            geometry=replace(self._volume.geometry, size_bytes=now_state.size_bytes),
             volume=self._volume.identity,
             epoch=attached.epoch,
             lineage=attached.lineage,
@@ -206,8 +250,104 @@ class Worker:
             execution=self._execution,
             settings=self._settings.collector,
         )
+        if to_bucket and not settled:
+            self._destager.flushed_from = sys.maxsize  # until the front has said how far its journal goes
+        self._sweeper = Sweeper(
+            extent_map=self._map,
+            destager=self._destager,
+            store=self._store,
+            persistence=self._persistence,
+            execution=self._execution,
+            read_root=attacher.read_root,
+        )
+        self._operations = Operations(
+            extent_map=self._map,
+            destager=self._destager,
+            checkpointer=self._checkpointer,
+            sweeper=self._sweeper,
+            orphans=OrphanSweeper(
+                extent_map=self._map,
+                store=self._store,
+                persistence=self._persistence,
+                execution=self._execution,
+                read_root=attacher.read_root,
+                between=self._between,
+            ),
+            read_root=attacher.read_root,
+            execution=self._execution,
+            resized=lambda size_bytes: self._send(link.Resized(size_bytes)),
+        )
         self._head = position
-        self._send(link.Ready(position, attached.seq, attached.epoch, attached.size_bytes))
+        self._serving = True
+        self._send(link.Ready(position, attached.seq, attached.epoch, attached.size_bytes, self._lease.until))
+
+    # --- the lease -----------------------------------------------------------------------------------------------
+
+    def _granted(self, until: float) -> None:
+        if self._serving:
+            self._send(link.Lease(until))
+
+    async def _outwait(self, before: MapState, lease_s: float, seq: int) -> None:
+        """Wait until the writer before us acknowledges nothing more: its lease has run out, or it says that it has
+        stopped. Our own lease is kept meanwhile. Raises Fenced when we are taken over ourselves."""
+        log.warning(
+            "volume %s was in use%s; waiting up to %.0f s until that writer has surely stopped",
+            self._volume.name,
+            f" on {before.fence['host']}" if before.fence.get("host") else "",
+            wait_s(lease_s),
+        )
+        deadline = self._execution.monotonic() + wait_s(lease_s)
+        renewed = self._execution.monotonic()
+        while self._execution.monotonic() < deadline:
+            try:
+                await self._execution.run(self._store.head, paths.released(before.epoch))
+                log.info("epoch %d has said that it stopped", before.epoch)
+                return
+            except StoreError as error:
+                if not isinstance(error, NotFound):
+                    self._persistence.failed("look for the former writer's word", error)
+            if self._execution.monotonic() - renewed >= renew_interval_s(self._lease.seconds):
+                renewed = self._execution.monotonic()
+                with contextlib.suppress(StoreError):
+                    await self._log.renew(seq + 1, before.epoch + 1)
+            await self._execution.sleep(min(OUTWAIT_POLL_S, max(0.0, deadline - self._execution.monotonic())))
+
+    async def _keep_lease(self) -> None:
+        """Look now and then whether somebody took over: what a volume that writes nothing would not notice otherwise."""
+        interval = renew_interval_s(self._lease.seconds)
+        while not self._stopped:
+            due = self._lease.until - self._lease.seconds + interval
+            now = self._execution.monotonic()
+            if now < due:
+                await self._execution.sleep(due - now)
+                continue
+            state = self._map.state
+            assert state is not None
+            try:
+                await self._log.renew(state.seq + 1, state.epoch)
+            except StoreError as error:
+                self._persistence.failed("renew the lease", error)
+            if self._lease.until - self._lease.seconds + interval <= self._execution.monotonic():
+                await self._execution.sleep(min(interval / 4, 1.0))
+
+    async def _say_stopped(self) -> None:
+        """Tell the one that took over that it need not wait: after the front has stopped, and only then."""
+        self._send(link.Stop(str(self.failure)))
+        state = self._map.state
+        if state is None or not self._serving:
+            return
+        waiting = asyncio.ensure_future(self._front_stopped.wait())
+        timer = asyncio.ensure_future(self._execution.sleep(STOP_PATIENCE_S))
+        await asyncio.wait({waiting, timer}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        timer.cancel()
+        if not self._front_stopped.is_set():
+            return
+        word = json.dumps({"epoch": state.epoch, "time": self._execution.time()}).encode() + b"\n"
+        try:
+            await self._execution.run(self._store.put, paths.released(state.epoch), word)
+        except StoreError as error:
+            log.warning("the new writer could not be told that this one has stopped; it waits longer: %s", error)
 
     # --- messages ------------------------------------------------------------------------------------------------
 
@@ -215,6 +355,10 @@ class Worker:
         """Called on the worker's loop for each message, in order."""
         match message:
             case link.Appended(position, urgent):
+                if self._first_head < 0:
+                    self._first_head = position
+                    if self._destager is not None and self._destager.flushed_from is not None:
+                        self._destager.flushed_from = position
                 if position > self._head:
                     self._arrivals.append((position, self._execution.monotonic()))
                     self._head = position
@@ -230,6 +374,11 @@ class Worker:
                 self._wake.set()
             case link.AskAllocated(id, lba, count):
                 self._spawn(self._allocated(id, lba, count))
+            case link.Operate(id, name, arguments):
+                self._asked.append(Asked(id, name, arguments, self._head))
+                self._wake.set()
+            case link.Stopped():
+                self._front_stopped.set()
 
     def lag_seconds(self) -> float:
         """Age of the oldest journal record that the bucket does not have."""
@@ -255,23 +404,18 @@ class Worker:
             return
         self._stopped = True
         self.failure = error
-        kind = "bug"
-        if isinstance(error, Fenced):
-            kind = "fenced"
-        elif isinstance(error, CorruptFormat | CorruptJournal | Corrupt):
-            kind = "corrupt"
-        elif isinstance(error, LocalDiskFailed | OSError):
-            kind = "local"
-        elif isinstance(error, StoreError | AttachRefused):
-            kind = "store"
-        log.error("volume %s stops: %s", self._volume.name, error, exc_info=error if kind == "bug" else None)
-        self._send(link.Failed(kind, str(error) or repr(error)))
+        log.error(
+            "volume %s stops: %s", self._volume.name, error, exc_info=error if _failure_kind(error) == "bug" else None
+        )
+        if not isinstance(error, Fenced):
+            self._send(link.Failed(_failure_kind(error), str(error) or repr(error)))
         self._wake.set()
 
     # --- committing ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Commit, collect and checkpoint until detached or failed. Never raises but for cancellation."""
+        self._spawn(self._keep_lease())
         try:
             while not self._stopped:
                 if not await self._turn():
@@ -281,36 +425,62 @@ class Worker:
         finally:
             for task in list(self._tasks):
                 task.cancel()
+        if isinstance(self.failure, Fenced):
+            await self._say_stopped()
+            self._send(link.Failed("fenced", str(self.failure)))
 
     async def _turn(self) -> bool:
         """One look at what is due; False when detached."""
+        assert self._collector is not None
+        asked = self._asked[0] if self._asked else None
+        if await self._commit_due(forced=asked is not None and asked.position > self._committed):
+            return True
+        if asked is not None:
+            self._asked.popleft()
+            await self._operate(asked)
+            return True
+        if self.detaching:
+            await self._detach()
+            return False
+        if await self._look_around():
+            return True
+        wait = STATUS_INTERVAL_S
+        if self._arrivals:
+            saving = self._budget.wait_s(self._execution.monotonic())
+            wait = min(wait, max(0.0, saving, self._settings.commit.interval_s - self.lag_seconds()))
+        await self._idle(wait)
+        return True
+
+    @property
+    def _committed(self) -> int:
+        """The bucket has everything before this journal position."""
+        state = self._map.state
+        assert state is not None
+        return state.end
+
+    async def _commit_due(self, *, forced: bool = False) -> bool:
+        """One commit, if there is one to make; whether there was."""
         assert self._destager is not None
         assert self._checkpointer is not None
         assert self._collector is not None
-        state = self._map.state
-        assert state is not None
-        behind = self._head - state.end
+        behind = self._head - self._committed
         settings = self._settings.commit
         now = self._execution.monotonic()
         saving = self._budget.wait_s(now)
         aged = self.lag_seconds() >= settings.interval_s and not saving
-        flushing = self._commit_to > state.end
-        forced = self.detaching or self.urgent or flushing
+        flushing = self._commit_to > self._committed
+        forced = forced or self.detaching or self.urgent or flushing
         due = behind > 0 and (forced or aged or behind >= settings.commit_bytes)
-        if not due and self.detaching:
-            await self._detach()
-            return False
-        if not due and (saving or not self._collector.choose()):
-            wait = STATUS_INTERVAL_S
-            if self._arrivals:
-                wait = min(wait, max(0.0, saving, settings.interval_s - self.lag_seconds()))
-            await self._idle(wait)
-            return True
         hurried = flushing and now - self._collected_at < COLLECT_BESIDE_FLUSHES_S
-        collect = None if self.detaching or self.urgent or hurried else self._collector.slice
+        resting = self.detaching or self.urgent or hurried or now < self._collect_from or (saving and not due)
+        may_collect = not resting and self._collector.choose()
+        if not due and not may_collect:
+            return False
         if not hurried:
             self._collected_at = now
-        made = await self._destager.commit(self._head if due else state.end, collect)
+        made = await self._destager.commit(
+            self._head if due else self._committed, self._collect if may_collect else None
+        )
         if made is None:
             # The collector's extents could not be read just now; give the store a moment.
             await self._idle(STATUS_INTERVAL_S)
@@ -324,13 +494,78 @@ class Worker:
         if self._checkpointer.due():
             await self._checkpointer.write()
         if not (hurried and self._commit_to > made.end):
-            await self._checkpointer.delete_dead()
+            self._deleting = bool(await self._checkpointer.delete_dead())
         self._status()
         return True
 
+    async def _collect(self, busy: Callable[[int], bool]) -> Extras | None:
+        """The collector's next slice; then it rests, so that it takes no more than its share of the upload rate."""
+        assert self._collector is not None
+        began = self._execution.monotonic()
+        try:
+            return await self._collector.slice(busy)
+        finally:
+            now = self._execution.monotonic()
+            self._collect_from = now + (now - began) * (1 / self._collector.share - 1)
+
+    async def _between(self) -> None:
+        """Room for commits in the middle of something long."""
+        while not self._stopped and await self._commit_due():
+            pass
+
+    async def _operate(self, asked: Asked) -> None:
+        assert self._operations is not None
+        try:
+            result = await self._operations.perform(asked.name, asked.arguments)
+        except (Refused, CorruptFormat, NotFound, Corrupt) as error:
+            self._send(link.Operated(asked.id, {}, str(error), type(error).__name__))
+            return
+        self._send(link.Operated(asked.id, result))
+        self._status()
+
+    async def _look_around(self) -> bool:
+        """What is done when nothing is due; whether something was."""
+        assert self._checkpointer is not None
+        assert self._sweeper is not None
+        assert self._operations is not None
+        if self._map.purging:
+            try:
+                await self._execution.run(self._map.purge)
+            except StoreError as error:
+                self._persistence.failed("read map pages", error)
+                return False
+            return True
+        if self._deleting:
+            self._deleting = bool(await self._checkpointer.delete_dead())
+            return True
+        if self._sweeper.waiting:
+            await self._sweeper.slice()
+            if not self._sweeper.waiting:
+                # Two roots later what was found may be deleted.
+                for _ in range(2):
+                    await self._destager_mark({"purpose": "collection"})
+                    await self._checkpointer.write()
+                self._deleting = True
+            return True
+        now = self._execution.monotonic()
+        if now - self._looked_for_expired >= EXPIRY_S:
+            self._looked_for_expired = now
+            self._sweeper.look_again()
+            if self._operations.expired():
+                await self._operations.expire()
+                return True
+        return False
+
+    async def _destager_mark(self, note: dict[str, Any]) -> None:
+        assert self._destager is not None
+        await self._destager.mark(note)
+
     async def _look_after_map(self, extents: Sequence[int]) -> None:
         assert self._collector is not None
-        await self._execution.run(self._map.purge)
+        try:
+            await self._execution.run(self._map.purge)
+        except StoreError as error:
+            self._persistence.failed("read map pages", error)
         touched = sorted(set(extents))
         if not touched:
             return
@@ -386,6 +621,13 @@ class Worker:
                     "extents_folded": self._collector.folded,
                     "patches_moved": self._collector.moved,
                     "objects_deleted": self._checkpointer.deleted,
+                    "records_trimmed": self._checkpointer.trimmed,
+                    "map_pages_written": self._checkpointer.pages_written,
+                    "map_pages_waiting": self._map.pages_waiting,
+                    "snapshots": len(self._map.history.snapshots),
+                    "snapshots_removed": len(self._map.history.removed),
+                    "extents_mapped": self._map.extents_mapped,
+                    "lease_seconds_left": max(0.0, self._lease.until - self._execution.monotonic()),
                     "store_failures": self._persistence.failures,
                     "store_reachable": float(not self._persistence.last_error),
                 }
@@ -483,6 +725,19 @@ class Worker:
         if at < end:
             runs.append((at, end - at, False))
         return tuple(runs)
+
+
+def _failure_kind(error: BaseException | None) -> str:
+    """As in `link.Failed`."""
+    if isinstance(error, Fenced):
+        return "fenced"
+    if isinstance(error, CorruptFormat | CorruptJournal | Corrupt):
+        return "corrupt"
+    if isinstance(error, LocalDiskFailed | OSError):
+        return "local"
+    if isinstance(error, StoreError | AttachRefused):
+        return "store"
+    return "bug"
 
 
 def _temporary(error: Exception | None) -> bool:

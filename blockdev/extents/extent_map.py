@@ -3,24 +3,29 @@
 One rule: the map after commit n is a function of the map after n - 1 and record n alone. Live commits, recovery and the
 offline reader all go through `ExtentMap.apply`, in one transaction per record, so there is no second way to be wrong.
 
-The map is a cache of the bucket: it may be thrown away and rebuilt from a root and the log's tail.
+The map is a cache of the bucket: it may be thrown away and rebuilt from a root and the log's tail. After `load` its pages
+are in the bucket still; each comes in when something in it is looked up or changed (`fault`), so that attaching a
+volume of any size costs one root.
 """
 
 import json
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+from uuid import UUID
 
 from blockdev.errors import CorruptFormat
 from blockdev.extents import format as mapformat
 from blockdev.extents.format import EMPTY, KEY, Base, ExtentValue, Patch
+from blockdev.extents.history import History, history_from
 from blockdev.extents.intervals import RangeSet
 from blockdev.segments import paths
 from blockdev.segments.paths import INLINE, ContainerRef
-from blockdev.segments.record import BaseEntry, PatchEntry, Record
+from blockdev.segments.record import BaseEntry, PatchEntry, Record, RecordKind
 from blockdev.segments.root import PAGE_EXTENTS, ContainerUse, DeadObject, PageRef, Root
 from blockdev.units import Geometry
 
@@ -28,16 +33,31 @@ PURGE_EXTENTS_MAX = 4096
 """Map entries removed at most in the transaction of one record when whole extents are discarded; the rest
 follows in `purge` slices, so that discarding 16 TiB costs one record and no pause."""
 
-EXTENTS, CONTAINERS, MEMBERS, DEAD, DIRTY_PAGES, PAGES, META = (
+PURGE_PAGES_MAX = 16
+"""Pages fetched at most in one slice of `purge`."""
+DELTAS_MAX = 3
+"""Deltas that may lie over a page: a fault reads one object more for each."""
+DELTA_EXTENTS_MAX = PAGE_EXTENTS // 8
+"""A page of which more than this changed is written anew, not as a delta."""
+MAP_VERSION = 2
+"""Of the local tables. A map of another version is thrown away and rebuilt."""
+
+EXTENTS, CONTAINERS, MEMBERS, DEAD, RECORDS, DIRTY, PAGES, UNLOADED, META = (
     "extents",
     "containers",
     "members",
     "dead",
-    "dirty_pages",
+    "records",
+    "dirty",
     "pages",
+    "unloaded",
     "meta",
 )
-TABLES = (EXTENTS, CONTAINERS, MEMBERS, DEAD, DIRTY_PAGES, PAGES, META)
+TABLES = (EXTENTS, CONTAINERS, MEMBERS, DEAD, RECORDS, DIRTY, PAGES, UNLOADED, META)
+
+HOUR_US = 3600 * 1_000_000
+ReadPage = Callable[[PageRef], Iterator[tuple[int, bytes]]]
+"""(extent within the page, value) pairs of a page or a delta in the bucket. Raises CorruptFormat, store errors."""
 
 
 class Transaction(Protocol):
@@ -48,6 +68,10 @@ class Transaction(Protocol):
     def put(self, table: str, key: bytes, value: bytes) -> None: ...
 
     def delete(self, table: str, key: bytes) -> None: ...
+
+    def drop(self, table: str) -> None:
+        """Empty a table."""
+        ...
 
     def scan(self, table: str, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """(key, value) from `start` on, ascending, as the table was when the iteration began or later."""
@@ -67,7 +91,10 @@ class KeyValueStore(Protocol):
 
 
 class MapState(NamedTuple):
-    """Where the map stands: after commit `seq`, whose record has `digest` and covers the journal up to `end`."""
+    """Where the map stands: after commit `seq`, whose record has `digest` and covers the journal up to `end`.
+
+    `flush`: "s3" when everything that was flushed is in the bucket, whoever has the journal. `fence`: the note of the
+    newest FENCE record: who writes, and on what terms."""
 
     seq: int
     digest: bytes
@@ -80,6 +107,8 @@ class MapState(NamedTuple):
     time_us: int
     root_seq: int
     root_epoch: int
+    flush: str = "local"
+    fence: Mapping[str, Any] = {}
 
 
 class ContainerCount(NamedTuple):
@@ -94,13 +123,40 @@ class _Change:
 
     live: dict[ContainerRef, int]
     dead: list[str]
-    pages: set[int]
+    extents: set[int]
 
 
 _REF = struct.Struct(">QIH")
 _COUNT = struct.Struct("<QQQ")
+_TIME = struct.Struct(">Q")
 _STATE_KEY = b"state"
 _RANGES_KEY = b"ranges"
+_HISTORY_KEY = b"history"
+
+
+def _no_pages(ref: PageRef) -> Iterator[tuple[int, bytes]]:
+    raise AssertionError(f"page {ref.page} is wanted and nobody said where pages are read from")
+
+
+def touched_extents(record: Record) -> set[int]:
+    """Extents whose values a record changes, discards of whole extents left out."""
+    extents = {base.extent for base in record.folds}
+    extents.update(base.extent for base in record.bases)
+    extents.update(patch.extent for patch in record.patches)
+    extents.update(move.patch.extent for move in record.moves)
+    return extents
+
+
+def record_runs(items: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """(record, time in microseconds) pairs, ascending, as [first, how many, hour] runs."""
+    runs: list[list[int]] = []
+    for seq, time_us in items:
+        hour = time_us // HOUR_US
+        if runs and runs[-1][0] + runs[-1][1] == seq and runs[-1][2] == hour:
+            runs[-1][1] += 1
+        else:
+            runs.append([seq, 1, hour])
+    return runs
 
 
 def _overlay(patches: Sequence[Patch], start: int, end: int) -> tuple[list[Patch], list[Patch]]:
@@ -130,8 +186,13 @@ class ExtentMap:
         self._lock = threading.Lock()
         self._ranges = RangeSet()
         self._state: MapState | None = None
+        self._unloaded: list[int] = []
         self.containers: dict[ContainerRef, ContainerCount] = {}
         self.extents_mapped = 0
+        self.history = History()
+        self.read_page: ReadPage = _no_pages
+        self.own_from = 0
+        """Objects written for earlier commits belong to the volume this one was cloned from: they never die here."""
         self._load_memory()
 
     # --- reading -------------------------------------------------------------------------------------------------
@@ -142,42 +203,88 @@ class ExtentMap:
         return self._state
 
     def lookup(self, extents: Sequence[int]) -> tuple[MapState, list[ExtentValue]]:
-        """The values of these extents and the state they belong to, all of one moment."""
+        """The values of these extents and the state they belong to, all of one moment. Raises what `fault` raises."""
+        self.fault(self.unloaded(extents))
         with self._lock, self._kv.begin(write=False) as txn:
             state = self._state
             assert state is not None, "lookup before the map was loaded"
             return state, [self._value(txn, extent) for extent in extents]
 
     def extents(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, ExtentValue]]:
-        """Every mapped extent from `start` on, ascending, in slices of one moment each."""
+        """Every mapped extent from `start` on, ascending, in slices of one moment each. Raises what `fault` raises."""
         at = start
-        while True:
+        while end is None or at < end:
+            # Up to the next page that is not here; when that is where we are, it comes in first.
+            index = bisect_left(self._unloaded, at // PAGE_EXTENTS)
+            waiting = self._unloaded[index] * PAGE_EXTENTS if index < len(self._unloaded) else None
+            if waiting is not None and waiting <= at:
+                self.fault([waiting // PAGE_EXTENTS])
+                continue
+            stop = end if waiting is None else waiting if end is None else min(end, waiting)
             batch: list[tuple[int, ExtentValue]] = []
+            full = False
             with self._lock, self._kv.begin(write=False) as txn:
                 for key, blob in txn.scan(EXTENTS, KEY.pack(at)):
                     (extent,) = KEY.unpack(key)
-                    if end is not None and extent >= end:
+                    if stop is not None and extent >= stop:
                         break
                     at = extent + 1
                     value = self._filtered(extent, mapformat.decode(extent, blob))
                     if value != EMPTY:
                         batch.append((extent, value))
                     if len(batch) >= 512:
+                        full = True
                         break
-                else:
-                    at = -1
-                if end is not None and at >= end:
-                    at = -1
-            stopped_early = len(batch) >= 512
             yield from batch
-            if at < 0 or not stopped_early:
+            if full:
+                continue
+            if stop is None:
                 return
+            at = stop
 
-    def members(self, ref: ContainerRef) -> list[int]:
-        """Extents that had patches in the container when it was written (some may be gone since)."""
+    def members(self, ref: ContainerRef) -> list[int] | None:
+        """Extents that had patches in the container when it was written (some may be gone since). None: not known since
+        the map was loaded; the container itself tells."""
         with self._kv.begin(write=False) as txn:
             blob = txn.get(MEMBERS, _REF.pack(*ref))
-        return [] if blob is None else [item[0] for item in KEY.iter_unpack(blob)]
+        return None if blob is None else [item[0] for item in KEY.iter_unpack(blob)]
+
+    # --- pages that are in the bucket still ------------------------------------------------------------------------
+
+    def unloaded(self, extents: Iterable[int]) -> list[int]:
+        """The pages of these extents that are not here yet, ascending."""
+        if not self._unloaded:
+            return []
+        return sorted(page for page in {extent // PAGE_EXTENTS for extent in extents} if self._waits(page))
+
+    def _waits(self, page: int) -> bool:
+        index = bisect_left(self._unloaded, page)
+        return index < len(self._unloaded) and self._unloaded[index] == page
+
+    def fault(self, pages: Sequence[int]) -> None:
+        """Bring these pages in. Safe on any thread, and for a page that another thread brings in. Raises CorruptFormat
+        and store errors; then the pages before the one that failed are here."""
+        for page in pages:
+            if not self._waits(page):
+                continue
+            entries = merged_page(self.page_place(page), self.read_page)
+            first = page * PAGE_EXTENTS
+            for index, blob in entries.items():
+                mapformat.decode(first + index, blob)
+            with self._lock, self._kv.begin(write=True) as txn:
+                if not self._waits(page):
+                    continue
+                for index, blob in sorted(entries.items()):
+                    txn.put(EXTENTS, KEY.pack(first + index), blob)
+                txn.delete(UNLOADED, KEY.pack(page))
+                # A new list: readers walk the old one without the lock.
+                self._unloaded = [other for other in self._unloaded if other != page]
+
+    def page_place(self, page: int) -> list[PageRef]:
+        """Where the newest root has the page: the page, then deltas over it. Empty: nothing in it was mapped then."""
+        with self._kv.begin(write=False) as txn:
+            blob = txn.get(PAGES, KEY.pack(page))
+        return [] if blob is None else [PageRef(*item) for item in json.loads(blob)]
 
     def _value(self, txn: Transaction, extent: int) -> ExtentValue:
         blob = txn.get(EXTENTS, KEY.pack(extent))
@@ -193,8 +300,16 @@ class ExtentMap:
 
     # --- changing ------------------------------------------------------------------------------------------------
 
-    def apply(self, record: Record, digest: bytes, inline_offset: int, stored: dict[ContainerRef, int]) -> None:
+    def apply(
+        self,
+        record: Record,
+        digest: bytes,
+        inline_offset: int,
+        stored: dict[ContainerRef, int],
+        rolled: Root | None = None,
+    ) -> None:
         """Bring the map from commit record.seq - 1 to record.seq. `stored`: bytes of the containers it created.
+        `rolled`: the root that a record which rolls back names. Raises what `fault` raises, and then changed nothing.
 
         One transaction: a crash leaves the map before or after the record, and the log brings it forward."""
         state = self._state
@@ -205,8 +320,15 @@ class ExtentMap:
             raise CorruptFormat(
                 f"names a parent with another digest than record {before} has", what=f"commit record {record.seq}"
             )
+        if self._unloaded:
+            self.fault(self.unloaded(touched_extents(record)))
         change = _Change({}, [], set())
         with self._lock, self._kv.begin(write=True) as txn:
+            if record.note:
+                self.history = self.history.after(record.note)
+                self._write_history(txn)
+            if rolled is not None:
+                self._fill(txn, rolled)
             created: dict[ContainerRef, set[int]] = {}
             for fold in record.folds:
                 self._apply_base(txn, fold, record.seq, change)
@@ -217,7 +339,9 @@ class ExtentMap:
                     created.setdefault(move.patch.ref, set())
             for item in record.ranges:
                 self._ranges.put(item.first, item.first + item.extents, record.seq)
-                self._purge_range(txn, item.first, item.first + item.extents, record.seq, PURGE_EXTENTS_MAX, change)
+                end = item.first + item.extents
+                if not self._waiting(item.first, end):
+                    self._purge_range(txn, item.first, end, record.seq, PURGE_EXTENTS_MAX, change)
             for base in record.bases:
                 self._apply_base(txn, base, record.seq, change)
             grouped: dict[int, list[PatchEntry]] = {}
@@ -230,8 +354,7 @@ class ExtentMap:
             for extent, entries in grouped.items():
                 self._apply_patches(txn, extent, entries, record.seq, record.epoch, change)
             self._count(txn, record, change, created, stored)
-            for page in change.pages:
-                txn.put(DIRTY_PAGES, KEY.pack(page), b"")
+            fence = dict(record.note) if record.kind == RecordKind.FENCE else state.fence if state is not None else {}
             new = MapState(
                 seq=record.seq,
                 digest=digest,
@@ -244,6 +367,8 @@ class ExtentMap:
                 time_us=record.time_us,
                 root_seq=state.root_seq if state is not None else 0,
                 root_epoch=state.root_epoch if state is not None else 0,
+                flush=str(record.note.get("flush", state.flush if state is not None else "local")),
+                fence=fence,
             )
             self._write_state(txn, new)
             self._write_ranges(txn)
@@ -260,7 +385,7 @@ class ExtentMap:
                 live[patch.ref] = live.get(patch.ref, 0) + patch.sectors
         if old.base is not None and (new.base is None or new.base[:2] != old.base[:2]):
             change.dead.append(paths.extent(extent, old.base.gen, old.base.epoch))
-        change.pages.add(extent // PAGE_EXTENTS)
+        change.extents.add(extent)
         if new == EMPTY:
             txn.delete(EXTENTS, KEY.pack(extent))
             self.extents_mapped -= 1 if old != EMPTY else 0
@@ -324,6 +449,12 @@ class ExtentMap:
         patches.sort()
         self._put_value(txn, extent, old, ExtentValue(value.base, tuple(patches)), change)
 
+    def _waiting(self, first: int, end: int) -> list[int]:
+        """Pages with extents of [first, end) that are not here."""
+        low = bisect_left(self._unloaded, first // PAGE_EXTENTS)
+        high = bisect_left(self._unloaded, -(-end // PAGE_EXTENTS))
+        return self._unloaded[low:high]
+
     def _purge_range(self, txn: Transaction, first: int, end: int, seq: int, most: int, change: _Change) -> bool:
         """Remove map entries that the discard `seq` of [first, end) made meaningless; True when none are left."""
         gone: list[int] = []
@@ -345,7 +476,8 @@ class ExtentMap:
         return rest
 
     def purge(self, most: int = PURGE_EXTENTS_MAX) -> bool:
-        """Work one slice of the oldest unfinished discard into the map; True when nothing is left to do."""
+        """Work one slice of the oldest unfinished discard into the map; True when nothing is left to do. Raises what
+        `fault` raises, and then changed nothing."""
         items = self._ranges.items()
         if not items:
             return True
@@ -353,19 +485,21 @@ class ExtentMap:
         change = _Change({}, [], set())
         state = self._state
         assert state is not None
-        with self._lock, self._kv.begin(write=True) as txn:
+        with self._kv.begin(write=False) as txn:
             # Where the last slice stopped, if it worked on this very discard.
             place = json.loads(txn.get(META, b"purge") or b"[0, 0, 0, 0]")
-            position = place[3] if place[:3] == [first, end, seq] else first
-            last = position
-            finished = True
+        position = place[3] if place[:3] == [first, end, seq] else first
+        waiting = self._waiting(position, end)
+        self.fault(waiting[:PURGE_PAGES_MAX])
+        stop = min(end, waiting[PURGE_PAGES_MAX] * PAGE_EXTENTS) if len(waiting) > PURGE_PAGES_MAX else end
+        with self._lock, self._kv.begin(write=True) as txn:
+            last = stop
             stale: list[int] = []
             for count, (key, blob) in enumerate(txn.scan(EXTENTS, KEY.pack(position))):
                 (extent,) = KEY.unpack(key)
-                if extent >= end:
+                if extent >= stop:
                     break
                 if count >= most:
-                    finished = False
                     last = extent
                     break
                 value = mapformat.decode(extent, blob)
@@ -374,14 +508,13 @@ class ExtentMap:
             for extent in stale:
                 old, value = self._raw(txn, extent)
                 self._put_value(txn, extent, old, value, change)
-            if finished:
+            if last == end:
                 self._ranges.remove(first, end)
                 txn.delete(META, b"purge")
             else:
                 txn.put(META, b"purge", json.dumps([first, end, seq, last]).encode())
-            self._settle(txn, change, state.seq)
-            for page in change.pages:
-                txn.put(DIRTY_PAGES, KEY.pack(page), b"")
+            self._settle(txn, change, state.seq, state.time_us)
+            self._write_state(txn, state)
             self._write_ranges(txn)
         return not self._ranges.items()
 
@@ -399,9 +532,11 @@ class ExtentMap:
             self.containers[ref] = ContainerCount(total, 0, stored.get(ref, 0))
             txn.put(MEMBERS, _REF.pack(*ref), b"".join(KEY.pack(extent) for extent in sorted(extents)))
             change.live.setdefault(ref, 0)
-        self._settle(txn, change, record.seq)
+        if ContainerRef(record.seq, record.epoch, INLINE) not in created:
+            txn.put(RECORDS, KEY.pack(record.seq), _TIME.pack(record.time_us))
+        self._settle(txn, change, record.seq, record.time_us)
 
-    def _settle(self, txn: Transaction, change: _Change, seq: int) -> None:
+    def _settle(self, txn: Transaction, change: _Change, seq: int, time_us: int) -> None:
         for ref, delta in change.live.items():
             count = self.containers.get(ref)
             if count is None:
@@ -414,31 +549,105 @@ class ExtentMap:
                 self.containers.pop(ref)
                 txn.delete(CONTAINERS, key)
                 txn.delete(MEMBERS, key)
-                if ref.n != INLINE:
-                    change.dead.append(paths.container(ref))
+                change.dead.append(paths.container(ref))
             else:
                 self.containers[ref] = count
                 txn.put(CONTAINERS, key, _COUNT.pack(*count))
         for name in change.dead:
+            if not self.history.pins(paths.birth(name), seq):
+                self._bury(txn, name, seq, time_us)
+        for extent in change.extents:
+            txn.put(DIRTY, KEY.pack(extent), b"")
+
+    def _bury(self, txn: Transaction, name: str, seq: int, time_us: int) -> None:
+        """Note an object that nothing needs from commit `seq` on. A record goes its own way: see `old_records`."""
+        born = paths.birth(name)
+        if born < self.own_from:
+            return
+        if name.startswith(paths.log_prefix()):
+            txn.put(RECORDS, KEY.pack(born), _TIME.pack(time_us))
+        else:
             txn.put(DEAD, KEY.pack(seq) + name.encode(), b"")
+
+    def bury(self, names: Sequence[str]) -> None:
+        """These objects were needed by a snapshot that is gone, and by nothing else."""
+        state = self._state
+        assert state is not None
+        with self._lock, self._kv.begin(write=True) as txn:
+            for name in names:
+                self._bury(txn, name, state.seq, state.time_us)
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
-    def dirty_pages(self) -> list[int]:
+    def dirty(self) -> dict[int, list[int]]:
+        """Extents that changed since the newest root, by page."""
+        pages: dict[int, list[int]] = {}
         with self._kv.begin(write=False) as txn:
-            return [KEY.unpack(key)[0] for key, _ in txn.scan(DIRTY_PAGES)]
+            for key, _ in txn.scan(DIRTY):
+                (extent,) = KEY.unpack(key)
+                pages.setdefault(extent // PAGE_EXTENTS, []).append(extent)
+        return pages
+
+    def changed(self, page: int) -> bool:
+        """Whether something in the page changed since the newest root."""
+        first = page * PAGE_EXTENTS
+        with self._kv.begin(write=False) as txn:
+            for key, _ in txn.scan(DIRTY, KEY.pack(first)):
+                return bool(KEY.unpack(key)[0] < first + PAGE_EXTENTS)
+        return False
 
     def page_entries(self, page: int) -> list[tuple[int, bytes]]:
-        """(extent within the page, value bytes) of every mapped extent of a page."""
+        """(extent within the page, value bytes as they are stored) of every mapped extent of a page that is here."""
         first = page * PAGE_EXTENTS
-        return [
-            (extent - first, mapformat.encode(extent, value))
-            for extent, value in self.extents(first, first + PAGE_EXTENTS)
-        ]
+        found: list[tuple[int, bytes]] = []
+        with self._lock, self._kv.begin(write=False) as txn:
+            for key, blob in txn.scan(EXTENTS, KEY.pack(first)):
+                (extent,) = KEY.unpack(key)
+                if extent >= first + PAGE_EXTENTS:
+                    break
+                mapformat.decode(extent, blob)  # a damaged value must not reach the bucket
+                found.append((extent - first, blob))
+        return found
 
-    def page_refs(self) -> list[PageRef]:
+    def delta_entries(self, page: int, extents: Sequence[int]) -> list[tuple[int, bytes]]:
+        """(extent within the page, value bytes) of these extents, empty where nothing is mapped any more."""
+        found: list[tuple[int, bytes]] = []
+        with self._lock, self._kv.begin(write=False) as txn:
+            for extent in extents:
+                blob = txn.get(EXTENTS, KEY.pack(extent)) or b""
+                if blob:
+                    mapformat.decode(extent, blob)
+                found.append((extent % PAGE_EXTENTS, blob))
+        return found
+
+    def raw_bases(self, first: int, end: int) -> dict[int, tuple[int, int]]:
+        """(generation, epoch) of the extent objects of [first, end) that the map names, those under an unfinished discard
+        included. Pages that are not here count as empty."""
+        found: dict[int, tuple[int, int]] = {}
+        with self._lock, self._kv.begin(write=False) as txn:
+            for key, blob in txn.scan(EXTENTS, KEY.pack(first)):
+                (extent,) = KEY.unpack(key)
+                if extent >= end:
+                    break
+                base = mapformat.decode(extent, blob).base
+                if base is not None:
+                    found[extent] = base[:2]
+        return found
+
+    @property
+    def pages_waiting(self) -> int:
+        """Pages that are in the bucket still."""
+        return len(self._unloaded)
+
+    @property
+    def purging(self) -> bool:
+        """Whether a discard is not worked into the map yet."""
+        return bool(len(self._ranges))
+
+    def page_places(self) -> dict[int, list[PageRef]]:
+        """`page_place` of every page."""
         with self._kv.begin(write=False) as txn:
-            return [PageRef(*json.loads(blob)) for _, blob in txn.scan(PAGES)]
+            return {KEY.unpack(key)[0]: [PageRef(*item) for item in json.loads(blob)] for key, blob in txn.scan(PAGES)}
 
     def snapshot_for_root(self) -> tuple[MapState, list[tuple[int, int, int]], list[ContainerUse], list[DeadObject]]:
         """State, unfinished discards, containers and dead objects, for a root. Call with no `apply` in between."""
@@ -448,13 +657,29 @@ class ExtentMap:
         uses = [ContainerUse(ref, *count) for ref, count in sorted(self.containers.items())]
         return state, ranges, uses, self.dead()
 
-    def dead(self, before: int | None = None) -> list[DeadObject]:
-        """Objects made unnecessary by a commit (numbered below `before`) and not yet deleted."""
-        found = []
+    def root_note(self) -> dict[str, Any]:
+        """What a root tells beside its tables, so that `load` knows as much as a replay of the log would."""
+        state = self._state
+        assert state is not None
+        with self._kv.begin(write=False) as txn:
+            records = record_runs((KEY.unpack(key)[0], _TIME.unpack(blob)[0]) for key, blob in txn.scan(RECORDS))
+        return {
+            "kind": state.kind,
+            "record_epoch": state.epoch,
+            "extents": self.extents_mapped,
+            "flush": state.flush,
+            "fence": dict(state.fence),
+            "records": records,
+            **self.history.document(),
+        }
+
+    def dead(self, before: int | None = None, most: int | None = None) -> list[DeadObject]:
+        """Objects made unnecessary by a commit (numbered below `before`) and not yet deleted, at most so many."""
+        found: list[DeadObject] = []
         with self._kv.begin(write=False) as txn:
             for key, _ in txn.scan(DEAD):
                 (death,) = KEY.unpack(key[:8])
-                if before is not None and death >= before:
+                if (before is not None and death >= before) or (most is not None and len(found) >= most):
                     break
                 found.append(DeadObject(death, key[8:].decode()))
         return found
@@ -465,65 +690,108 @@ class ExtentMap:
             for item in gone:
                 txn.delete(DEAD, KEY.pack(item.death) + item.key.encode())
 
-    def checkpointed(self, root: Root, clean_pages: Sequence[int], obsolete: Sequence[str]) -> None:
-        """`root` is durable in the store; these pages are in it as they are now; no root from now on needs `obsolete`."""
+    def old_records(self, before: int, time_us: int, most: int) -> list[int]:
+        """Commit records below `before` that nothing needed since before `time_us`: their patches are gone, or they never
+        had any. At most so many."""
+        found: list[int] = []
+        with self._kv.begin(write=False) as txn:
+            for looked, (key, blob) in enumerate(txn.scan(RECORDS)):
+                (seq,) = KEY.unpack(key)
+                if seq >= before or len(found) >= most or looked >= 8 * most:
+                    break
+                if _TIME.unpack(blob)[0] < time_us:
+                    found.append(seq)
+        return found
+
+    def forget_records(self, gone: Sequence[int]) -> None:
+        """These records have been deleted from the store."""
         with self._lock, self._kv.begin(write=True) as txn:
-            for key, _ in list(txn.scan(PAGES)):
-                txn.delete(PAGES, key)
-            for ref in root.pages:
-                txn.put(PAGES, KEY.pack(ref.page), json.dumps(list(ref)).encode())
-            for page in clean_pages:
-                txn.delete(DIRTY_PAGES, KEY.pack(page))
+            for seq in gone:
+                txn.delete(RECORDS, KEY.pack(seq))
+
+    def checkpointed(self, root: Root, written: Mapping[int, Sequence[PageRef]], obsolete: Sequence[str]) -> None:
+        """`root` is durable in the store, with the pages `written` where they are now; no root from now on needs
+        `obsolete`, but snapshots may."""
+        with self._lock, self._kv.begin(write=True) as txn:
+            for page, refs in written.items():
+                if refs:
+                    txn.put(PAGES, KEY.pack(page), json.dumps(refs).encode())
+                else:
+                    txn.delete(PAGES, KEY.pack(page))
+            txn.drop(DIRTY)
             for name in obsolete:
-                txn.put(DEAD, KEY.pack(root.seq) + name.encode(), b"")
+                if not self.history.pins(paths.birth(name), root.seq):
+                    self._bury(txn, name, root.seq, root.time_us)
             assert self._state is not None
             self._state = self._state._replace(root_seq=root.seq, root_epoch=root.epoch)
             self._write_state(txn, self._state)
 
-    def load(self, root: Root, read_page: Callable[[PageRef], Iterator[tuple[int, bytes]]]) -> None:
-        """Throw the map away and fill it from a root. A crash in the middle leaves a map without state, which the
-        next start throws away again."""
+    def load(self, root: Root, read_page: ReadPage, *, clone: tuple[str, int] | None = None) -> None:
+        """Throw the map away and let it be as `root` says; its pages are read when they are needed. `clone`: (lineage,
+        first own commit) of a volume whose history begins here. A crash in the middle leaves a map without state, which
+        the next start throws away again."""
         self._kv.clear()
         self._state = None
+        self.read_page = read_page
+        note = root.note
         with self._lock, self._kv.begin(write=True) as txn:
-            for ref in root.pages:
-                first = ref.page * PAGE_EXTENTS
-                for index, blob in read_page(ref):
-                    mapformat.decode(first + index, blob)
-                    txn.put(EXTENTS, KEY.pack(first + index), blob)
-                txn.put(PAGES, KEY.pack(ref.page), json.dumps(list(ref)).encode())
-            members: dict[ContainerRef, set[int]] = {use.ref: set() for use in root.containers}
-            for key, blob in txn.scan(EXTENTS):
-                (extent,) = KEY.unpack(key)
-                for patch in mapformat.decode(extent, blob).patches:
-                    if patch.stored and patch.ref in members:
-                        members[patch.ref].add(extent)
-            for use in root.containers:
-                count = ContainerCount(use.sectors, use.live, use.stored)
-                txn.put(CONTAINERS, _REF.pack(*use.ref), _COUNT.pack(*count))
-                joined = b"".join(KEY.pack(extent) for extent in sorted(members[use.ref]))
-                txn.put(MEMBERS, _REF.pack(*use.ref), joined)
-            for item in root.dead:
-                txn.put(DEAD, KEY.pack(item.death) + item.key.encode(), b"")
-            self._ranges = RangeSet()
-            for first, extents, seq in root.ranges:
-                self._ranges.put(first, first + extents, seq)
-            self._write_ranges(txn)
+            self._fill(txn, root)
+            if clone is None:
+                for item in root.dead:
+                    txn.put(DEAD, KEY.pack(item.death) + item.key.encode(), b"")
+                for first, count, hour in note.get("records", ()):
+                    for seq in range(first, first + count):
+                        txn.put(RECORDS, KEY.pack(seq), _TIME.pack((hour + 1) * HOUR_US))
+                self.history = history_from(note)
+            else:
+                self.history = History()
+                self.own_from = clone[1]
             state = MapState(
                 seq=root.seq,
                 digest=root.digest,
                 epoch=root.epoch,
                 end=root.end,
                 size_bytes=root.size_bytes,
-                lineage=str(root.lineage),
-                journal=str(root.journal),
-                kind=int(root.note.get("kind", 1)),
+                lineage=str(root.lineage) if clone is None else clone[0],
+                journal=str(root.journal) if clone is None else str(UUID(int=0)),
+                kind=int(note.get("kind", RecordKind.DATA)) if clone is None else int(RecordKind.DETACH),
                 time_us=root.time_us,
                 root_seq=root.seq,
                 root_epoch=root.epoch,
+                flush=str(note.get("flush", "local")) if clone is None else "local",
+                fence=dict(note.get("fence", {})) if clone is None else {},
             )
             self._write_state(txn, state)
-        self._load_memory()
+            self._write_ranges(txn)
+            self._write_history(txn)
+            self._state = state
+        if "extents" not in note:
+            # A root of before that was counted.
+            self.fault(list(self._unloaded))
+            with self._lock, self._kv.begin(write=True) as txn:
+                self.extents_mapped = sum(1 for _ in txn.scan(EXTENTS))
+                self._write_state(txn, state)
+
+    def _fill(self, txn: Transaction, root: Root) -> None:
+        """Let extents, containers and discards be those of a root."""
+        for table in (EXTENTS, CONTAINERS, MEMBERS, PAGES, UNLOADED, DIRTY):
+            txn.drop(table)
+        places: dict[int, list[PageRef]] = {ref.page: [ref] for ref in root.pages}
+        for run in root.runs:
+            places.setdefault(run.page, []).append(run)
+        for page, refs in sorted(places.items()):
+            txn.put(PAGES, KEY.pack(page), json.dumps(refs).encode())
+            txn.put(UNLOADED, KEY.pack(page), b"")
+        self._unloaded = sorted(places)
+        self.containers = {}
+        for use in root.containers:
+            count = self.containers[use.ref] = ContainerCount(use.sectors, use.live, use.stored)
+            txn.put(CONTAINERS, _REF.pack(*use.ref), _COUNT.pack(*count))
+        self._ranges = RangeSet()
+        for first, extents, seq in root.ranges:
+            self._ranges.put(first, first + extents, seq)
+        txn.delete(META, b"purge")
+        self.extents_mapped = int(root.note.get("extents", 0))
 
     def clear(self) -> None:
         """Throw the map away."""
@@ -535,7 +803,16 @@ class ExtentMap:
 
     def _write_state(self, txn: Transaction, state: MapState) -> None:
         document: dict[str, Any] = state._asdict() | {"digest": state.digest.hex()}
+        document = {
+            "version": MAP_VERSION,
+            "state": document,
+            "extents": self.extents_mapped,
+            "own_from": self.own_from,
+        }
         txn.put(META, _STATE_KEY, json.dumps(document).encode())
+
+    def _write_history(self, txn: Transaction) -> None:
+        txn.put(META, _HISTORY_KEY, json.dumps(self.history.document()).encode())
 
     def _write_ranges(self, txn: Transaction) -> None:
         txn.put(META, _RANGES_KEY, json.dumps(self._ranges.items()).encode())
@@ -544,16 +821,34 @@ class ExtentMap:
         self._ranges = RangeSet()
         self.containers = {}
         self.extents_mapped = 0
+        self.history = History()
+        self._unloaded = []
+        self._state = None
         with self._kv.begin(write=False) as txn:
             blob = txn.get(META, _STATE_KEY)
-            if blob is None:
-                self._state = None
+            document = json.loads(blob) if blob is not None else {}
+            if document.get("version") != MAP_VERSION:
                 return
-            document = json.loads(blob)
-            document["digest"] = bytes.fromhex(document["digest"])
-            self._state = MapState(**document)
+            state = document["state"]
+            state["digest"] = bytes.fromhex(state["digest"])
+            self._state = MapState(**state)
+            self.extents_mapped = document["extents"]
+            self.own_from = document["own_from"]
+            self.history = history_from(json.loads(txn.get(META, _HISTORY_KEY) or b"{}"))
             for item in json.loads(txn.get(META, _RANGES_KEY) or b"[]"):
                 self._ranges.put(*item)
             for key, value in txn.scan(CONTAINERS):
                 self.containers[ContainerRef(*_REF.unpack(key))] = ContainerCount(*_COUNT.unpack(value))
-            self.extents_mapped = sum(1 for _ in txn.scan(EXTENTS))
+            self._unloaded = [KEY.unpack(key)[0] for key, _ in txn.scan(UNLOADED)]
+
+
+def merged_page(place: Sequence[PageRef], read_page: ReadPage) -> dict[int, bytes]:
+    """(extent within the page -> value) of a page with its deltas. Raises what `read_page` raises."""
+    entries: dict[int, bytes] = {}
+    for ref in place:
+        for index, blob in read_page(ref):
+            if blob:
+                entries[index] = blob
+            else:
+                entries.pop(index, None)
+    return entries

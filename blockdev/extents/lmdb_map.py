@@ -46,6 +46,9 @@ class _LmdbTransaction:
     def delete(self, table: str, key: bytes) -> None:
         self._txn.delete(key, db=self._databases[table])
 
+    def drop(self, table: str) -> None:
+        self._txn.drop(self._databases[table], delete=False)
+
     def scan(self, table: str, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         with self._txn.cursor(self._databases[table]) as cursor:
             if not (cursor.set_range(start) if start else cursor.first()):

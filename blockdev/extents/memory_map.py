@@ -31,6 +31,10 @@ class _MemoryTransaction:
             self.undo.append((table, key, items.pop(key)))
             del keys[bisect_left(keys, key)]
 
+    def drop(self, table: str) -> None:
+        for key in list(self._store.keys[table]):
+            self.delete(table, key)
+
     def scan(self, table: str, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         items, keys = self._store.tables[table], self._store.keys[table]
         for key in keys[bisect_left(keys, start) :]:

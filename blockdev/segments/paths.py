@@ -6,8 +6,14 @@
     v1/<volume>/ext/<hh>/<extent>/<gen>-<epoch>             one extent at one generation
     v1/<volume>/seg/<hh>/<gen>-<epoch>-<n>                  patches of one commit, or what was moved by one
     v1/<volume>/root/<seq>-<epoch>                          checkpoint of the map as of commit <seq>
+<<<<<<< HEAD
     v1/<volume>/page/<hh>/<seq>-<epoch>-<n>                 packs of map pages
     v1/<volume>/key/<id>                                    the data key, wrapped; replaceable
+=======
+    v1/<volume>/page/<hh>/<seq>-<epoch>-<n>                 packs of map pages and of their deltas
+    v1/<volume>/released/<epoch>                            the writer of that epoch has stopped: nobody needs to wait for it
+    v1/<volume>/key/<slot>                                  the data key, wrapped
+>>>>>>> cbe9c01 (WIP core)
     v1/<volume>/ref/<child>                                 a clone that reads this volume's objects; pins a snapshot
     v1/<volume>/snap/ run/ roll/                            reserved
 
@@ -74,6 +80,14 @@ def segment(gen: int, epoch: int, n: int) -> str:
     return f"seg/{spread(gen)}/{gen:012x}-{epoch:06x}-{n:04x}"
 
 
+def birth(key: str) -> int:
+    """`number_of`, for a key that has one. Raises ValueError for any other."""
+    number = number_of(key)
+    if number is None:
+        raise ValueError(f"{key} is no object of a commit")
+    return number
+
+
 def container(ref: ContainerRef) -> str:
     """The object a container's patches are read from."""
     if ref.n == INLINE:
@@ -110,3 +124,19 @@ def number_of(key: str) -> int | None:
 
 def page_pack(seq: int, epoch: int, n: int) -> str:
     return f"page/{spread(seq)}/{seq:016x}-{epoch:06x}-{n:04x}"
+
+
+def page_prefix() -> str:
+    return "page/"
+
+
+def extent_prefix() -> str:
+    return "ext/"
+
+
+def segment_prefix() -> str:
+    return "seg/"
+
+
+def released(epoch: int) -> str:
+    return f"released/{epoch:06x}"

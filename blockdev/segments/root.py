@@ -76,6 +76,8 @@ class Root:
     time_us: int
     size_bytes: int
     pages: Sequence[PageRef] = ()
+    runs: Sequence[PageRef] = ()
+    """Deltas over pages, in the order they lie over each other: see `encode_page`."""
     ranges: Sequence[tuple[int, int, int]] = ()
     """Discarded (first extent, extents, commit) not yet worked into the pages."""
     containers: Sequence[ContainerUse] = ()
@@ -86,7 +88,9 @@ class Root:
 def encode(root: Root) -> bytes:
     note = json.dumps(root.note, sort_keys=True, separators=(",", ":")).encode() if root.note else b""
     out = [
-        _COUNTS.pack(len(root.pages), len(root.ranges), len(root.containers), len(root.dead), 0, len(note)),
+        _COUNTS.pack(
+            len(root.pages), len(root.ranges), len(root.containers), len(root.dead), len(root.runs), len(note)
+        ),
         note,
     ]
     out += [_PAGE.pack(*page) for page in root.pages]
@@ -95,6 +99,7 @@ def encode(root: Root) -> bytes:
     for item in root.dead:
         key = item.key.encode()
         out += [_DEAD.pack(item.death, len(key)), key]
+    out += [_PAGE.pack(*run) for run in root.runs]
     raw = b"".join(out)
     assert len(raw) <= RAW_BYTES_MAX, f"a root of {len(raw)} bytes"
     body = zstandard.ZstdCompressor(level=3).compress(raw)
@@ -147,8 +152,6 @@ def decode(blob: Buffer, *, what: str, volume: UUID | None = None) -> Root:
             raise ValueError(f"a root of {raw_n} bytes makes no sense")
         raw = unpack(body, raw_n, zstandard.ZstdDecompressor())
         pages_n, ranges_n, containers_n, dead_n, runs_n, note_n = _COUNTS.unpack_from(raw)
-        if runs_n:
-            raise ValueError("delta runs are not known to this program")
         at = _COUNTS.size
         note = json.loads(raw[at : at + note_n]) if note_n else {}
         if not isinstance(note, dict):
@@ -172,6 +175,7 @@ def decode(blob: Buffer, *, what: str, volume: UUID | None = None) -> Root:
             at += _DEAD.size
             dead.append(DeadObject(death, raw[at : at + key_n].decode()))
             at += key_n
+        runs = [PageRef(*row) for row in table(_PAGE, runs_n)]
         if at != len(raw):
             raise ValueError("bytes behind the tables")
     except (ValueError, struct.error, RecursionError) as error:
@@ -187,6 +191,7 @@ def decode(blob: Buffer, *, what: str, volume: UUID | None = None) -> Root:
         time_us=time_us,
         size_bytes=size,
         pages=pages,
+        runs=runs,
         ranges=ranges,
         containers=containers,
         dead=dead,
@@ -195,7 +200,8 @@ def decode(blob: Buffer, *, what: str, volume: UUID | None = None) -> Root:
 
 
 def encode_page(entries: Iterable[tuple[int, bytes]]) -> bytes:
-    """One map page: (extent within the page, map value) pairs, compressed."""
+    """One map page, or a delta over one: (extent within the page, map value) pairs, compressed. In a delta an empty value
+    says that the extent is not mapped any more."""
     out: list[bytes] = []
     for index, value in entries:
         out.append(_ENTRY.pack(index, len(value)))

@@ -72,6 +72,7 @@ def roots(draw: st.DrawFn) -> Root:
         time_us=draw(u64),
         size_bytes=draw(u64),
         pages=draw(st.lists(st.builds(PageRef, u64, u64, u32, u16, u32, u32, u32), **few)),
+        runs=draw(st.lists(st.builds(PageRef, u64, u64, u32, u16, u32, u32, u32), **few)),
         ranges=draw(st.lists(st.tuples(u64, u64, u64), **few)),
         containers=draw(st.lists(st.builds(ContainerUse, refs, u64, u64, u64), **few)),
         dead=draw(st.lists(st.builds(DeadObject, u64, st.text(max_size=20)), **few)),

@@ -22,11 +22,13 @@ from tests.blockdev.worker_bench import volume_file as bench_volume
 
 SIZE_BYTES = 4 * MIB
 SMALL = WorkerSettings(
+    lease_s=0.3,
     commit=CommitSettings(commit_bytes=1 * MIB, inline_bytes_max=8 * KIB, segment_bytes=64 * KIB),
     checkpoint=CheckpointSettings(records=4),
     collector=CollectorSettings(wave_bytes=64 * KIB, nearly_empty_bytes=64 * KIB, slice_bytes=256 * KIB),
 )
 PATIENT = WorkerSettings(
+    lease_s=0.3,
     commit=CommitSettings(commit_bytes=1 * MIB, inline_bytes_max=8 * KIB, segment_bytes=64 * KIB),
 )
 """No checkpoint but the last, no collection: every commit can still be read."""

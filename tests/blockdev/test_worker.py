@@ -23,6 +23,7 @@ from s3core.memory import MemoryStore
 from tests.blockdev.worker_bench import WorkerBench, volume_file
 
 SMALL = WorkerSettings(
+    lease_s=0.3,
     commit=CommitSettings(commit_bytes=1 * MIB, inline_bytes_max=16 * KIB, segment_bytes=64 * KIB),
     checkpoint=CheckpointSettings(records=3),
     collector=CollectorSettings(wave_bytes=64 * KIB, nearly_empty_bytes=64 * KIB, slice_bytes=1 * MIB),
@@ -76,7 +77,7 @@ def test_lost_journal_is_refused_and_loss_can_be_accepted(tmp_path: Path) -> Non
         with pytest.raises(AttachRefused, match="accept-loss"):
             await again.attach()
         again.execution.close()
-        forced = WorkerBench(tmp_path, store, settings=WorkerSettings(accept_loss=True))
+        forced = WorkerBench(tmp_path, store, settings=WorkerSettings(accept_loss=True, lease_s=0.3))
         await forced.attach()
         assert await forced.read(0, 8) == b"a" * 4096
         state = forced.map.state

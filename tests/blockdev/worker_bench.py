@@ -119,7 +119,7 @@ class WorkerBench:
             slots=self.slots,
             journal=self.local_journal,
             execution=self.execution,
-            settings=settings or WorkerSettings(),
+            settings=settings or WorkerSettings(lease_s=0.3),
             nonce=lambda: uuid4().bytes,
             cipher=cipher,
             send=self._receive,

@@ -90,6 +90,7 @@ ROOT = Root(
     time_us=1_700_000_000_500_000,
     size_bytes=8 * MIB,
     pages=[PageRef(0, 9, 2, 0, 0, 120, 0xDEADBEEF)],
+    runs=[],
     ranges=[(32, 16, 9)],
     containers=[ContainerUse(ContainerRef(9, 2, 0), 8, 8, 608)],
     dead=[DeadObject(9, "seg/5b/000000000003-000001-0001")],

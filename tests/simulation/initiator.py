@@ -14,6 +14,7 @@ from blockdev.errors import (
     BlockError,
     Fenced,
     JournalFull,
+    LeaseExpired,
     LocalDiskFailed,
     MediumError,
     NotReady,
@@ -59,6 +60,8 @@ class Initiators:
         self.process: Process | None = None
         self.model = model
         self.may_be_fenced = False
+        self.superseded = False
+        """Another host serves the volume by now: whatever this one answers is a broken promise."""
         self._loop = loop
         self._geometry = geometry
         self._settings = settings
@@ -117,6 +120,9 @@ class Initiators:
             except JournalFull:
                 self._happened["journal full"] += 1
                 await asyncio.sleep(0.1)
+            except LeaseExpired:
+                self._happened["lease out"] += 1
+                await asyncio.sleep(0.2)
             except BlockError as error:
                 if self.may_be_fenced and isinstance(error, Fenced):
                     return
@@ -142,8 +148,13 @@ class Initiators:
                     raise answer
                 assert isinstance(answer, list), answer
                 found = answer
+            self._answered("a read")
             return [bytes(buffer) for buffer in found]
         raise Violation(f"sectors {lba} to {lba + count} could not be read in a hundred tries")
+
+    def _answered(self, what: str) -> None:
+        if self.superseded:
+            raise Violation(f"{what} was answered by a host that another one has taken over from")
 
     async def flush(self) -> None:
         future: asyncio.Future[Exception | None] = self._loop.create_future()
@@ -152,6 +163,7 @@ class Initiators:
         error = await in_time(future, "a flush")
         if error is not None:
             raise error
+        self._answered("a flush")
         self.model.flush_done(begun, to_bucket=self._settings.flush_to == "s3")
         self._happened["flushes"] += 1
 
@@ -209,9 +221,12 @@ class Initiators:
             raise full
 
     def _commit(self) -> None:
-        self._serving.front.commit()
         journal = self._serving.journal
         assert journal is not None
+        before = journal.head
+        self._serving.front.commit()
+        if journal.head > before:
+            self._answered("a write")
         self.model.acknowledge(journal.head)
 
     def _discard(self, r: random.Random) -> None:

@@ -39,7 +39,7 @@ def test_a_journal_that_ends_in_padding_is_not_committed_for_ever() -> None:
     """Seeds 84 and 666 of their day: a crash kept the padding at the ring's end and lost the record behind it. Recovery
     ended behind the padding, the worker found no record before that position, and wrote one empty commit after
     the other; a flush to the bucket never ended. With only padding left, a commit must end where the journal does."""
-    worker = WorkerSettings(commit=CommitSettings(interval_s=0.02))
+    worker = WorkerSettings(lease_s=5.0, commit=CommitSettings(interval_s=0.02))
     world = World(1, Plan(settings=ProcessSettings(worker, 64 * KIB, 8, 0, "local", 0.001)))
     sectors = 24  # five such records leave too little of the ring for a sixth
     zeros = bytes(sectors * 512)

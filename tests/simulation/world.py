@@ -33,7 +33,7 @@ from blockdev.engine.destager import CommitSettings
 from blockdev.engine.front import Front
 from blockdev.engine.local_objects import MemoryObjects
 from blockdev.engine.worker import Worker, WorkerSettings
-from blockdev.errors import AttachRefused, CorruptFormat, Fenced, JournalFull, LocalDiskFailed
+from blockdev.errors import AttachRefused, CorruptFormat, Fenced, JournalFull, LeaseExpired, LocalDiskFailed
 from blockdev.extents.extent_map import ExtentMap
 from blockdev.extents.memory_map import MemoryKeyValueStore
 from blockdev.segments.volume_file import VolumeFile, cipher_of, encryption_of
@@ -72,7 +72,7 @@ class Plan:
     sector_bytes: int = 512
     extents: int = 6
     settings: ProcessSettings = field(
-        default_factory=lambda: ProcessSettings(WorkerSettings(), 256 * KIB, 12, 0, "local", 0.01)
+        default_factory=lambda: ProcessSettings(WorkerSettings(lease_s=10.0), 256 * KIB, 12, 0, "local", 0.01)
     )
     fault_rate: float = 0.0
     actors: int = 2
@@ -111,7 +111,7 @@ def draw(seed: int) -> Plan:
         slice_bytes=r.choice([16 * KIB, 256 * KIB]),
     )
     settings = ProcessSettings(
-        worker=WorkerSettings(commit=commit, checkpoint=checkpoint, collector=collector),
+        worker=WorkerSettings(lease_s=r.choice([2.0, 20.0]), commit=commit, checkpoint=checkpoint, collector=collector),
         ring_bytes=r.choice([64 * KIB, 128 * KIB, 256 * KIB, 1 * MIB]),
         cache_slots=r.choice([2, 8, 32, 64]),
         read_ahead_bytes=r.choice([0, 0, 64 * KIB]),
@@ -308,6 +308,7 @@ class World:
         self.host = self._new_host()
         self._journal_was_lost = self.accept_loss = True
         new = await self._attach()
+        old.superseded = True
         # From here on each has a history of its own, and the first one's is not the volume's any more.
         old.model = copy.deepcopy(self.model)
         self.bound, self.promise = self.model.in_bucket, "a take-over finds what was reported to be in the bucket"
@@ -330,7 +331,7 @@ class World:
                 return  # it could not read the record that fences it, and stopped for that
             if process.stopped_by is not None:
                 raise Violation(f"a fenced volume stopped for another reason: {process.stopped_by!r}")
-            with suppress(JournalFull, Fenced):
+            with suppress(JournalFull, Fenced, LeaseExpired):
                 process.front.write(0, [bytes(self.volume.geometry.sector_bytes)])
                 process.front.commit()
             await asyncio.sleep(1.0)
