@@ -6,6 +6,7 @@ image never makes us open another file.
 """
 
 import os
+import select
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from blockdev.qcow2.reader import Qcow2Reader
 
 FORMATS = ("raw", "qcow2")
 _LOOK_BYTES = 512
+_WAIT_S = 0.3
 _CONVERT = "qemu-img convert -O qcow2 OLD NEW makes an image that can be imported"
 _UNPACK = "unpack it first"
 _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
@@ -181,12 +183,13 @@ class Qcow2Source:
 
 
 class StreamSource:
-    """A raw image out of a pipe: `size_bytes` bytes, not one less or more."""
+    """A raw image out of a pipe (a stream with a file descriptor): `size_bytes` bytes, not one less or more."""
 
     def __init__(self, stream: BinaryIO, size_bytes: int) -> None:
-        self._stream = stream
+        self._file = stream.fileno()
         self.size_bytes = size_bytes
         self._held: dict[int, bytes] = {}
+        self._closed = False
 
     def count(self, extent_bytes: int) -> int:
         return -(-self.size_bytes // extent_bytes)
@@ -194,7 +197,7 @@ class StreamSource:
     def extents(self, extent_bytes: int) -> Iterator[int]:
         for offset in range(0, self.size_bytes, extent_bytes):
             wanted = min(extent_bytes, self.size_bytes - offset)
-            data = self._stream.read(wanted)
+            data = self._take(wanted)
             if len(data) < wanted:
                 raise ImageRefused(
                     f"standard input ended after {offset + len(data)} of {self.size_bytes} bytes",
@@ -207,13 +210,31 @@ class StreamSource:
         return self._held.pop(offset).ljust(length, b"\0")
 
     def verify(self) -> None:
-        if self._stream.read(1):
+        if self._take(1):
             raise ImageRefused(
                 f"standard input goes on after {self.size_bytes} bytes", hint="--size has to be the image's size"
             )
 
     def close(self) -> None:
-        """The stream belongs to whoever opened it."""
+        """Whoever waits for the stream on another thread stops waiting. The stream belongs to whoever opened it."""
+        self._closed = True
+
+    def _take(self, length: int) -> bytes:
+        """That many bytes, fewer only at the stream's end or when closed."""
+        pieces: list[bytes] = []
+        while length > 0 and not self._closed:
+            # In short waits: a stream that stalls must not keep an interrupted command from ending.
+            if not select.select([self._file], [], [], _WAIT_S)[0]:
+                continue
+            try:
+                piece = os.read(self._file, length)
+            except OSError as error:
+                raise LocalDiskFailed(f"standard input cannot be read: {error.strerror or error}") from error
+            if not piece:
+                break
+            pieces.append(piece)
+            length -= len(piece)
+        return b"".join(pieces)
 
 
 def open_image(path: Path, form: str | None) -> ImageSource:

@@ -90,6 +90,8 @@ class Qcow2Reader:
             if table is None:
                 continue
             tables += 1
+            if not any(table):
+                continue
             count = min(header.l2_entries, -(-(self.size_bytes - index * covered) // cluster_bytes))
             for place in range(count):
                 entry = table[place]

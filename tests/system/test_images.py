@@ -87,3 +87,26 @@ def test_killed_while_it_imports(file_place: Place, tmp_path: Path) -> None:
     assert s3block("import", str(image), volume).code == 0
     assert s3block("export", volume, str(tmp_path / "out")).code == 0
     assert (tmp_path / "out").read_bytes() == image.read_bytes()
+
+
+def test_interrupted_while_its_stream_stalls(file_place: Place, tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [S3BLOCK, "import", "-", file_place.volume, "--size", "64M"],
+            env=environment(None),
+            stdin=ours,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        log = tmp_path / "store" / "objects" / "v1" / "vm" / "log"
+        give_up = time.monotonic() + 30
+        while not log.exists() and time.monotonic() < give_up:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert process.returncode == 130
+    assert "removes what was sent" in said
