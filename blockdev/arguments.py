@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -18,7 +19,7 @@ from blockdev import keys
 from blockdev.place import VolumePlace, open_store, resolve
 from blockdev.segments.key_slot import Secret
 from s3core.console import progress
-from s3core.credentials import KEY_SOURCES
+from s3core.credentials import KEY_SOURCES, check_key_source
 from s3core.quantities import parse_duration, parse_size
 from s3core.settings import Config
 from s3core.settings_table import reason
@@ -74,12 +75,16 @@ CompressionOption = Annotated[
 ]
 
 
-def secret_for_new(place: VolumePlace, encrypt: bool, source: str | None) -> Secret | None:
-    """The secret of a volume that is about to be made; None: it is not to be encrypted."""
-    source = place.settings.key if source is None else source
-    if encrypt and not source:
+def secret_of(place: VolumePlace) -> Secret | None:
+    """What opens the volume, by its settings; None: it is not encrypted. BadParameter, CredentialsError."""
+    return secret_from(place.settings.key, place.name)
+
+
+def secret_for_new(place: VolumePlace, encrypt: bool) -> Secret | None:
+    """The secret of a volume that is about to be made; None: it is not to be encrypted. BadParameter, CredentialsError."""
+    if encrypt and not place.settings.key:
         usage(f"--encrypt needs a key: --key SOURCE, or key in [volume.{place.name}]; SOURCE is {KEY_SOURCES}")
-    return secret_from(source, place.name, new=True)
+    return secret_from(place.settings.key, place.name, new=True)
 
 
 def secret_from(source: str, name: str, *, new: bool = False, flag: str = "--key") -> Secret | None:
@@ -114,12 +119,19 @@ def _duration(text: str) -> float:
         raise typer.BadParameter(str(error)) from error
 
 
-def find(config: Config, text: str) -> VolumePlace:
-    """The volume a VOLUME argument means. BadParameter, ConfigError."""
+def find(config: Config, text: str, *, key: str | None = None) -> VolumePlace:
+    """The volume a VOLUME argument means; `key` (of a --key option) stands in for its setting. BadParameter, ConfigError."""
     try:
-        return resolve(config, text)
+        found = resolve(config, text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if key is None:
+        return found
+    try:
+        settings = found.settings.model_copy(update={"key": check_key_source(key)})
+    except ValueError as error:
+        raise typer.BadParameter(f"--key: {error}") from error
+    return replace(found, settings=settings)
 
 
 @contextmanager

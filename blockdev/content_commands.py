@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from blockdev import keys
-from blockdev.arguments import KeyOption, VolumeArgument, counted, find, opened, secret_from, steps
+from blockdev.arguments import KeyOption, VolumeArgument, counted, find, opened, secret_of, steps
 from blockdev.inspection import Inspection, inspect_volume
 from blockdev.place import volume_store
 from s3core.console import Column, JsonOption, write_json, write_line, write_note, write_records
@@ -33,9 +33,8 @@ def check(
     Exit code 1 when something is found. Nothing is changed. An encrypted volume is decrypted with --deep if there is a key
     (--key '' leaves out a configured one); without one, checksums are compared."""
     config = load_config(config_path)
-    place = find(config, volume)
-    source = place.settings.key if key is None else key
-    secret = secret_from(source, place.name) if deep or key else None
+    place = find(config, volume, key=key)
+    secret = secret_of(place) if deep or key else None
 
     def stage(label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         return steps(label, total, quiet=as_json)

@@ -24,7 +24,7 @@ from blockdev.arguments import (
     find,
     opened,
     secret_for_new,
-    secret_from,
+    secret_of,
     size_option,
     steps,
     usage,
@@ -87,7 +87,7 @@ def import_volume(
     and zeros behind it; for a stream that is its size. One that was stopped leaves remains: remove them with
     `s3block delete`, then import again."""
     config = load_config(config_path)
-    place = find(config, volume)
+    place = find(config, volume, key=key)
     _check_form(form)
     settings = place.settings
     with _source(file, form, size) as source:
@@ -114,7 +114,7 @@ def import_volume(
             created=time.time(),
             creator=f"bucketworks {program_version()}",
         )
-        secret = secret_for_new(place, encrypt, key)
+        secret = secret_for_new(place, encrypt)
         made, slot, data_key = keys.sealed(made, secret, random=os.urandom)
         with opened(config, place.store_url) as store:
             volumes.require_free(store, place.name)
@@ -236,7 +236,7 @@ def export(
     """Write a volume's content to an image, with nothing but the store: qcow2 if FILE ends in .qcow2, otherwise raw.
     A raw export that was stopped goes on; a qcow2 one begins anew."""
     config = load_config(config_path)
-    place = find(config, volume)
+    place = find(config, volume, key=key)
     piped = str(file) == "-"
     if piped and as_json:
         usage("standard output cannot carry the image and JSON")
@@ -249,7 +249,7 @@ def export(
         usage(f"--compress must be one of {', '.join(_COMPRESSIONS)}, not {compress!r}")
     if compress is not None and form != "qcow2":
         usage("--compress is for qcow2 images; pack a raw one with a tool of your choice")
-    secret = secret_from(place.settings.key if key is None else key, place.name)
+    secret = secret_of(place)
     with ExitStack() as held:
         own = volume_store(held.enter_context(opened(config, place.store_url)), place.name)
         found = held.enter_context(

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from blockdev import keys
-from blockdev.arguments import KeyOption, VolumeArgument, find, moment, opened, secret_from, usage
+from blockdev.arguments import KeyOption, VolumeArgument, find, moment, opened, secret_from, secret_of, usage
 from blockdev.errors import Refused
 from blockdev.offline import read_volume_file
 from blockdev.place import VolumePlace, volume_store
@@ -65,8 +65,8 @@ def add(
 ) -> None:
     """Add a slot, so that another passphrase or key file opens the volume as well. Needs one that does already."""
     config = load_config(config_path)
-    place = find(config, volume)
-    secret, new = _secrets(place, key, new_key)
+    place = find(config, volume, key=key)
+    secret, new = _secrets(place, new_key)
     with opened(config, place.store_url) as store:
         own = volume_store(store, place.name)
         made, _ = _add(own, _encrypted(own, place), secret, new)
@@ -109,8 +109,8 @@ def rotate(
     """Replace the slot that --key opens by one for --new-key. The new one is tried before the old one goes; when it is
     stopped in between, both are there and both work."""
     config = load_config(config_path)
-    place = find(config, volume)
-    secret, new = _secrets(place, key, new_key)
+    place = find(config, volume, key=key)
+    secret, new = _secrets(place, new_key)
     with opened(config, place.store_url) as store:
         own = volume_store(store, place.name)
         described = _encrypted(own, place)
@@ -123,14 +123,13 @@ def rotate(
     write_note(f"from now on: --key {new_key}, or key in [volume.{place.name}]")
 
 
-def _secrets(place: VolumePlace, key: str | None, new_key: str) -> tuple[Secret, Secret]:
-    source = place.settings.key if key is None else key
-    if not source:
+def _secrets(place: VolumePlace, new_key: str) -> tuple[Secret, Secret]:
+    if not place.settings.key:
         usage(f"--key SOURCE says what opens the volume now; SOURCE is {KEY_SOURCES}")
     if not new_key:
         usage(f"--new-key SOURCE says what is to open it; SOURCE is {KEY_SOURCES}")
-    secret = secret_from(source, place.name)
-    if new_key == "passphrase" and source == "passphrase":
+    secret = secret_of(place)
+    if new_key == place.settings.key == "passphrase":
         write_note("now the new one")
     new = secret_from(new_key, place.name, new=True, flag="--new-key")
     assert secret is not None

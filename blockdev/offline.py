@@ -175,10 +175,13 @@ class OfflineVolume:
         """Write the content from extent `start` on to `sink`, zeros left out, and tell `done` of every extent that
         is written. Raises CorruptFormat with key and offset before a wrong byte is written; KeyRefused for an encrypted
         volume that was opened without its key; store errors."""
-        if self.volume.encryption is not None and self._cipher is None:
-            raise KeyRefused(f"volume {self.volume.name} is encrypted, and was opened without its key")
+        self._require_key()
         if self.state is not None:
             _run(self._copy(sink, start, done))
+
+    def _require_key(self) -> None:
+        if self.volume.encryption is not None and self._cipher is None:
+            raise KeyRefused(f"volume {self.volume.name} is encrypted, and was opened without its key")
 
     async def _copy(self, sink: Sink, start: int, done: Callable[[int], None]) -> None:
         pending: asyncio.Task[list[tuple[int, list[bytes | bytearray | None]]]] | None = None
@@ -212,8 +215,9 @@ class OfflineVolume:
         return self.map.extents() if self.state is not None else iter(())
 
     def frames(self, wanted: Sequence[int]) -> dict[int, bytes | bytearray | None]:
-        """The content of these frames (numbers over the whole volume), None for zeros. Raises CorruptFormat, store
-        errors."""
+        """The content of these frames (numbers over the whole volume), None for zeros. Raises KeyRefused as `copy`
+        does, CorruptFormat, store errors."""
+        self._require_key()
         if self.state is None:
             return dict.fromkeys(wanted)
         return _run(self._frames(wanted))

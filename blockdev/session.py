@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+from blockdev import keys
+from blockdev.arguments import secret_of
 from blockdev.control import ControlClient, NotServed, rebuilt_error
 from blockdev.engine import link
 from blockdev.engine.assembly import Assembly, Orders, assemble
@@ -27,10 +29,12 @@ from blockdev.errors import BlockError, JournalFull, NotReady
 from blockdev.journal.format import Kind
 from blockdev.journal.journal import Journal, open_journal
 from blockdev.place import VolumePlace
+from blockdev.segments.key_slot import Secret
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.units import MIB
 from s3core.errors import StoreError
 from s3core.settings import Config
+from s3core.store import ObjectStore
 
 T = TypeVar("T")
 
@@ -122,6 +126,7 @@ class Session:
         self._detach_patience_s = detach_patience_s
         self._directory = StateDirectory((place.state_dir if state_dir is None else state_dir).absolute())
         self._lock = -1
+        self._secret: Secret | None = None
         self._execution = ThreadExecution(THREADS)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="session", daemon=True)
@@ -140,6 +145,7 @@ class Session:
     # --- the command's side --------------------------------------------------------------------------------------
 
     def __enter__(self) -> "Session":
+        self._secret = secret_of(self._place)
         self._directory.prepare()
         self._lock = self._directory.lock()
         self._thread.start()
@@ -234,7 +240,7 @@ class Session:
             log_format="",
             cache_file=str(self._directory.cache_path / "cache"),
         )
-        self._assembly = assembly = await assemble(orders, self._config, self._execution, self._receive)
+        self._assembly = assembly = await assemble(orders, self._config, self._execution, self._receive, self._unlock)
         before = assembly.journal.identity()
         await assembly.worker.start()
         assert self._ready is not None
@@ -245,6 +251,9 @@ class Session:
         await self._execution.run(self._journal.take_up, ready.position, ready.epoch, _nothing)
         self._running = asyncio.create_task(assembly.worker.run())
         await self._carry()
+
+    def _unlock(self, own: ObjectStore, volume: VolumeFile) -> bytes:
+        return keys.unlock(own, volume, self._secret)
 
     def _receive(self, message: link.ToFront) -> None:
         """What the worker tells; called on the loop."""

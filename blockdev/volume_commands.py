@@ -81,7 +81,7 @@ def create(
 ) -> None:
     """Make a volume: one small object in the store, after a test whether the store can keep two hosts apart."""
     config = load_config(config_path)
-    place = find(config, volume)
+    place = find(config, volume, key=key)
     settings = place.settings
     size = size if size is not None else settings.size_bytes
     if size is None:
@@ -96,7 +96,7 @@ def create(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    secret = secret_for_new(place, encrypt, key)
+    secret = secret_for_new(place, encrypt)
     with opened(config, place.store_url) as store:
         volumes.require_free(store, place.name)
         tested = volumes.fence_test(store, system_random())

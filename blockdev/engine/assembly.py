@@ -123,16 +123,24 @@ class Assembly:
 
 
 async def assemble(
-    orders: Orders, config: Config, execution: ThreadExecution, send: Callable[[link.ToFront], None]
+    orders: Orders,
+    config: Config,
+    execution: ThreadExecution,
+    send: Callable[[link.ToFront], None],
+    unlock: Callable[[ObjectStore, VolumeFile], bytes] | None = None,
 ) -> Assembly:
     """Build the worker; `send` gets what it tells its front. The caller holds the state directory's lock.
+    `unlock` finds the data key of an encrypted volume, given its own part of the store, where the orders do not hold it.
     Raises NotFound (no such volume), AttachRefused, KeyRefused, CorruptFormat, LocalDiskFailed, ConfigError, store errors."""
     # The worker repeats by itself, for as long as it takes; a second layer that does would only hide outages from it.
     policy = RetryPolicy(attempts_max=ATTEMPTS, deadline_s=DEADLINE_S)
     whole = build_store(orders.store_url, config=config, policy=policy)
     own = VolumePart(whole, orders.name)
     volume = await execution.run(open_volume_file, own, orders.name)
-    cipher = cipher_of(volume, bytes.fromhex(orders.data_key), os.urandom)
+    data_key = bytes.fromhex(orders.data_key)
+    if unlock is not None:
+        data_key = await execution.run(unlock, own, volume)
+    cipher = cipher_of(volume, data_key, os.urandom)
     await execution.run(refuse_unfenced_store, own, orders)
     geometry = volume.geometry
     directory = StateDirectory(Path(orders.state_dir))

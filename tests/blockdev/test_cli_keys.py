@@ -13,9 +13,12 @@ from crc32c import crc32c
 
 from blockdev import daemon, keys
 from blockdev.daemon import ServedVolume
-from blockdev.place import volume_store
+from blockdev.errors import KeyRefused
+from blockdev.offline import open_offline
+from blockdev.place import VolumePlace, volume_store
 from blockdev.segments import frames, key_slot, paths, volume_file
 from blockdev.segments.key_slot import Secret
+from blockdev.session import Session
 from s3core.build import build_store
 from s3core.errors import NotFound
 from s3core.exit_codes import ExitCode
@@ -354,6 +357,24 @@ def test_the_data_key_goes_to_the_worker_and_is_not_shown(
     assert volume_file.is_data_key(found, given[0].data_key)
     assert given[0].data_key.hex() not in repr(given[0])
     assert repr(given[0].data_key) not in repr(given[0])
+
+
+def test_a_session_opens_an_encrypted_volume(url: str, tmp_path: Path, stored: Stored) -> None:
+    def at(key: str) -> VolumePlace:
+        settings = Config().with_defaults("vm1", VolumeSettings(url=url, state_dir=str(tmp_path / "state"), key=key))
+        return VolumePlace("vm1", url, "vm1", settings)
+
+    with Session(at(f"file:{tmp_path}/one"), Config()) as session:
+        session.discard(0, 8)
+    with pytest.raises(KeyRefused, match="no key was given"), Session(at(""), Config()):
+        pytest.fail("it attached")
+    secret = Secret("key", bytes(range(40)))
+    with open_offline(stored.own, "vm1", unlock=lambda made: keys.unlock(stored.own, made, secret)) as found:
+        read = b"".join(bytes(data or bytes(16384)) for data in found.frames(range(256)).values())
+    assert any(read)
+    assert read == bytes(4096) + stored.content[4096:]
+    with open_offline(stored.own, "vm1") as found, pytest.raises(KeyRefused, match="opened without its key"):
+        found.frames([0])
 
 
 # --- slots -----------------------------------------------------------------------------------------------------------
