@@ -213,7 +213,7 @@ class S3BlockSettings(_Table):
     state_dir: str = _setting("/var/lib/bucketworks", "a folder for each volume is made here, on a disk that syncs")
     cache_bytes: Bytes = _setting(4 * GIB, "read cache of a volume", ge=MIB)
     journal_bytes: Bytes = _setting(
-        GIB, "journal of a volume; from half full on the worker hurries, when it is full writes are told BUSY", ge=MIB
+        GIB, "journal of a volume; from half full on writes are slowed, when it is full they are told BUSY", ge=MIB
     )
     metrics_listen: Annotated[str, AfterValidator(_listen_or_not)] = _setting(
         "", "`HOST:PORT` for Prometheus to scrape, without password or TLS; empty: off"

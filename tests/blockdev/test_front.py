@@ -542,6 +542,29 @@ def test_a_flush_to_s3_waits_for_the_bucket() -> None:
     assert answers == [None, None]
 
 
+def test_flushes_to_s3_share_requests_and_are_answered_as_far_as_the_bucket_goes() -> None:
+    world = World(flush_to="s3")
+    answers: list[str] = []
+
+    def flush(name: str) -> None:
+        world.front.flush(lambda error: answers.append(name if error is None else repr(error)))
+
+    world.front.write(0, [fill(1)])
+    flush("first")
+    flush("its twin")
+    first = world.journal.head
+    world.front.write(8, [fill(2)])
+    flush("later")
+    assert [m.position for m in world.worker.sent if isinstance(m, CommitNow)] == [first, world.journal.head]
+    world.worker.commit(first)
+    assert answers == ["first", "its twin"]
+    world.worker.commit()
+    assert answers == ["first", "its twin", "later"]
+    world.front.write(16, [fill(3)])
+    flush("after all were answered")
+    assert world.worker.sent[-1] == CommitNow(world.journal.head)
+
+
 # --- the end
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from blockdev import keys
 from blockdev.engine import link
 from blockdev.engine.checkpoint import CheckpointSettings
 from blockdev.engine.collector import CollectorSettings
-from blockdev.engine.destager import CommitSettings
+from blockdev.engine.destager import CommitSettings, Extras
 from blockdev.engine.worker import WorkerSettings
 from blockdev.errors import AttachRefused
 from blockdev.extents.memory_map import MemoryKeyValueStore
@@ -244,5 +245,59 @@ def test_an_encrypted_volume_comes_back_and_shows_nothing(tmp_path: Path) -> Non
         assert isinstance(answer, link.Fetched)
         assert {frame.state for frame in answer.frames} <= {"corrupt", "zero"}
         await wrong.detach()
+
+    asyncio.run(main())
+
+
+def test_a_flush_to_the_bucket_does_not_wait_for_the_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One flush after the other, each with a commit at once whatever the interval; the collector gets a turn now and then."""
+    slices: list[float] = []
+
+    async def main() -> None:
+        commit = CommitSettings(interval_s=3600.0, per_hour_max=1)
+        bench = WorkerBench(tmp_path, settings=WorkerSettings(commit=commit))
+        await bench.attach()
+        collector = bench.worker._collector
+        assert collector is not None
+        inner = collector.slice
+
+        async def watched(busy: Callable[[int], bool]) -> Extras | None:
+            slices.append(bench.execution.monotonic())
+            return await inner(busy)
+
+        monkeypatch.setattr(collector, "slice", watched)
+        begun = bench.execution.monotonic()
+        count = 0
+        while bench.execution.monotonic() - begun < 5.0:
+            bench.write(count % 64 * 8, b"x" * 4096)
+            await bench.commit()
+            count += 1
+        assert count > 20
+        assert 1 <= len(slices) <= 4
+        await bench.detach()
+
+    asyncio.run(main())
+
+
+def test_a_commit_for_age_waits_for_the_budget_and_one_for_bytes_does_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        commit = CommitSettings(commit_bytes=64 * KIB, interval_s=0.05, per_hour_max=1)
+        bench = WorkerBench(tmp_path, settings=WorkerSettings(commit=commit))
+        await bench.attach()
+        bench.write(0, b"a" * 4096)
+        bench.worker.receive(link.Appended(bench.journal.head))
+        await bench.wait(link.Durable)  # the one that is saved up
+        bench.write(8, b"b" * 4096)
+        head = bench.journal.head
+        bench.worker.receive(link.Appended(head))
+        await asyncio.sleep(1.0)
+        made = [m for m in bench.messages if isinstance(m, link.Durable)]
+        assert len(made) == 1
+        assert bench.worker.saves_commits
+        assert bench.worker.lag_seconds() > 0.9
+        bench.write(16, b"c" * 128 * KIB)
+        bench.worker.receive(link.Appended(bench.journal.head))
+        await bench.wait(link.Durable, lambda m: m.position > head)
+        await bench.detach()
 
     asyncio.run(main())
