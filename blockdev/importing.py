@@ -9,8 +9,9 @@ The order, and what a crash leaves:
 2. extent objects, and DATA records that name them (a crash: as 1);
 3. a DETACH record, a root and the head (a crash: as 1);
 4. `vol.json`, conditionally (a crash afterwards leaves the volume, whole);
-5. a look whether somebody is deleting this: `delete` of remains takes the next number in the log first and removes
-   vol.json last, so an import that is deleted while it runs never leaves a volume with holes.
+5. a look whether somebody is deleting this, or did before there was a log (an encrypted volume's key slot is gone then):
+   `delete` of remains takes the next number in the log first and removes vol.json last, so an import that is deleted while
+   it runs never leaves a volume with holes.
 """
 
 import asyncio
@@ -267,8 +268,13 @@ class _Import:
         if newest.record.seq > seq:
             # Somebody has attached it already, or is deleting it.
             return newest.record.note.get("purpose") != "deletion"
+        if self._volume.encryption is not None and not self._any(paths.key_prefix()):
+            return False
         # A deletion that has come to the log removes this one first.
-        return newest.record.seq == seq and next(iter(self._store.list(paths.log(1))), None) is not None
+        return newest.record.seq == seq and self._any(paths.log(1))
+
+    def _any(self, prefix: str) -> bool:
+        return next(iter(self._store.list(prefix)), None) is not None
 
     def _withdraw(self) -> None:
         try:

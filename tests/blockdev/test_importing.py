@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blockdev import importing, volumes
+from blockdev import importing, keys, volumes
 from blockdev.errors import CorruptFormat, Fenced, Refused
 from blockdev.image_source import ImageSource, open_image
 from blockdev.importing import Imported, import_image
@@ -17,6 +17,7 @@ from blockdev.inspection import inspect_volume
 from blockdev.offline import open_offline
 from blockdev.place import volume_store
 from blockdev.segments import paths, record
+from blockdev.segments.key_slot import Secret
 from blockdev.segments.record import RecordKind
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.units import KIB, MIB, Geometry
@@ -75,8 +76,8 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def run(store: ObjectStore, source: ImageSource) -> Imported:
-    made = volume()
+def run(store: ObjectStore, source: ImageSource, made: VolumeFile | None = None) -> Imported:
+    made = made or volume()
     return import_image(
         store, made, source, journal=uuid.uuid4(), nonce=lambda: uuid.uuid4().bytes, note={"host": "here"}
     )
@@ -142,7 +143,7 @@ def test_killed_at_every_step(image: Path, monkeypatch: pytest.MonkeyPatch) -> N
                 assert names == []
             else:
                 assert names == ["deletion or import unfinished"]
-                with pytest.raises(Refused, match="remains of a deletion or an import"):
+                with pytest.raises(Refused, match="remains of a deletion, a creation or an import"):
                     volumes.require_free(store, "vm")
                 remove(store)
             volumes.require_free(store, "vm")
@@ -198,6 +199,22 @@ def test_deleted_between_the_fence_and_vol_json(image: Path) -> None:
     assert volumes.look(store, "vm").state == "no such volume"
     remove(store)
     assert list(store.list()) == []
+
+
+def test_an_encrypted_volume_whose_key_slot_was_deleted_is_none(image: Path) -> None:
+    """Between key slot and fence record a deletion finds no log to stop the import with."""
+    store = MemoryStore()
+    made, slot, _ = keys.sealed(volume(), Secret("key", bytes(32)), random=random.Random(3).randbytes)
+    source = open_image(image, None)
+    with keys.slot_in_place(volume_store(store, "vm"), slot):
+        run(store, source, made)
+    assert volumes.look(store, "vm").state == "ok"
+    doomed = volumes.prepare_deletion(store, "vm", force=False, now=0.0)
+    volumes.delete_volume(store, doomed, nonce=bytes(16), time_us=0, removed=lambda number: None)
+    with pytest.raises(Fenced, match="was deleted"):
+        run(store, source, made)
+    source.close()
+    assert volumes.look(store, "vm").state == "no such volume"
 
 
 def test_attached_as_soon_as_it_is_there(image: Path) -> None:

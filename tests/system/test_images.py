@@ -78,7 +78,7 @@ def test_killed_while_it_imports(file_place: Place, tmp_path: Path) -> None:
             assert "there is no volume vm" in found.err
             refused = s3block("create", volume, "--size", "64M")
             assert refused.code == 7
-            assert "holds remains of a deletion or an import" in refused.err
+            assert "holds remains of a deletion, a creation or an import" in refused.err
             remains += 1
         gone = s3block("delete", volume, "--yes")
         assert gone.code == 0, gone.err
