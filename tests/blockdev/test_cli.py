@@ -251,7 +251,7 @@ def test_a_lost_answer_is_looked_up(s3block: Command, monkeypatch: pytest.Monkey
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, list[ServedVolume], bool]]:
     calls: list[tuple[Config, list[ServedVolume], bool]] = []
 
-    def serve(config: Config, volumes: list[ServedVolume], *, accept_loss: bool) -> None:
+    def serve(config: Config, volumes: list[ServedVolume], *, accept_loss: bool, host_is_off: bool) -> None:
         calls.append((config, volumes, accept_loss))
 
     monkeypatch.setattr(daemon, "serve", serve)
