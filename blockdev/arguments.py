@@ -18,8 +18,9 @@ import typer
 from blockdev import keys
 from blockdev.place import VolumePlace, open_store, resolve
 from blockdev.segments.key_slot import Secret
-from s3core.console import progress
+from s3core.console import progress, write_note
 from s3core.credentials import KEY_SOURCES, check_key_source
+from s3core.exit_codes import ExitCode
 from s3core.quantities import parse_duration, parse_size
 from s3core.settings import Config
 from s3core.settings_table import reason
@@ -55,11 +56,11 @@ def option(setting: str, flag: str, **more: Any) -> Any:
 
 
 def size_option(setting: str, flag: str) -> Any:
-    return option(setting, flag, parser=_size, metavar="SIZE")
+    return option(setting, flag, parser=size, metavar="SIZE")
 
 
 def duration_option(setting: str, flag: str) -> Any:
-    return option(setting, flag, parser=_duration, metavar="TIME")
+    return option(setting, flag, parser=duration, metavar="TIME")
 
 
 KeyOption = Annotated[str | None, option("key", "--key", metavar="SOURCE")]
@@ -105,14 +106,16 @@ def secret_from(source: str, name: str, *, new: bool = False, flag: str = "--key
         raise typer.BadParameter(f"{flag}: {error}") from error
 
 
-def _size(text: str) -> int:
+def size(text: str) -> int:
+    """Bytes, as a parser of options and arguments."""
     try:
         return parse_size(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
+    """Seconds, as an option's parser."""
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -151,6 +154,23 @@ def steps(
     """Progress of a long act, as a function to be told of steps done."""
     with progress(label, total, unit=unit, quiet=quiet) as shown:
         yield shown.advance
+
+
+def consent(question: str, *, yes: bool, otherwise: str) -> None:
+    """Ask before something that cannot be taken back; returns when the answer is yes. `otherwise` is what is said of a no,
+    which ends the command. Without a terminal to ask at, only `yes` will do."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        usage(f"standard input is no terminal to ask at; say --yes if you mean it: {question}")
+    if not typer.confirm(question, err=True):
+        write_note(otherwise)
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+def state_of(place: VolumePlace, state_dir: Path | None) -> Path:
+    """What the volume keeps on this host, with --state-dir or without."""
+    return place.state_dir if state_dir is None else state_dir / place.name
 
 
 def moment(seconds: Any) -> str:

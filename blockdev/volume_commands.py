@@ -6,7 +6,6 @@ One rule: arguments in, answers out. What is done to a store is in `volumes`; wh
 import contextlib
 import os
 import shlex
-import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +21,7 @@ from blockdev.arguments import (
     KeyOption,
     StateDirOption,
     VolumeArgument,
+    consent,
     counted,
     find,
     moment,
@@ -29,6 +29,7 @@ from blockdev.arguments import (
     secret_for_new,
     secret_from,
     size_option,
+    state_of,
     steps,
     usage,
 )
@@ -51,7 +52,7 @@ from s3core.console import (
     write_records,
 )
 from s3core.endpoint_commands import ConfigOption
-from s3core.exit_codes import ExitCode, exit_code_of
+from s3core.exit_codes import exit_code_of
 from s3core.quantities import shown_size
 from s3core.settings import Config, load_config
 
@@ -314,19 +315,18 @@ def delete(
     """Remove a volume and all of its data from the store. A deletion that was stopped is finished by the same command."""
     config = load_config(config_path)
     place = find(config, volume)
-    kept = state_dir / place.name if state_dir is not None else place.state_dir
+    kept = state_of(place, state_dir)
     with opened(config, place.store_url) as store, contextlib.ExitStack() as held:
         doomed = volumes.prepare_deletion(store, place.name, force=force, now=time.time())
         state = held.enter_context(LocalState(kept, doomed.volume)) if local else None
         what = "the remains of volume" if doomed.volume is None else "volume"
         if doomed.volume is not None:
             what = f"volume of {shown_size(doomed.volume.geometry.size_bytes)}"
-        if not yes:
-            if not sys.stdin.isatty():
-                usage("standard input is no terminal to ask at; say --yes to delete the volume and all of its data")
-            if not typer.confirm(f"delete {what} {place.name} at {place.store_url} and all of its data?", err=True):
-                write_note("nothing was deleted")
-                raise typer.Exit(ExitCode.REFUSED)
+        consent(
+            f"delete {what} {place.name} at {place.store_url} and all of its data?",
+            yes=yes,
+            otherwise="nothing was deleted",
+        )
         removed = 0
 
         def count(number: int) -> None:

@@ -11,6 +11,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -208,18 +209,19 @@ def clone_volume(
     child: VolumeFile,
     *,
     look_again: Callable[[], Snapshot | None],
-    prepare: Callable[[ObjectStore], None] = lambda own: None,
+    around: Callable[[ObjectStore], AbstractContextManager[None]] = lambda own: contextlib.nullcontext(),
 ) -> None:
     """Make `child`, whose last origin is that snapshot of `parent`, which is called `name`. O(1): nothing is copied. On
     return it exists durably. `look_again` reads the parent's newest state and returns the snapshot of that name;
-    `prepare` puts what the clone needs besides vol.json into its own part (its key slot). Raises Refused,
+    `around` puts what the clone needs besides vol.json into its own part (its key slot), and vol.json is written
+    within it. Raises Refused,
     OutcomeUnknown, store errors.
 
     The order, and what a crash leaves:
     1. the reference in the parent (a crash: a snapshot that cannot be deleted for a day, then `remove_dead` tidies up);
     2. the parent is read again: a snapshot that was deleted before the reference was there is not cloned. One that is
        deleted later finds the reference, and stays;
-    3. what `prepare` does (a crash: as 1, and remains in the clone's part, which `delete` removes);
+    3. what `around` does (a crash: as 1, and remains in the clone's part, which `delete` removes);
     4. vol.json, conditionally (a crash: the clone is there, whole)."""
     own = volume_store(store, name)
     references.put(own, Reference(child.name, str(child.identity), snapshot.name, snapshot.seq))
@@ -233,8 +235,8 @@ def clone_volume(
                 f"somebody has begun to delete volume {name}",
                 hint="finish that with `s3block delete`; or serve the volume once, and clone it then",
             )
-        prepare(volume_store(store, child.name))
-        create_volume(store, child)
+        with around(volume_store(store, child.name)):
+            create_volume(store, child)
     except OutcomeUnknown:
         raise  # the clone may be there
     except BaseException:

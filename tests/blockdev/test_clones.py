@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -66,12 +67,12 @@ def clone(
     name: str = "vm2",
     *,
     look_again: Callable[[], Shot | None] | None = None,
-    prepare: Callable[[ObjectStore], None] = lambda own: None,
+    around: Callable[[ObjectStore], AbstractContextManager[None]] = lambda own: nullcontext(),
 ) -> VolumeFile:
     shot = shot_of_the_end(store)
     child = child_of(store, shot, name)
     parent = read_volume_file(volume_store(store, "vm1"), "vm1")
-    volumes.clone_volume(store, "vm1", parent, shot, child, look_again=look_again or (lambda: shot), prepare=prepare)
+    volumes.clone_volume(store, "vm1", parent, shot, child, look_again=look_again or (lambda: shot), around=around)
     return child
 
 
@@ -165,20 +166,20 @@ def test_a_name_that_is_taken_leaves_no_reference(store: MemoryStore) -> None:
 
 
 def test_when_nobody_can_say_whether_the_clone_is_there_its_reference_stays(store: MemoryStore) -> None:
-    def away(own: ObjectStore) -> None:
+    def away(own: ObjectStore) -> AbstractContextManager[None]:
         raise OutcomeUnknown("lost")
 
     with pytest.raises(OutcomeUnknown):
-        clone(store, prepare=away)
+        clone(store, around=away)
     assert len(refs(store)) == 1
 
 
 def test_a_creation_that_failed_takes_its_reference_back(store: MemoryStore) -> None:
-    def away(own: ObjectStore) -> None:
+    def away(own: ObjectStore) -> AbstractContextManager[None]:
         raise Unavailable("gone")
 
     with pytest.raises(Unavailable):
-        clone(store, prepare=away)
+        clone(store, around=away)
     assert refs(store) == []
 
 

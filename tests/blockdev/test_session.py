@@ -4,20 +4,23 @@ import asyncio
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from blockdev import keys
 from blockdev.checksum import crc32c
 from blockdev.control import Answered, BadRequest, ControlServer
 from blockdev.engine import link
 from blockdev.engine.state_directory import StateDirectory
 from blockdev.engine.worker import Worker
-from blockdev.errors import AttachRefused, CorruptJournal, Fenced, NotReady, Refused
+from blockdev.errors import AttachRefused, CorruptJournal, Fenced, KeyRefused, NotReady, Refused
 from blockdev.offline import open_offline
 from blockdev.place import VolumePlace, open_store, resolve, volume_store
+from blockdev.segments.key_slot import Secret
 from blockdev.segments.record import RecordKind
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.session import Session, operate, reach
@@ -222,3 +225,24 @@ def test_where_a_daemon_serves_it_is_asked(place: VolumePlace, tmp_path: Path) -
         thread.join()
         loop.close()
     assert list(own(place).list("log/")) == [], "nobody attached it"
+
+
+def test_an_encrypted_volume_is_attached_with_its_key_and_not_without(
+    tmp_path: Path, answering: list[link.Operate]
+) -> None:
+    found = resolve(CONFIG, f"file://{tmp_path}/store/vm1", environ={"HOME": str(tmp_path)}, user=1000)
+    key_file = tmp_path / "key"
+    key_file.write_bytes(bytes(range(32)))
+    key_file.chmod(0o600)
+    secret = Secret("key", bytes(range(32)))
+    volume = VolumeFile("vm1", uuid4(), uuid4(), Geometry(4 * MIB), "zstd", 0.0, "test")
+    volume, slot, _ = keys.sealed(volume, secret, random=os.urandom)
+    with keys.slot_in_place(own(found), slot):
+        create_volume(open_store(CONFIG, found.store_url), volume)
+    keyed = replace(found, settings=found.settings.model_copy(update={"key": f"file:{key_file}"}))
+    with Session(keyed, CONFIG) as session:
+        assert session.operate("echo", a=1) == {"a": 1}
+    with pytest.raises(KeyRefused, match="no key was given"), Session(found, CONFIG):
+        pytest.fail("attached")
+    with Session(keyed, CONFIG):
+        pass
