@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from blockdev import content_commands, image_commands, key_commands, serve_command, volume_commands
+from blockdev import content_commands, image_commands, key_commands, serve_command, top_command, volume_commands
 from blockdev.errors import (
     AttachRefused,
     CorruptFormat,
@@ -48,6 +48,7 @@ app.command("create")(volume_commands.create)
 app.command("list")(volume_commands.list_volumes)
 app.command("info")(volume_commands.info)
 app.command("serve")(serve_command.serve)
+app.command("top")(top_command.top)
 app.command("check")(content_commands.check)
 app.command("import")(image_commands.import_volume)
 app.command("export")(image_commands.export)

@@ -69,7 +69,7 @@ def resolve(
         store_url = _plain(config.volume(name).url)
         found = config.volumes[name]
     parse_store_url(store_url)
-    state_dir = found.state_dir or str(_state_root(config, environ, user) / name)
+    state_dir = found.state_dir or str(state_root(config, environ, user) / name)
     settings = config.with_defaults(name, found.model_copy(update={"state_dir": state_dir}))
     return VolumePlace(text, store_url, name, settings)
 
@@ -97,7 +97,7 @@ def _split(url: str) -> tuple[str, str]:
     return _plain(place), check_name(name)
 
 
-def _state_root(config: Config, environ: Mapping[str, str] | None, user: int | None) -> Path:
+def state_root(config: Config, environ: Mapping[str, str] | None = None, user: int | None = None) -> Path:
     """The folder of all state directories: as configured; for an ordinary user without one, below the home directory
     (XDG Base Directory Specification: XDG_STATE_HOME, which counts only if absolute)."""
     environ = os.environ if environ is None else environ

@@ -1,6 +1,8 @@
 """What a daemon tells of itself while it works: the control socket, and whoever reads it."""
 
+import json
 import re
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -12,7 +14,7 @@ from blockdev.control import ControlClient, NotServed
 from blockdev.errors import Refused
 from blockdev.metrics import METRICS
 from s3core.exit_codes import ExitCode
-from tests.system.machine import MIB, Server, ServerEnded, create, qemu_io
+from tests.system.machine import MIB, S3BLOCK, Server, ServerEnded, create, environment, qemu_io
 
 
 @pytest.mark.initiator
@@ -85,3 +87,32 @@ def test_a_bad_or_taken_address_for_metrics_is_refused_before_anything_is_attach
         assert ended.value.answer.code == code, ended.value.answer.err
         assert "metrics" in ended.value.answer.err
     assert not list(tmp_path.glob("store/objects/v1/vm1/log/*"))
+
+
+@pytest.mark.initiator
+def test_top_follows_a_volume_until_it_is_not_served(tmp_path: Path) -> None:
+    volume = f"file://{tmp_path}/store/vm1"
+    create(volume)
+    with Server(tmp_path, volume) as server:
+        server.start()
+        with subprocess.Popen(
+            [S3BLOCK, "top", "--state-dir", str(server.state), "--json", "--interval", "500ms", "--count", "60"],
+            env=environment(None),
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as top:
+            assert top.stdout is not None
+            first = json.loads(top.stdout.readline())["volumes"]
+            qemu_io(server.url, "write -P 5 0 8M", "read -P 5 0 1M")
+            seen = first[0]
+            while not seen["writes_per_second"]:
+                (seen,) = json.loads(top.stdout.readline())["volumes"]
+            assert server.stop() == 0
+            gone = seen
+            while gone["state"] != "not served":
+                (gone,) = json.loads(top.stdout.readline())["volumes"]
+            top.kill()
+    assert [row["name"] for row in first] == ["vm1"]
+    assert (seen["state"], seen["currency"]) == ("ready", None)
+    assert seen["write_bytes_per_second"] > MIB
+    assert seen["write_p99_seconds"] > 0
