@@ -23,6 +23,8 @@ Status = Mapping[str, Any]
 """What `status` answers on the control socket."""
 
 GIB = 1024**3
+NO_LEASE_S = 1e9
+"""What a front says it has left where there is no lease."""
 FIRST_BUCKET, LAST_BUCKET = 13, 36
 """Powers of two of nanoseconds whose bounds are exposed: 8 us to 69 s."""
 
@@ -167,6 +169,10 @@ METRICS: tuple[Metric, ...] = (
         "Patches moved out of segments that were nearly empty",
         "worker.patches_moved",
     ),
+    Metric("s3block_records_trimmed_total", "counter", "records", "Log records deleted", "worker.records_trimmed"),
+    Metric("s3block_map_pages_written_total", "counter", "pages", "Map pages in roots", "worker.map_pages_written"),
+    Metric("s3block_extents_mapped", "gauge", "extents", "Extents that hold something", "worker.extents_mapped"),
+    Metric("s3block_snapshots", "gauge", "snapshots", "Snapshots of the volume", "worker.snapshots"),
     Metric("s3block_objects_deleted_total", "counter", "objects", "Objects nothing needed", "worker.objects_deleted"),
     Metric(
         "s3block_store_requests_total",
@@ -255,6 +261,8 @@ def figures(status: Status) -> dict[str, float]:
             found[f"status.{name}"] = status[name]
     found |= {f"front.{name}": value for name, value in front.items() if isinstance(value, int | float)}
     found |= {f"worker.{name}": value for name, value in worker.items() if isinstance(value, int | float)}
+    if found.get("front.lease_seconds_left", 0.0) >= NO_LEASE_S:
+        del found["front.lease_seconds_left"]
     if worker:
         found |= _store_figures(worker)
         found |= {f"cost.{kind}": money for kind, money in costs(found, prices_in(status)).items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
-Addressing = Literal["path", "virtual", "auto"]
+Addressing = Literal["auto", "path", "virtual"]
 Honoured = Literal["yes", "no", "probe"]
 
 REGION_AUTO = "auto"
