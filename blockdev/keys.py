@@ -20,7 +20,7 @@ from blockdev.segments.key_slot import KeySlot, Secret
 from blockdev.segments.volume_file import ENCRYPTION, VolumeFile, encryption_of, is_data_key
 from s3core.credentials import check_key_source, read_key_file, systemd_credential
 from s3core.credentials import read_secret as read_line
-from s3core.errors import NotFound, OutcomeUnknown
+from s3core.errors import NotFound, OutcomeUnknown, PreconditionFailed
 from s3core.store import ObjectStore
 
 PASSPHRASE_CHARACTERS_MIN = 12
@@ -92,6 +92,8 @@ def slot_in_place(own: ObjectStore, slot: KeySlot | None) -> Iterator[None]:
     except (Refused, AttachRefused, Fenced):
         own.delete(paths.key_slot(slot.id))
         raise
+    # Somebody who deleted remains just before may have taken it for one.
+    _put(own, slot)
 
 
 # --- slots of a volume -----------------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def _put(own: ObjectStore, slot: KeySlot) -> KeySlot:
     """Store the slot; what the store gives back, which is the same. CorruptFormat, store errors."""
     key = paths.key_slot(slot.id)
     blob = key_slot.encode(slot)
-    with suppress(OutcomeUnknown):  # what is there now tells
+    with suppress(PreconditionFailed, OutcomeUnknown):  # what is there now tells
         own.put_if_absent(key, blob)
     there = own.get(key).data
     if there != blob:
