@@ -22,6 +22,7 @@ from uuid import UUID
 
 from crc32c import crc32c
 
+from blockdev.engine.destager import PAGE_READERS
 from blockdev.engine.log import CommitLog, Persistence, sizes_from_entries
 from blockdev.errors import AttachRefused, CorruptFormat, Fenced
 from blockdev.extents.extent_map import ExtentMap, MapState, touched_extents
@@ -36,8 +37,6 @@ log = logging.getLogger(__name__)
 
 CATCH_UPS = 3
 """Attempts to read map and log while somebody else is still writing them."""
-PAGE_READERS = 16
-"""Map pages read at once while the log's tail is replayed."""
 
 
 @dataclass(frozen=True, slots=True)

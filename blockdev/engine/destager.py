@@ -31,6 +31,9 @@ from blockdev.segments.root import Root
 from blockdev.units import Geometry
 from s3core.store import Buffer, ObjectStore
 
+PAGE_READERS = 16
+"""Map pages read at once before a commit."""
+
 Records = Callable[[int, int], Iterable[tuple[JournalRecord, memoryview]]]
 """(begin, end) -> the journal's records with their data; see `JournalReader.records`."""
 
@@ -127,7 +130,9 @@ class Destager:
         Raises Fenced, CorruptJournal."""
         state = self._map.state
         assert state is not None
-        batch, plan = await self._persistence.call("read map pages", self._plan, state.end, head)
+        batch = await self._execution.run(self._gather, state.end, head)
+        await self._load_pages(batch)
+        plan = await self._persistence.call("read map pages", self._decide, batch)
         seq = state.seq + 1
         # A fold and a whole write of one extent in one commit would have the same key, and a discard could not tell
         # the fold's content from younger content: so no extent is in both halves of a record.
@@ -236,18 +241,31 @@ class Destager:
         self.counters.puts += 1
         self.counters.bytes_up += sum(len(part) for part in parts)
 
-    def _plan(self, begin: int, head: int) -> tuple[Batch, CommitPlan]:
+    async def _load_pages(self, batch: Batch) -> None:
+        """Bring in what the plan is going to look up, several pages at a time: one by one, each costs a request's time."""
+        pages = self._map.unloaded(batch.extents)
+        await asyncio.gather(
+            *(
+                self._persistence.call("read map pages", self._map.fault, pages[start::PAGE_READERS])
+                for start in range(min(PAGE_READERS, len(pages)))
+            )
+        )
+
+    def _gather(self, begin: int, head: int) -> Batch:
         records = self._records(begin, head) if head > begin else ()
         batch = planning.gather(records, self.geometry, begin, self._settings.commit_bytes)
         if not batch.records:
             # Nothing but padding at the ring's end, whose next record a crash took: it is carried by being passed.
             batch.end = head
+        return batch
+
+    def _decide(self, batch: Batch) -> CommitPlan:
         extents = list(batch.extents)
         values: dict[int, ExtentValue] = {}
         if extents:
             _, found = self._map.lookup(extents)
             values = dict(zip(extents, found, strict=True))
-        return batch, planning.decide(batch, self.geometry, {e: values.get(e, EMPTY) for e in extents})
+        return planning.decide(batch, self.geometry, {e: values.get(e, EMPTY) for e in extents})
 
     async def _whole(self, extent: int, batch: Batch, seq: int) -> BaseEntry:
         async with self._uploads:

@@ -69,6 +69,10 @@ class Transaction(Protocol):
 
     def delete(self, table: str, key: bytes) -> None: ...
 
+    def put_many(self, table: str, items: Sequence[tuple[bytes, bytes]]) -> None:
+        """`put` of each pair; faster where they come in the order of their keys."""
+        ...
+
     def drop(self, table: str) -> None:
         """Empty a table."""
         ...
@@ -269,13 +273,12 @@ class ExtentMap:
                 continue
             entries = merged_page(self.page_place(page), self.read_page)
             first = page * PAGE_EXTENTS
-            for index, blob in entries.items():
-                mapformat.decode(first + index, blob)
+            # The page's checksum held, and each value's own is compared whenever it is looked up.
+            items = [(KEY.pack(first + index), blob) for index, blob in sorted(entries.items())]
             with self._lock, self._kv.begin(write=True) as txn:
                 if not self._waits(page):
                     continue
-                for index, blob in sorted(entries.items()):
-                    txn.put(EXTENTS, KEY.pack(first + index), blob)
+                txn.put_many(EXTENTS, items)
                 txn.delete(UNLOADED, KEY.pack(page))
                 # A new list: readers walk the old one without the lock.
                 self._unloaded = [other for other in self._unloaded if other != page]

@@ -8,7 +8,7 @@ the host went down) the map is thrown away and rebuilt from the bucket. So MDB_N
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,14 @@ class _LmdbTransaction:
 
     def delete(self, table: str, key: bytes) -> None:
         self._txn.delete(key, db=self._databases[table])
+
+    def put_many(self, table: str, items: Sequence[tuple[bytes, bytes]]) -> None:
+        seed = _SEEDS[table]
+        sealed = [
+            (key, crc32c(value, crc32c(key, seed)).to_bytes(_CRC_BYTES, "little") + value) for key, value in items
+        ]
+        with self._txn.cursor(self._databases[table]) as cursor:
+            cursor.putmulti(sealed)
 
     def drop(self, table: str) -> None:
         self._txn.drop(self._databases[table], delete=False)

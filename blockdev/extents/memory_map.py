@@ -4,7 +4,7 @@ Transactions are atomic in that a failed one is undone; a `snapshot` is the whol
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from blockdev.extents.extent_map import TABLES, Transaction
@@ -30,6 +30,10 @@ class _MemoryTransaction:
         if key in items:
             self.undo.append((table, key, items.pop(key)))
             del keys[bisect_left(keys, key)]
+
+    def put_many(self, table: str, items: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, value in items:
+            self.put(table, key, value)
 
     def drop(self, table: str) -> None:
         for key in list(self._store.keys[table]):
