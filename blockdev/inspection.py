@@ -310,7 +310,7 @@ class _Inspector:
         if parsed is not None and parsed.digest != made.digest:
             self._defect(key, f"names another digest than record {number} has")
             return False
-        self._packs[key] = {paths.page_pack(ref.seq, ref.epoch, ref.n) for ref in made.pages}
+        self._packs[key] = {paths.page_pack(ref.seq, ref.epoch, ref.n) for ref in (*made.pages, *made.runs)}
         if not whole and building:
             return False
         try:
@@ -459,7 +459,7 @@ class _Inspector:
             if (
                 key in used
                 or key in (paths.volume_file(), paths.head())
-                or key.startswith((paths.log_prefix(), paths.key_prefix()))
+                or key.startswith((paths.log_prefix(), paths.key_prefix(), paths.ref_prefix(), "released/"))
             ):
                 continue
             if key in dying:

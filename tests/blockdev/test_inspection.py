@@ -126,7 +126,7 @@ def _packs(stored: Stored, roots: list[str]) -> set[str]:
     found = set()
     for key in roots:
         made = root.decode(stored.own.get(key).data, what=key)
-        found |= {paths.page_pack(ref.seq, ref.epoch, ref.n) for ref in made.pages}
+        found |= {paths.page_pack(ref.seq, ref.epoch, ref.n) for ref in (*made.pages, *made.runs)}
     return found
 
 
