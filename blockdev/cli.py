@@ -7,7 +7,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from blockdev import content_commands, image_commands, key_commands, serve_command, top_command, volume_commands
+from blockdev import (
+    content_commands,
+    image_commands,
+    key_commands,
+    serve_command,
+    snapshot_commands,
+    top_command,
+    upkeep_commands,
+    volume_commands,
+)
 from blockdev.errors import (
     AttachRefused,
     CorruptFormat,
@@ -53,6 +62,13 @@ app.command("check")(content_commands.check)
 app.command("import")(image_commands.import_volume)
 app.command("export")(image_commands.export)
 app.command("delete")(volume_commands.delete)
+app.add_typer(snapshot_commands.app)
+app.command("clone")(snapshot_commands.clone)
+app.command("rollback")(snapshot_commands.rollback)
+app.command("diff")(snapshot_commands.diff)
+app.command("gc")(upkeep_commands.gc)
+app.command("resize")(upkeep_commands.resize)
+app.command("promote")(upkeep_commands.promote)
 app.add_typer(key_commands.app)
 
 

@@ -33,7 +33,7 @@ from blockdev.errors import Fenced, Refused
 from blockdev.image import ImageFile, ImageStream, Qcow2Image
 from blockdev.image_source import FORMATS, ImageSource, StreamSource, open_image
 from blockdev.importing import Imported, import_image
-from blockdev.offline import OfflineVolume, open_offline
+from blockdev.offline import OfflineVolume, commit_of, open_offline
 from blockdev.place import VolumePlace, volume_store
 from blockdev.qcow2.format import Compression
 from blockdev.segments.volume_file import VolumeFile, cipher_of
@@ -228,6 +228,10 @@ def export(
         int | None,
         typer.Option("--commit", metavar="N", min=1, help="The volume as it was after commit N, not the newest."),
     ] = None,
+    snapshot: Annotated[
+        str | None,
+        typer.Option("--snapshot", metavar="NAME", help="The volume as it was at a snapshot.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     key: KeyOption = None,
     config_path: ConfigOption = None,
@@ -249,9 +253,13 @@ def export(
         usage(f"--compress must be one of {', '.join(_COMPRESSIONS)}, not {compress!r}")
     if compress is not None and form != "qcow2":
         usage("--compress is for qcow2 images; pack a raw one with a tool of your choice")
+    if commit is not None and snapshot is not None:
+        usage("--commit and --snapshot both say which state; give one")
     secret = secret_of(place)
     with ExitStack() as held:
         own = volume_store(held.enter_context(opened(config, place.store_url)), place.name)
+        if snapshot is not None:
+            commit = commit_of(own, place.name, snapshot)
         found = held.enter_context(
             open_offline(own, place.name, commit=commit, unlock=lambda made: keys.unlock(own, made, secret))
         )

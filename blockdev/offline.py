@@ -11,7 +11,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -25,6 +25,7 @@ from blockdev.engine.ports import Execution, ThreadExecution
 from blockdev.errors import CorruptFormat, KeyRefused
 from blockdev.extents.extent_map import ExtentMap, KeyValueStore, MapState
 from blockdev.extents.format import ExtentValue
+from blockdev.extents.history import Snapshot
 from blockdev.extents.lmdb_map import LmdbKeyValueStore
 from blockdev.extents.memory_map import MemoryKeyValueStore
 from blockdev.segments import paths, volume_file
@@ -153,6 +154,24 @@ class OfflineVolume:
         self.size_bytes = state.size_bytes if state is not None else geometry.size_bytes
         local = MemoryObjects(LOCAL_BYTES_MAX)
         self._fetcher = Fetcher(geometry, Ancestry(volume).volume_of, extent_map, store, local, execution, cipher)
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """The volume's own, by commit; the ones of a clone's ancestors are not among them."""
+        return self.map.history.snapshots if self.state is not None else ()
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Raises NotFound, naming those that are there."""
+        for snapshot in self.snapshots:
+            if snapshot.name == name:
+                return snapshot
+        there = ", ".join(snapshot.name for snapshot in self.snapshots) or "it has none"
+        raise NotFound(f"volume {self.volume.name} has no snapshot {name}", hint=f"its snapshots: {there}")
+
+    @property
+    def fence(self) -> Mapping[str, Any]:
+        """What the last writer's FENCE record says of it: host, lease_s, journal_bytes and so on; may be empty."""
+        return self.state.fence if self.state is not None else {}
 
     @property
     def root_key(self) -> str | None:
@@ -290,6 +309,12 @@ def open_offline(
             yield OfflineVolume(volume, reading, extent_map, execution, state, cipher)
     finally:
         execution.close()
+
+
+def commit_of(store: ObjectStore, name: str, snapshot: str) -> int:
+    """The commit that a snapshot names. Raises NotFound, and what `open_offline` raises."""
+    with open_offline(store, name) as found:
+        return found.snapshot(snapshot).seq
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -25,8 +25,7 @@ from blockdev.engine import link
 from blockdev.engine.assembly import Assembly, Orders, assemble
 from blockdev.engine.ports import ThreadExecution
 from blockdev.engine.state_directory import StateDirectory
-from blockdev.errors import BlockError, JournalFull, NotReady
-from blockdev.journal.format import Kind
+from blockdev.errors import BlockError, NotReady
 from blockdev.journal.journal import Journal, open_journal
 from blockdev.place import VolumePlace
 from blockdev.segments.key_slot import Secret
@@ -45,8 +44,9 @@ LEASE_S = 60.0
 """Nothing is acknowledged from here to anybody who goes on after this process; a host that takes over waits that long."""
 JOURNAL_BYTES = 16 * MIB
 """Of the journal that a session makes where there is none to go on with; it is removed after an orderly end."""
-ATTACH_PATIENCE_S = 300.0
-"""Reading the log, waiting out another host's lease, carrying a full journal to the bucket."""
+ATTACH_PATIENCE_S = 1800.0
+"""Reading the log, waiting out another host's lease (ten minutes, if it did not say otherwise), carrying a full journal to
+the bucket."""
 OPERATE_PATIENCE_S = 600.0
 DETACH_PATIENCE_S = 60.0
 
@@ -102,8 +102,9 @@ def operate(
 class Session:
     """A volume attached by this process, as a context. On entering, all that the journal held is in the bucket.
 
-    `accept_loss`: also where the journal with the last acknowledged writes is gone; they are lost then. Leaving detaches,
-    after an error too; when that does not succeed, the volume stays attached here."""
+    `accept_loss`: also where the journal with the last acknowledged writes is gone; they are lost then. `outwait` False:
+    somebody vouches that the host that had the volume is off, and its lease is not waited for. Leaving detaches, after an
+    error too; when that does not succeed, the volume stays attached here."""
 
     served = False
 
@@ -114,6 +115,7 @@ class Session:
         *,
         state_dir: Path | None = None,
         accept_loss: bool = False,
+        outwait: bool = True,
         attach_patience_s: float = ATTACH_PATIENCE_S,
         operate_patience_s: float = OPERATE_PATIENCE_S,
         detach_patience_s: float = DETACH_PATIENCE_S,
@@ -121,6 +123,7 @@ class Session:
         self._place = place
         self._config = config
         self._accept_loss = accept_loss
+        self._outwait = outwait
         self._attach_patience_s = attach_patience_s
         self._operate_patience_s = operate_patience_s
         self._detach_patience_s = detach_patience_s
@@ -182,10 +185,6 @@ class Session:
     def operate(self, name: str, /, **arguments: Any) -> dict[str, Any]:
         return self._wait(self._operate(name, arguments), self._operate_patience_s, f"done with {name}")
 
-    def discard(self, lba: int, sectors: int) -> None:
-        """Make whole 4 KiB blocks read as zeros; in the bucket on return."""
-        self._wait(self._discard(lba, sectors), self._operate_patience_s, "discarded")
-
     def _wait(self, work: Coroutine[Any, Any, T], patience_s: float, what: str) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
@@ -233,6 +232,7 @@ class Session:
             commit_bytes=settings.commit_bytes,
             commit_interval_s=settings.commit_interval_s,
             accept_loss=self._accept_loss,
+            outwait=self._outwait,
             flush=settings.flush,
             lease_s=LEASE_S,
             unfenced=settings.unfenced,
@@ -319,21 +319,6 @@ class Session:
         self._answers[number] = answer
         self._assembly.worker.receive(link.Operate(number, name, arguments))
         return await answer
-
-    async def _discard(self, lba: int, sectors: int) -> None:
-        assert self._journal is not None
-
-        def append(journal: Journal) -> None:
-            try:
-                journal.stage_range(Kind.UNMAP, lba, sectors)
-            except JournalFull:
-                journal.reclaim(self._durable)
-                journal.stage_range(Kind.UNMAP, lba, sectors)
-            journal.append()
-            journal.sync()
-
-        await self._execution.run(append, self._journal)
-        await self._carry()
 
     async def _detach(self) -> None:
         assert self._assembly is not None

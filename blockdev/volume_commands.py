@@ -53,7 +53,7 @@ from s3core.console import (
 )
 from s3core.endpoint_commands import ConfigOption
 from s3core.exit_codes import exit_code_of
-from s3core.quantities import shown_size
+from s3core.quantities import shown_duration, shown_size
 from s3core.settings import Config, load_config
 
 
@@ -254,6 +254,10 @@ def info(
             "mapped_extents": found.mapped_extents,
             "mapped_bytes": found.mapped_extents * found.volume.geometry.extent_bytes,
             "log_records": state.seq if state is not None else 0,
+            "host": found.fence.get("host"),
+            "lease_s": found.fence.get("lease_s"),
+            "snapshots": [snapshot._asdict() for snapshot in found.snapshots],
+            "origin": [{"volume": origin.name, "commit": origin.seq} for origin in found.volume.origin],
             "root": found.root_key,
             "key_slots": [item.id for item in keys.slots(own, found.volume) if item.slot is not None],
             "key_opens": opens or None,
@@ -273,12 +277,17 @@ def info(
         Column("commit", "newest commit"),
         Column("commit_time", "  of", moment),
         Column("epoch", "epoch"),
+        Column("host", "last writer", lambda host: str(host or "none yet")),
+        Column("lease_s", "  its lease", lambda seconds: shown_duration(seconds) if seconds else "none"),
         Column("lineage", "lineage"),
+        Column("snapshots", "snapshots", lambda items: ", ".join(item["name"] for item in items) or "none"),
         Column("mapped_extents", "mapped extents"),
         size_column("mapped_bytes", "  at most"),
         Column("log_records", "log records"),
         Column("root", "newest root", lambda key: str(key or "none yet")),
     ]
+    if found.volume.origin:
+        lines.append(Column("origin", "clone of", lambda chain: f"{chain[-1]['volume']}, commit {chain[-1]['commit']}"))
     if found.volume.encryption is not None:
         lines.append(Column("key_slots", "key slots", lambda slots: ", ".join(slots) or "none: nobody can open it"))
     if opens:

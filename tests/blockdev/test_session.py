@@ -138,13 +138,6 @@ def test_a_dropped_session_can_be_taken_up_here_and_nowhere_else(place: VolumePl
     assert first_block(place) == bytes(4096), "the loss was accepted"
 
 
-def test_a_discard_is_in_the_bucket_on_return(place: VolumePlace) -> None:
-    leave_behind(place, 9)
-    with Session(place, CONFIG) as session:
-        session.discard(0, 8)
-        assert first_block(place) == bytes(4096)
-
-
 def test_patience_ends_with_words_and_the_volume_stays_attachable(
     place: VolumePlace, answering: list[link.Operate]
 ) -> None:
@@ -184,7 +177,7 @@ def test_a_worker_that_is_fenced_off_says_so(place: VolumePlace, answering: list
     with Session(place, CONFIG, state_dir=tmp_path / "b", accept_loss=True):
         pass
     with pytest.raises(Fenced, match="was written by epoch 2"):
-        session.discard(0, 8)
+        session.operate("flush")
     with pytest.raises(Fenced, match="was written by epoch 2"):
         session.__exit__(None, None, None)
 
