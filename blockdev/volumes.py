@@ -223,6 +223,8 @@ def clone_volume(
        deleted later finds the reference, and stays;
     3. what `around` does (a crash: as 1, and remains in the clone's part, which `delete` removes);
     4. vol.json, conditionally (a crash: the clone is there, whole)."""
+    if (child.encryption is None) != (parent.encryption is None):
+        raise ValueError("a clone is encrypted if its parent is, and with the same key")
     own = volume_store(store, name)
     references.put(own, Reference(child.name, str(child.identity), snapshot.name, snapshot.seq))
     try:

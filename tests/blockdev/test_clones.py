@@ -1,6 +1,7 @@
 """Clones as things in a store: their making step by step, what they pin, and how they go. No worker attaches here."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,12 +11,13 @@ from uuid import uuid4
 
 import pytest
 
-from blockdev import references, volumes
-from blockdev.errors import CorruptFormat, Refused
-from blockdev.offline import read_volume_file
+from blockdev import keys, references, volumes
+from blockdev.errors import CorruptFormat, KeyRefused, Refused
+from blockdev.offline import open_offline, read_volume_file
 from blockdev.place import volume_store
 from blockdev.references import Reference
 from blockdev.segments import paths, volume_file
+from blockdev.segments.key_slot import Secret
 from blockdev.segments.volume_file import VolumeFile
 from s3core.errors import NotFound, OutcomeUnknown, Unavailable
 from s3core.memory import MemoryStore
@@ -219,3 +221,30 @@ def test_a_snapshot_without_its_checkpoint_is_not_cloned(store: MemoryStore) -> 
         volumes.origin_of(store, "vm1", parent, shot)
     with pytest.raises(NotFound):
         read_volume_file(volume_store(store, "vm3"), "vm3")
+
+
+def test_a_clone_of_an_encrypted_volume_reads_its_parents_frames_with_the_key_they_share(tmp_path: Path) -> None:
+    store = MemoryStore()
+    secret, other = Secret("key", bytes(40)), Secret("key", bytes(50))
+    stored = store_volume(store, tmp_path, rounds=3, secret=secret)
+    shot = shot_of_the_end(store)
+    parent = read_volume_file(stored.own, "vm1")
+    plain = child_of(store, shot)
+    with pytest.raises(ValueError, match="encrypted if its parent is"):
+        volumes.clone_volume(store, "vm1", parent, shot, plain, look_again=lambda: shot)
+    child, slot, _ = keys.sealed(plain, other, random=os.urandom, data_key=keys.unlock(stored.own, parent, secret))
+    volumes.clone_volume(
+        store,
+        "vm1",
+        parent,
+        shot,
+        child,
+        look_again=lambda: shot,
+        around=lambda own: keys.slot_in_place(own, slot),
+    )
+    own = volume_store(store, "vm2")
+    with open_offline(own, "vm2", unlock=lambda made: keys.unlock(own, made, other)) as found:
+        read = b"".join(bytes(data or bytes(16384)) for data in found.frames(range(256)).values())
+    assert read == stored.content
+    with pytest.raises(KeyRefused):
+        keys.unlock(own, child, secret)
