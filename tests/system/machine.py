@@ -130,6 +130,11 @@ class Server:
         raise AssertionError(f"does not listen after {PATIENCE_S} s:\n{tail(self._log)}")
 
     @property
+    def pid(self) -> int:
+        """Of the daemon, which leads its process group; 0 when none runs."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
     def port(self) -> int:
         return int(self.url.split("/")[2].rpartition(":")[2])
 
