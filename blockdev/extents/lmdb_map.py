@@ -3,13 +3,15 @@
 One rule: the file is a cache, and is trusted only while nothing speaks against it. Every item carries a CRC32C over
 table, key and value. The pages between, which LMDB believes, are covered by a seal (`extents.seal`) that is written
 at an orderly close and verified before the next open. Without one (the process was killed, died of a signal, met damage;
-the host went down) the map is thrown away and rebuilt from the bucket. So MDB_NOSYNC costs nothing.
+the host went down) the map is thrown away and rebuilt from the bucket. So MDB_NOSYNC costs nothing. While it runs, an item
+that LMDB no longer finds, or an old one that comes back, is told from what was put by `presence`.
 """
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import lmdb
 
 from blockdev.checksum import crc32c
 from blockdev.errors import CorruptFormat, LocalDiskFailed
-from blockdev.extents.extent_map import TABLES, Transaction
+from blockdev.extents.extent_map import EXTENTS, TABLES, Transaction
+from blockdev.extents.presence import NamedTags, NumberedTags, Tags, tag_of
 from blockdev.extents.seal import seal_file, verify_file
 
 log = logging.getLogger(__name__)
@@ -29,40 +32,111 @@ _CRC_BYTES = 4
 _SEEDS = {table: crc32c(table.encode()) for table in TABLES}
 
 
+def _give_back(tags: Tags, before: list[tuple[bytes, int]]) -> None:
+    for key, tag in reversed(before):
+        tags.set(key, tag)
+
+
+def _no_tags(table: str) -> Tags:
+    return NumberedTags() if table == EXTENTS else NamedTags()
+
+
 class _LmdbTransaction:
-    def __init__(self, txn: Any, store: "LmdbKeyValueStore") -> None:
+    def __init__(self, txn: Any, store: "LmdbKeyValueStore", version: int) -> None:
         self._txn = txn
         self._store = store
         self._databases = store.databases
+        self._version = version
+        self.undo: list[Callable[[], None]] = []
+        """What gives the tags back as they were before this transaction, newest last."""
 
     def get(self, table: str, key: bytes) -> bytes | None:
         item: bytes | None = self._txn.get(key, db=self._databases[table])
-        return None if item is None else self._store.opened(table, key, item)
+        tags = self._store.tags[table]
+        if item is None:
+            if tags.get(key):
+                self._refuse("is not found", table, key)
+            return None
+        return self._opened(table, key, item, tags)
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         crc = crc32c(value, crc32c(key, _SEEDS[table]))
         self._txn.put(key, crc.to_bytes(_CRC_BYTES, "little") + value, db=self._databases[table])
+        self._tag(table, key, tag_of(crc))
 
     def delete(self, table: str, key: bytes) -> None:
         self._txn.delete(key, db=self._databases[table])
+        self._tag(table, key, 0)
 
     def put_many(self, table: str, items: Sequence[tuple[bytes, bytes]]) -> None:
-        seed = _SEEDS[table]
-        sealed = [
-            (key, crc32c(value, crc32c(key, seed)).to_bytes(_CRC_BYTES, "little") + value) for key, value in items
-        ]
+        seed, tags = _SEEDS[table], self._store.tags[table]
+        sealed = []
+        before: list[tuple[bytes, int]] = []
+        self.undo.append(partial(_give_back, tags, before))
+        for key, value in items:
+            crc = crc32c(value, crc32c(key, seed))
+            sealed.append((key, crc.to_bytes(_CRC_BYTES, "little") + value))
+            before.append((key, tags.get(key)))
+            tags.set(key, tag_of(crc))
         with self._txn.cursor(self._databases[table]) as cursor:
             cursor.putmulti(sealed)
 
     def drop(self, table: str) -> None:
         self._txn.drop(self._databases[table], delete=False)
+        tags = self._store.tags
+        self.undo.append(partial(tags.__setitem__, table, tags[table]))
+        tags[table] = _no_tags(table)
 
     def scan(self, table: str, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        tags = self._store.tags[table]
+        numbered = tags if isinstance(tags, NumberedTags) else None
+        changes = len(self.undo)
+        at = int.from_bytes(start, "big") if numbered is not None else 0
+        count, before = 0, b""
         with self._txn.cursor(self._databases[table]) as cursor:
-            if not (cursor.set_range(start) if start else cursor.first()):
-                return
-            for key, item in cursor.iternext(keys=True, values=True):
-                yield key, self._store.opened(table, key, item)
+            if cursor.set_range(start) if start else cursor.first():
+                for key, item in cursor.iternext(keys=True, values=True):
+                    value = self._opened(table, key, item, tags)
+                    if numbered is not None:
+                        number = int.from_bytes(key, "big")
+                        if numbered.following(at) != number and changes == len(self.undo):
+                            self._refuse("is not found, or out of place", table, key)
+                        at = number + 1
+                    elif key <= before:
+                        self._refuse("comes twice, or out of order", table, key)
+                    count, before = count + 1, key
+                    yield key, value
+        if changes != len(self.undo):
+            return  # changed while it was read
+        if numbered is not None:
+            if numbered.following(at) >= 0:
+                self._refuse("is not found", table, at.to_bytes(8, "big"))
+        elif isinstance(tags, NamedTags) and not start and count != len(tags):
+            self._refuse(f"is not found ({count} of {len(tags)} are)", table, b"")
+
+    def _tag(self, table: str, key: bytes, tag: int) -> None:
+        tags = self._store.tags[table]
+        self.undo.append(partial(tags.set, key, tags.get(key)))
+        tags.set(key, tag)
+
+    def _opened(self, table: str, key: bytes, item: bytes, tags: Tags) -> bytes:
+        """The value of a stored item. Raises CorruptFormat."""
+        value = item[_CRC_BYTES:]
+        crc = crc32c(value, crc32c(key, _SEEDS[table]))
+        if crc != int.from_bytes(item[:_CRC_BYTES], "little"):
+            self._store.damaged = True
+            raise CorruptFormat("the checksum of an item does not hold", what=f"extent map, {table} {key.hex()}")
+        if tags.get(key) != tag_of(crc):
+            self._refuse("is not the one that was put last", table, key)
+        return value
+
+    def _refuse(self, said: str, table: str, key: bytes) -> None:
+        """Raise CorruptFormat, unless another transaction has changed tags since this one began: then they say nothing."""
+        store = self._store
+        mine = store.writer is self or (store.writer is None and store.version == self._version)
+        if mine:
+            store.damaged = True
+            raise CorruptFormat(f"an item {said}", what=f"extent map, {table} {key.hex()}")
 
 
 class LmdbKeyValueStore:
@@ -81,34 +155,53 @@ class LmdbKeyValueStore:
                 max_spare_txns=8,
             )
             self.databases = {table: self._env.open_db(table.encode()) for table in TABLES}
+            self.tags = {table: _no_tags(table) for table in TABLES}
+            self._load_tags()
         except lmdb.Error as error:
             raise LocalDiskFailed(f"{path}: the extent map cannot be opened: {error}") from error
+        self.writer: _LmdbTransaction | None = None
+        self.version = 0
+        """Of the tags: another one after each write transaction."""
         self.path = path
         self.owner = owner
         self.damaged = False
         """Something in it did not hold, or LMDB failed: it will not be sealed."""
 
-    def opened(self, table: str, key: bytes, item: bytes) -> bytes:
-        """The value of a stored item. Raises CorruptFormat."""
-        value = item[_CRC_BYTES:]
-        if crc32c(value, crc32c(key, _SEEDS[table])) != int.from_bytes(item[:_CRC_BYTES], "little"):
-            self.damaged = True
-            raise CorruptFormat("the checksum of an item does not hold", what=f"extent map, {table} {key.hex()}")
-        return value
+    def _load_tags(self) -> None:
+        """From a file that is empty or was just verified."""
+        with self._env.begin() as txn:
+            for table, tags in self.tags.items():
+                for key, item in txn.cursor(self.databases[table]):
+                    tags.set(key, tag_of(int.from_bytes(item[:_CRC_BYTES], "little")))
 
     @contextmanager
     def begin(self, *, write: bool) -> Iterator[Transaction]:
         try:
+            version = self.version  # before the transaction: a commit between the two shows as another version
             with self._env.begin(write=write) as txn:
-                yield _LmdbTransaction(txn, self)
+                made = _LmdbTransaction(txn, self, version)
+                if not write:
+                    yield made
+                    return
+                self.writer = made
+                try:
+                    yield made
+                    txn.commit()
+                except BaseException:
+                    for undo in reversed(made.undo):
+                        undo()
+                    raise
+                finally:
+                    self.version += 1
+                    self.writer = None
         except lmdb.Error as error:
             self.damaged = True
             raise LocalDiskFailed(f"{self.path}: extent map: {error}") from error
 
     def clear(self) -> None:
-        with self._env.begin(write=True) as txn:
-            for database in self.databases.values():
-                txn.drop(database, delete=False)
+        with self.begin(write=True) as txn:
+            for table in TABLES:
+                txn.drop(table)
 
     def sync(self) -> None:
         """All that was committed is durable."""

@@ -16,6 +16,7 @@ from blockdev.extents import seal
 from blockdev.extents.extent_map import DEAD, EXTENTS, META
 from blockdev.extents.format import KEY, Base, ExtentValue, Patch
 from blockdev.extents.lmdb_map import DATA, SEAL, LmdbKeyValueStore, close_map_store, open_map_store
+from blockdev.extents.presence import CHUNK, NumberedTags
 
 ITEMS = {KEY.pack(number): bytes([number % 251]) * (number % 90) for number in range(400)}
 
@@ -114,7 +115,7 @@ def test_an_item_that_does_not_hold_is_never_given_out(tmp_path: Path) -> None:
         raw.put(b"x", whole[:-1] + b"\0", db=store.databases[META])
         raw.put(b"y", b"", db=store.databases[META])
     with store.begin(write=False) as txn:
-        for table, key in ((EXTENTS, KEY.pack(10)), (META, b"x"), (META, b"y")):
+        for table, key in ((EXTENTS, KEY.pack(10)), (META, b"x"), (META, b"y")):  # behind the store's back
             with pytest.raises(CorruptFormat, match=f"extent map, {table} {key.hex()}"):
                 txn.get(table, key)
         with pytest.raises(CorruptFormat, match="extent map"):
@@ -122,6 +123,92 @@ def test_an_item_that_does_not_hold_is_never_given_out(tmp_path: Path) -> None:
     close_map_store(store)
     assert not (path / SEAL).exists()
     assert reopened(path) == {}
+
+
+def test_what_lmdb_loses_or_brings_back_is_missed(tmp_path: Path) -> None:
+    store = open_map_store(tmp_path / "map", "a volume")
+    fill(store)
+    with store._env.begin() as raw:
+        old = raw.get(KEY.pack(5), db=store.databases[EXTENTS])
+    with store.begin(write=True) as txn:
+        txn.put(EXTENTS, KEY.pack(5), b"newer")
+        txn.delete(EXTENTS, KEY.pack(6))
+    for key, item in ((5, old), (6, old), (7, None)):
+        with store._env.begin(write=True) as raw:
+            before = raw.get(KEY.pack(key), db=store.databases[EXTENTS])
+            if item is None:
+                raw.delete(KEY.pack(key), db=store.databases[EXTENTS])
+            else:
+                raw.put(KEY.pack(key), item, db=store.databases[EXTENTS])
+        with store.begin(write=False) as txn:
+            with pytest.raises(CorruptFormat, match="extent map, extents"):
+                txn.get(EXTENTS, KEY.pack(key))
+            with pytest.raises(CorruptFormat, match="extent map, extents"):
+                list(txn.scan(EXTENTS, KEY.pack(key - 1)))
+        with store._env.begin(write=True) as raw:
+            if before is None:
+                raw.delete(KEY.pack(key), db=store.databases[EXTENTS])
+            else:
+                raw.put(KEY.pack(key), before, db=store.databases[EXTENTS])
+    with store._env.begin(write=True) as raw:
+        raw.delete(b"name", db=store.databases[DEAD])
+    with store.begin(write=False) as txn, pytest.raises(CorruptFormat, match="extent map, dead"):
+        list(txn.scan(DEAD))
+    close_map_store(store)
+    assert reopened(tmp_path / "map") == {}
+
+
+def test_an_abandoned_transaction_changes_nothing(tmp_path: Path) -> None:
+    store = open_map_store(tmp_path / "map", "a volume")
+    fill(store)
+
+    def abandon() -> None:
+        with store.begin(write=True) as txn:
+            txn.put(EXTENTS, KEY.pack(5), b"newer")
+            txn.delete(EXTENTS, KEY.pack(6))
+            txn.put(EXTENTS, KEY.pack(900), b"new")
+            txn.drop(DEAD)
+            raise CorruptFormat("enough")
+
+    with pytest.raises(CorruptFormat, match="enough"):
+        abandon()
+    assert content(store) == ITEMS
+    with store.begin(write=True) as txn:
+        assert dict(txn.scan(DEAD)) == {b"name": b""}
+        txn.drop(EXTENTS)
+        txn.put(EXTENTS, KEY.pack(1), b"x")
+        assert dict(txn.scan(EXTENTS)) == {KEY.pack(1): b"x"}
+    assert content(store) == {KEY.pack(1): b"x"}
+    store.clear()
+    assert content(store) == {}
+    store.close()
+
+
+def test_a_reader_of_an_older_moment_is_left_alone(tmp_path: Path) -> None:
+    store = open_map_store(tmp_path / "map", "a volume")
+    fill(store)
+    with store.begin(write=False) as reader:
+        with store.begin(write=True) as txn:
+            txn.put(EXTENTS, KEY.pack(5), b"newer")
+            txn.delete(EXTENTS, KEY.pack(6))
+            assert dict(reader.scan(EXTENTS)) == ITEMS
+        assert dict(reader.scan(EXTENTS)) == ITEMS
+    assert content(store) != ITEMS
+    store.close()
+
+
+def test_numbered_tags() -> None:
+    rng = random.Random(2)
+    tags, model = NumberedTags(), dict[int, int]()
+    for _ in range(3000):
+        number = rng.choice([rng.randrange(50), rng.randrange(3 * CHUNK), rng.randrange(1 << 40)])
+        tag = rng.choice([0, 1, 255])
+        tags.set(KEY.pack(number), tag)
+        model[number] = tag
+        assert tags.get(KEY.pack(number)) == tag
+    present = sorted(number for number, tag in model.items() if tag)
+    for number in [*model, 0, 1 << 41]:
+        assert tags.following(number) == next((other for other in present if other >= number), -1)
 
 
 def test_every_bit_of_a_seal(tmp_path: Path) -> None:

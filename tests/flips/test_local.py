@@ -6,6 +6,9 @@ journal.epoch, the map's file. Copies of objects are in `test_bucket`.
 
 import os
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -15,7 +18,7 @@ import pytest
 from blockdev.engine.cache_table import HEADER_BYTES
 from blockdev.engine.state_directory import DirectoryJournal, StateDirectory
 from blockdev.errors import BlockError, CorruptFormat, CorruptJournal, MediumError
-from blockdev.extents.extent_map import TABLES
+from blockdev.extents.extent_map import EXTENTS, TABLES
 from blockdev.extents.lmdb_map import DATA, SEAL, close_map_store, open_map_store
 from blockdev.extents.seal import verify_file
 from blockdev.journal.format import RING_START, SUPERBLOCK_BYTES, Kind
@@ -23,6 +26,7 @@ from blockdev.journal.reader import JournalReader
 from blockdev.units import KIB, Geometry
 from tests.blockdev.front_world import World
 from tests.blockdev.memory_file import MemoryFile
+from tests.flips import running_map
 from tests.flips.bits import STRETCH, Tally, every_bit, flipped, one_bit_in
 
 pytestmark = pytest.mark.slow
@@ -243,3 +247,36 @@ def test_the_maps_file_at_rest(tmp_path: Path) -> None:
     verify_file(path / DATA, path / SEAL, "me")
     print(tally)
     assert tally.flips == size // STRETCH
+
+
+def test_the_maps_file_while_running(tmp_path: Path) -> None:
+    """Under LMDB's feet: an item is right or refused, or the process dies of it; never is one missing, old or wrong. A
+    process that died leaves a map that the next start does not open."""
+    whole, path = tmp_path / "whole", tmp_path / "map"
+    store = open_map_store(whole, "me")
+    running_map.fill(store)
+    close_map_store(store)
+    tally = Tally("data.mdb while running")
+    step, first = 23, 0
+    while True:
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(whole, path)
+        command = [sys.executable, "-m", "tests.flips.running_map", str(path), str(first), str(step)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = [line.partition(" ") for line in done.stdout.splitlines()]
+        for _, _, outcome in lines:
+            if outcome:
+                assert outcome in ("right", "refused"), outcome
+                tally.add(outcome)
+        if done.returncode == 0:
+            break
+        assert done.returncode < 0, done.stderr
+        tally.add("the worker dies")
+        first = int(lines[-1][0]) + step
+        after = open_map_store(path, "me")
+        with after.begin(write=False) as txn:
+            assert not list(txn.scan(EXTENTS))
+        after.close()
+    print(tally)
+    assert tally.flips > 200
+    assert tally.classes["refused"] > 20
