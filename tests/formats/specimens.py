@@ -15,8 +15,9 @@ from uuid import UUID
 import zstandard
 
 from blockdev.extents import format as extent_map
-from blockdev.extents import seal
+from blockdev.extents import history, seal
 from blockdev.extents.format import Base, ExtentValue, Patch
+from blockdev.extents.history import History, Snapshot
 from blockdev.segments import container, extent_object, frames, key_slot, record, root, volume_file
 from blockdev.segments.cipher import FrameCipher
 from blockdev.segments.key_slot import Secret
@@ -95,6 +96,24 @@ ROOT = Root(
     containers=[ContainerUse(ContainerRef(9, 2, 0), 8, 8, 608)],
     dead=[DeadObject(9, "seg/5b/000000000003-000001-0001")],
     note={"kind": 1},
+)
+SNAPSHOT = Snapshot("nightly", 8, 2, "ab" * 32, 1_700_000_000_000_000, 8 * MIB, 1_700_086_400_000_000)
+ROOT_DELTAS = replace(
+    ROOT,
+    runs=[PageRef(0, 9, 2, 0, 120, 60, 0xFEEDFACE), PageRef(0, 9, 2, 1, 0, 61, 0xCAFEF00D)],
+    note={
+        "kind": 1,
+        "record_epoch": 2,
+        "extents": 12,
+        "flush": "s3",
+        "fence": {"host": "node1", "lease_s": 600.0},
+        "records": [[1, 4, 472222]],
+        **History((SNAPSHOT,), (SNAPSHOT._replace(name="older", seq=6),), True).document(),
+    },
+)
+SNAPSHOT_CHANGES = {"add": [SNAPSHOT._asdict()], "remove": ["older"]}
+SNAPSHOT_RECORD = replace(
+    DATA, folds=[], moves=[], ranges=[], bases=[], patches=[], note={history.NOTE: SNAPSHOT_CHANGES}
 )
 BASED = ExtentValue(Base(9, 2, 0x1122334455667788, TABLE_RAW), ())
 PATCHED = ExtentValue(BASED.base, (Patch(3, 1, 700, 544, 10, 2, INLINE), Patch(16, 8, 0, 0, 11, 2, INLINE)))
@@ -241,6 +260,14 @@ SPECIMENS = [
     ),
     Specimen("log-fence.v1", lambda: _write_record(FENCE, []), _record, (FENCE, b""), False),
     Specimen("log-data.v1", lambda: _write_record(DATA, [INLINE_PATCH]), _record, (DATA, INLINE_PATCH), False),
+    Specimen("log-snapshot.v1", lambda: _write_record(SNAPSHOT_RECORD, []), _record, (SNAPSHOT_RECORD, b""), False),
+    Specimen(
+        "root-deltas.v1",
+        lambda: root.encode(ROOT_DELTAS),
+        lambda blob: root.decode(blob, what="golden"),
+        ROOT_DELTAS,
+        False,
+    ),
     Specimen("root.v1", lambda: root.encode(ROOT), lambda blob: root.decode(blob, what="golden"), ROOT, False),
     Specimen(
         "map-page.v1",
