@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import zstandard
@@ -160,11 +160,14 @@ class _Inspector:
         self._ancestry = Ancestry(volume)
         self._geometry = volume.geometry
         self._map = extent_map
+        extent_map.read_page = self._read_page
         self._readers = readers
         self._found = found
         self._stage = stage
         self._cipher = cipher
         self._sizes: dict[str, int] = {}
+        self._inherited: dict[str, int] = {}
+        """Of ancestors' objects that were asked for one by one."""
         self._roots: dict[int, list[str]] = {}
         self._whole: set[str] = set()
         self._newest: Root | None = None
@@ -225,8 +228,8 @@ class _Inspector:
             for key in self._roots[number]:
                 self._defect(key, f"is of commit {number}, whose record is not there")
         before: Parsed | None = None
-        expected = 1
-        building = True
+        expected = self._ancestry.last + 1
+        building = self._begin_at_origin()
         ends: dict[UUID, int] = {}
         with self._stage("log", len(numbers)) as done:
             for number, parsed in zip(numbers, self._ahead(self._read_record, numbers), strict=True):
@@ -250,6 +253,21 @@ class _Inspector:
                 paths.log_prefix(), "the map cannot be built to the end: no usable root lies behind the damage"
             )
         return building
+
+    def _begin_at_origin(self) -> bool:
+        """A clone's map begins as its origin's checkpoint says. False: it cannot be had."""
+        if not self._volume.origin:
+            return True
+        origin = self._volume.origin[-1]
+        try:
+            made = root.decode(self._store.get(origin.root).data, what=origin.root, volume=origin.identity)
+            if made.digest != origin.digest:
+                raise CorruptFormat("is not the checkpoint this volume was cloned from", what=origin.root)
+            self._map.load(made, self._read_page, clone=(str(self._volume.lineage), origin.seq + 1))
+        except (CorruptFormat, NotFound, Corrupt) as error:
+            self._found.defects.append(_as_defect(origin.root, error))
+            return False
+        return True
 
     def _read_record(self, number: int) -> Parsed | Defect:
         key = paths.log(number)
@@ -275,6 +293,9 @@ class _Inspector:
             self._defect(key, f"names a parent with another digest than record {before.record.seq} has")
         if made.seq == 1 and made.parent != NO_DIGEST:
             self._defect(key, "is the first and names a parent")
+        origin = self._volume.origin[-1] if self._volume.origin else None
+        if origin is not None and made.seq == origin.seq + 1 and made.parent != origin.digest:
+            self._defect(key, f"does not go on from commit {origin.seq} of {origin.name}, its origin")
         if before is not None and made.epoch < before.record.epoch:
             self._defect(key, f"is of epoch {made.epoch} after one of epoch {before.record.epoch}")
         if before is not None and made.kind == RecordKind.DATA and made.epoch != before.record.epoch:
@@ -286,11 +307,19 @@ class _Inspector:
 
     def _apply(self, parsed: Parsed) -> bool:
         try:
-            self._map.apply(parsed.record, parsed.digest, parsed.inline_offset, sizes_from_entries(parsed))
-        except CorruptFormat as error:
+            rolled = self._rolled(parsed.record.note.get("rollback"))
+            self._map.apply(parsed.record, parsed.digest, parsed.inline_offset, sizes_from_entries(parsed), rolled)
+        except (CorruptFormat, NotFound, Corrupt) as error:
             self._defect(paths.log(parsed.record.seq), f"cannot be applied to the map: {error}")
             return False
         return True
+
+    def _rolled(self, target: Mapping[str, Any] | None) -> Root | None:
+        """The root that a record rolls back to."""
+        if target is None:
+            return None
+        key = paths.root(int(target["seq"]), int(target["epoch"]))
+        return root.decode(self._store.get(key).data, what=key)
 
     # --- roots ---------------------------------------------------------------------------------------------------
 
@@ -441,8 +470,20 @@ class _Inspector:
         assert state is not None
         return state.size_bytes
 
+    def _stored(self, key: str) -> int | None:
+        """Size of an object, the volume's own or an ancestor's; None: it is not there."""
+        size = self._sizes.get(key, self._inherited.get(key))
+        number = paths.number_of(key)
+        if size is None and number is not None and self._ancestry.owner(number) is not None:
+            try:
+                size = self._store.head(key).size
+            except NotFound:
+                return None
+            self._inherited[key] = size
+        return size
+
     def _check_size(self, key: str, needed: int, extent: int, offset: int | None = None) -> None:
-        size = self._sizes.get(key)
+        size = self._stored(key)
         if size is None:
             self._defect(key, "is missing, and the map names it", offset, extent)
         elif size < needed:
@@ -491,7 +532,9 @@ class _Inspector:
 
     def _collect(self, defects: list[Defect], count: int, done: Callable[[int], None]) -> None:
         # What is missing or too short was told when the map was compared with the listing.
-        self._found.defects += [defect for defect in defects if defect.key in self._sizes]
+        self._found.defects += [
+            defect for defect in defects if defect.key in self._sizes or defect.key in self._inherited
+        ]
         self._found.frames_read += count
         done(1)
 

@@ -102,6 +102,7 @@ def test_a_clone_holds_what_the_snapshot_held_and_pins_it(s3block: Command, plac
     assert said.out == "volume vm2 of 4 MiB is a clone of vm1, snapshot base\n"
     assert said.err == f"next: s3block serve {place.url}/vm2\n"
     assert place.content("vm2") == place.first
+    assert s3block("check", f"{place.url}/vm2", "--deep").code == 0
     told = place.answer("info", f"{place.url}/vm2")
     assert [step["volume"] for step in told["origin"]] == ["vm1"]
     assert told["uuid"] != place.answer("info", place.vm1)["uuid"]
@@ -125,6 +126,14 @@ def test_a_clone_holds_what_the_snapshot_held_and_pins_it(s3block: Command, plac
     assert s3block("clone", f"{place.url}/vm2", "mine", "vm3").code == 0
     assert place.content("vm3") == place.first
     assert s3block("delete", f"{place.url}/vm2", "--yes").code == ExitCode.REFUSED
+    store = open_store(Config(), place.url)
+    base = next(info.key for info in store.list("v1/vm1/ext/"))
+    kept = store.get(base).data
+    store.delete(base)
+    lost = s3block("check", f"{place.url}/vm3")
+    assert lost.code == ExitCode.FINDING
+    assert "is missing, and the map names it" in lost.out
+    store.put(base, kept)
     for name in ("vm3", "vm2", "vm1"):
         assert s3block("delete", f"{place.url}/{name}", "--yes").code == 0
     assert list(open_store(Config(), place.url).list()) == []
@@ -159,6 +168,7 @@ def test_rollback_asks_keeps_what_was_and_can_be_taken_back(s3block: Command, pl
     assert place.content("vm1") == place.first
     before = next(item["name"] for item in place.answer("snapshot", "list", place.vm1) if item["name"] != "full")
     assert before.startswith("before-rollback-2")
+    assert s3block("check", place.vm1, "--deep").code == 0
     assert s3block("rollback", place.vm1, before, "--yes", "--no-keep").code == 0
     assert place.content("vm1") == place.first[:MIB]
     assert {item["name"] for item in place.answer("snapshot", "list", place.vm1)} == {"full", before}
