@@ -61,7 +61,8 @@ class BlockTarget(Protocol):
 
     def commit(self) -> None:
         """Append all that is staged to the journal with one system call. On return it survives the death of this
-        process, and reads see it. Raises LocalDiskFailed, Fenced: then none of it may be acknowledged."""
+        process, reads see it, and it may be acknowledged now. A door that holds answers back asks once more before it gives
+        them. Raises LocalDiskFailed, Fenced, LeaseExpired: then none of it may be acknowledged."""
         ...
 
     def hold_back(self, bytes: int) -> float:

@@ -249,7 +249,15 @@ class Attacher:
         key = paths.page_pack(ref.seq, ref.epoch, ref.n)
         blob = self._store.get_range(key, ref.offset, ref.length).data
         if crc32c(blob) != ref.crc:
-            raise CorruptFormat("map page checksum does not hold", what=key, offset=ref.offset)
+            log.warning("%s: map page checksum does not hold; reading it once more, in case it was the way", key)
+            blob = self._store.get_range(key, ref.offset, ref.length).data
+        if crc32c(blob) != ref.crc:
+            first = ref.page * root.PAGE_EXTENTS
+            raise CorruptFormat(
+                f"map page checksum does not hold (extents {first} to {first + root.PAGE_EXTENTS - 1})",
+                what=key,
+                offset=ref.offset,
+            )
         return root.decode_page(blob, what=key, offset=ref.offset)
 
     def standing(self, state: MapState | None, journal: UUID | None, noted: int) -> Standing:

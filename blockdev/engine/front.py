@@ -517,6 +517,8 @@ class Front:
             raise _again(self._reading_refused)
         appended = journal.tail - journal.head
         if not appended:
+            if self._clock() >= self._lease_until:
+                raise self._out_of_lease()
             return
         try:
             journal.append()
@@ -605,7 +607,7 @@ class Front:
         while samples and samples[0][0] <= message.position:
             samples.popleft()
         while self._durable_flushes and self._durable_flushes[0][0] <= message.position:
-            self._durable_flushes.popleft()[1](None)
+            self._answer_flush(self._durable_flushes.popleft()[1])
 
     # --- the worker ---------------------------------------------------------------------------------------------
 
@@ -648,11 +650,14 @@ class Front:
                     done(None)
 
     def _fetched(self, message: Fetched) -> None:
+        late: BlockError | None = None
         try:
             self.commit()  # the reads that are answered now see what is staged, which is not in the file yet
+        except LeaseExpired as error:
+            late = error
         except BlockError:
             return  # the volume has stopped and every read was told
-        self._misses.fetched(message)
+        self._misses.fetched(message, late)
 
     def _tell(self) -> None:
         """Let the worker know how far the journal goes."""

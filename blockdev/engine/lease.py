@@ -30,8 +30,8 @@ def renew_interval_s(lease_s: float) -> float:
 
 def wait_s(lease_s: float) -> float:
     """How long a successor waits after its fence: the predecessor's lease, and room for two clocks that run at
-    different speeds."""
-    return lease_s * 1.02 + 0.5
+    different speeds and for an answer that was just on its way."""
+    return lease_s * 1.02 + 1.0
 
 
 class Lease:

@@ -137,8 +137,8 @@ class Misses:
 
     # --- answers ------------------------------------------------------------------------------------------------
 
-    def fetched(self, message: Fetched) -> None:
-        """Install what the worker brought and answer the reads that were waiting for it."""
+    def fetched(self, message: Fetched, late: BlockError | None = None) -> None:
+        """Install what the worker brought and answer the reads that were waiting for it; with `late`, by that error."""
         answers: list[tuple[Waiting, list[Buffer] | Exception]] = []
         for outcome in message.frames:
             inflight = self._inflight.get(outcome.frame)
@@ -165,7 +165,7 @@ class Misses:
         self.send()
         # Last, since a callback may come back with the next read.
         for waiting, answer in answers:
-            waiting.done(answer)
+            waiting.done(answer if late is None else late)
 
     def _install(self, outcome: FetchedFrame, covered: int, inflight: _Inflight) -> BlockError | None:
         """Book what the worker did with the slot; why the frame cannot be had, or None."""

@@ -126,8 +126,7 @@ class Sweeper:
             try:
                 self._work = await self._begin(removed[0])
             except (NotFound, Corrupt, CorruptFormat) as error:
-                log.warning("what snapshot %s held cannot be given back now: %s", removed[0].name, error)
-                self._held.add(removed[0].seq)
+                self._hold(removed[0], error)
                 return True
             if self._work is None:
                 self._held.add(removed[0].seq)
@@ -139,9 +138,7 @@ class Sweeper:
                 names += await self._persistence.call("compare map pages", self._compare, work, work.pages[-1])
                 work.pages.pop()
         except (NotFound, Corrupt, CorruptFormat) as error:
-            log.warning("what snapshot %s held cannot be given back now: %s", work.snapshot.name, error)
-            self._held.add(work.snapshot.seq)
-            self._work = None
+            self._hold(work.snapshot, error)
             return True
         await self._execution.run(self._map.bury, names)
         work.freed += len(names)
@@ -149,9 +146,17 @@ class Sweeper:
             await self._finish(work)
         return True
 
+    def _hold(self, snapshot: Snapshot, error: Exception) -> None:
+        log.warning("what snapshot %s held cannot be given back now: %s", snapshot.name, error)
+        self._held.add(snapshot.seq)
+        self._work = None
+        self._map.sweeping = 0
+
     async def _begin(self, snapshot: Snapshot) -> _Work | None:
+        # The name is gone from the log: a clone that is not listed now finds that out before it exists.
         if await self.children(snapshot):
             return None
+        self._map.sweeping = snapshot.seq
         point = await self._point(snapshot)
         others = [await self._point(other) for other in self._map.history.others(snapshot)]
         pages = [
@@ -212,6 +217,7 @@ class Sweeper:
             names.append(paths.root(work.snapshot.seq, work.snapshot.epoch))
         await self._execution.run(self._map.bury, names)
         self._work = None
+        self._map.sweeping = 0
         self.freed += work.freed + len(names)
         await self._destager.mark(history.swept(work.snapshot.seq))
         log.info("snapshot %s: %d objects are not needed any more", work.snapshot.name, work.freed + len(names))

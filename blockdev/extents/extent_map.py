@@ -194,6 +194,8 @@ class ExtentMap:
         self.containers: dict[ContainerRef, ContainerCount] = {}
         self.extents_mapped = 0
         self.history = History()
+        self.sweeping = 0
+        """Commit of the removed snapshot that is being swept: what dies from here on need not stay for it."""
         self.read_page: ReadPage = _no_pages
         self.own_from = 0
         """Objects written for earlier commits belong to the volume this one was cloned from: they never die here."""
@@ -557,7 +559,7 @@ class ExtentMap:
                 self.containers[ref] = count
                 txn.put(CONTAINERS, key, _COUNT.pack(*count))
         for name in change.dead:
-            if not self.history.pins(paths.birth(name), seq):
+            if not self.history.pins(paths.birth(name), seq, self.sweeping):
                 self._bury(txn, name, seq, time_us)
         for extent in change.extents:
             txn.put(DIRTY, KEY.pack(extent), b"")
@@ -723,7 +725,7 @@ class ExtentMap:
                     txn.delete(PAGES, KEY.pack(page))
             txn.drop(DIRTY)
             for name in obsolete:
-                if not self.history.pins(paths.birth(name), root.seq):
+                if not self.history.pins(paths.birth(name), root.seq, self.sweeping):
                     self._bury(txn, name, root.seq, root.time_us)
             assert self._state is not None
             self._state = self._state._replace(root_seq=root.seq, root_epoch=root.epoch)

@@ -33,9 +33,12 @@ class History:
     removed: tuple[Snapshot, ...] = ()
     branched: bool = False
 
-    def pins(self, birth: int, death: int) -> bool:
-        """Whether a snapshot needs an object of that lifetime."""
-        return any(birth <= snapshot.seq < death for snapshot in self.snapshots)
+    def pins(self, birth: int, death: int, sweeping: int = 0) -> bool:
+        """Whether a snapshot may need an object of that lifetime. One whose name is gone counts until it is swept, since a
+        clone may need it; `sweeping` is the commit of the one that is being swept, which nobody needs any more."""
+        return any(birth <= snapshot.seq < death for snapshot in self.snapshots) or any(
+            birth <= snapshot.seq < death for snapshot in self.removed if snapshot.seq != sweeping
+        )
 
     def find(self, name: str) -> Snapshot | None:
         for snapshot in self.snapshots:

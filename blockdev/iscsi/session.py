@@ -330,6 +330,15 @@ class Session:
         """Answer what was held back: its time is over, or something comes that must find it answered."""
         kept, self._kept = self._kept, []
         for place, staged, late, began in kept:
+            try:
+                place.target.commit()  # asked again: a volume may have been taken over meanwhile
+            except BlockError as error:
+                response = response_for(error)
+                for itt in staged:
+                    self._answer(itt, response, counted=True)
+                for task, _ in late:
+                    self._finish(task, response)
+                continue
             if staged:
                 place.latency.record(WRITE, self._clock() - began, len(staged))
                 self._acknowledge(staged)
