@@ -6,13 +6,14 @@ One rule: it only reads the store, and may run while a host is writing to the vo
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from blockdev import keys
-from blockdev.arguments import KeyOption, VolumeArgument, counted, find, opened, secret_of, steps
-from blockdev.inspection import Inspection, inspect_volume
+from blockdev.arguments import KeyOption, VolumeArgument, counted, find, opened, secret_of, size, steps
+from blockdev.inspection.findings import Defect, Inspection
+from blockdev.inspection.inspector import inspect_volume
 from blockdev.place import volume_store
 from s3core.console import Column, JsonOption, write_json, write_line, write_note, write_records
 from s3core.endpoint_commands import ConfigOption
@@ -24,14 +25,18 @@ from s3core.settings import load_config
 def check(
     volume: VolumeArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Read and decode all data, not just what describes it.")] = False,
+    rate: Annotated[
+        int,
+        typer.Option("--rate", parser=size, metavar="SIZE", help="Read at most so many bytes a second (--deep)."),
+    ] = 0,
     key: KeyOption = None,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look whether a volume is whole: its log, roots and map against each other and the objects in the store.
+    """Look whether a volume is whole: its log, roots, map and snapshots against each other and the objects in the store.
 
-    Exit code 1 when something is found. Nothing is changed. An encrypted volume is decrypted with --deep if there is a key
-    (--key '' leaves out a configured one); without one, checksums are compared."""
+    Exit code 1 when something is found. Nothing is changed; a host may be writing meanwhile. An encrypted volume is
+    decrypted with --deep if there is a key (--key '' leaves out a configured one); without one, checksums are compared."""
     config = load_config(config_path)
     place = find(config, volume, key=key)
     secret = secret_of(place) if deep or key else None
@@ -42,12 +47,21 @@ def check(
     with opened(config, place.store_url) as store:
         own = volume_store(store, place.name)
         unlock = (lambda made: keys.unlock(own, made, secret)) if secret is not None else None
-        found = inspect_volume(own, place.name, deep=deep, stage=stage, unlock=unlock)
+        found = inspect_volume(own, place.name, deep=deep, stage=stage, unlock=unlock, rate=float(rate))
     if as_json:
         write_json({"volume": place.url} | asdict(found))
     else:
         _write_inspection(place.url, found)
     raise typer.Exit(ExitCode.FINDING if found.defects else ExitCode.OK)
+
+
+def _row(defect: Defect, sector_bytes: int) -> dict[str, Any]:
+    row = asdict(defect)
+    if defect.start is not None:
+        first = defect.start // sector_bytes
+        row["range"] = f"{first}-{first + defect.length // sector_bytes - 1}"
+    row["where"] = ", ".join(defect.hits) or None
+    return row
 
 
 def _write_inspection(url: str, found: Inspection) -> None:
@@ -56,25 +70,30 @@ def _write_inspection(url: str, found: Inspection) -> None:
             Column("key", "KEY"),
             Column("offset", "OFFSET", justify="right"),
             Column("extent", "EXTENT", justify="right"),
+            Column("range", "SECTORS", justify="right"),
+            Column("where", "OF"),
             Column("said", "WHAT IS WRONG"),
         ]
-        write_records([asdict(defect) for defect in found.defects], columns, as_json=False)
+        write_records([_row(defect, found.sector_bytes) for defect in found.defects], columns, as_json=False)
+    for remark in found.remarks:
+        write_line(f"{remark.key} {remark.said}")
     told = [
         f"commit {found.commit}",
         counted(found.records, "record"),
         counted(found.roots, "root"),
         counted(found.extents, "extent"),
+        *([counted(found.snapshots, "snapshot")] if found.snapshots else []),
         f"{counted(found.objects, 'object')} of {shown_size(found.object_bytes)}",
     ]
     if found.deep:
         told.append(f"{counted(found.frames_read, 'frame')} read")
     write_line(f"{url}: {', '.join(told)}")
-    for count, size, what in (
+    for count, total, what in (
         (found.waiting, found.waiting_bytes, "to be deleted by the next host that serves the volume"),
         (found.orphans, found.orphan_bytes, "of no commit (left by a crash, or being written just now)"),
     ):
         if count:
-            write_line(f"{counted(count, 'object')} of {shown_size(size)} {what}")
+            write_line(f"{counted(count, 'object')} of {shown_size(total)} {what}")
     if found.deep and found.encrypted and not found.decrypted:
         write_line("the volume is encrypted: checksums were compared, contents were not decrypted; --key does that")
     if not found.defects:

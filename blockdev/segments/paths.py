@@ -6,14 +6,9 @@
     v1/<volume>/ext/<hh>/<extent>/<gen>-<epoch>             one extent at one generation
     v1/<volume>/seg/<hh>/<gen>-<epoch>-<n>                  patches of one commit, or what was moved by one
     v1/<volume>/root/<seq>-<epoch>                          checkpoint of the map as of commit <seq>
-<<<<<<< HEAD
-    v1/<volume>/page/<hh>/<seq>-<epoch>-<n>                 packs of map pages
-    v1/<volume>/key/<id>                                    the data key, wrapped; replaceable
-=======
     v1/<volume>/page/<hh>/<seq>-<epoch>-<n>                 packs of map pages and of their deltas
     v1/<volume>/released/<epoch>                            the writer of that epoch has stopped: nobody needs to wait for it
-    v1/<volume>/key/<slot>                                  the data key, wrapped
->>>>>>> cbe9c01 (WIP core)
+    v1/<volume>/key/<id>                                    the data key, wrapped; replaceable
     v1/<volume>/ref/<child>                                 a clone that reads this volume's objects; pins a snapshot
     v1/<volume>/snap/ run/ roll/                            reserved
 
@@ -140,3 +135,7 @@ def segment_prefix() -> str:
 
 def released(epoch: int) -> str:
     return f"released/{epoch:06x}"
+
+
+def released_prefix() -> str:
+    return "released/"

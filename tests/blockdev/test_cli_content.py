@@ -172,7 +172,7 @@ def test_check_of_a_damaged_volume(s3block: Command, place: str, stored: Stored)
     said = s3block("check", f"{place}/vm1", "--deep")
     assert said.code == ExitCode.FINDING
     heading, row, *_ = said.out.splitlines()
-    assert heading.split() == ["KEY", "OFFSET", "EXTENT", "WHAT", "IS", "WRONG"]
+    assert heading.split() == ["KEY", "OFFSET", "EXTENT", "SECTORS", "OF", "WHAT", "IS", "WRONG"]
     assert row.split()[0] == key
     assert int(row.split()[1]) > 0
     (defect,) = s3block("check", f"{place}/vm1", "--deep", "--json").answer["defects"]

@@ -13,7 +13,7 @@ from blockdev import importing, keys, volumes
 from blockdev.errors import CorruptFormat, Fenced, Refused
 from blockdev.image_source import ImageSource, open_image
 from blockdev.importing import Imported, import_image
-from blockdev.inspection import inspect_volume
+from blockdev.inspection.inspector import inspect_volume
 from blockdev.offline import open_offline
 from blockdev.place import volume_store
 from blockdev.segments import paths, record

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from blockdev.inspection import Inspection, inspect_volume
+from blockdev.inspection.findings import Inspection
+from blockdev.inspection.inspector import inspect_volume
 from blockdev.offline import open_offline
 from blockdev.segments import paths
 from s3core.errors import NotFound, Unavailable
@@ -155,12 +156,41 @@ def test_a_short_object_is_found_without_reading_data(stored: Stored, used: set[
 
 def test_a_gap_in_the_log(tmp_path: Path) -> None:
     left = store_volume(MemoryStore(), tmp_path)
-    left.own.delete(paths.log(5))
+    before_last = int(
+        sorted(key for key in left.listing() if key.startswith("root/"))[-2].split("/")[1].split("-")[0], 16
+    )
+    left.own.delete(paths.log(before_last + 1))
     found = look(left, deep=True)
-    assert paths.log(5) in named(found)
-    assert any("there is no commit 5" in defect.said for defect in found.defects)
+    assert paths.log(before_last + 1) in named(found)
+    assert any(f"there is no commit {before_last + 1}" in defect.said for defect in found.defects)
     # A root behind the gap carries on: the rest of the volume is looked at all the same.
     assert found.extents > 10
+
+
+def test_old_records_may_be_gone_unless_they_hold_content(tmp_path: Path) -> None:
+    left = store_volume(MemoryStore(), tmp_path)
+    newest = sorted(int(key.split("/")[1].split("-")[0], 16) for key in left.listing() if key.startswith("root/"))
+    held: dict[str, set[int]] = {}
+    with open_offline(left.own, left.name) as opened:
+        for extent, value in opened.map.extents():
+            for patch in value.patches:
+                if patch.stored:
+                    held.setdefault(paths.container(patch.ref), set()).add(extent)
+    old = [paths.log(number) for number in range(1, newest[-2])]
+    free = [key for key in old if key not in held]
+    assert free
+    assert len(free) < len(old)
+    for key in free:
+        left.own.delete(key)
+    found = look(left, deep=True)
+    assert found.defects == []
+    assert found.log_from > 1
+    key = next(key for key in old if key in held)
+    left.own.delete(key)
+    found = look(left)
+    assert named(found) == {key}
+    assert {defect.extent for defect in found.defects} == held[key]
+    assert all(defect.hits == ("volume",) and defect.length for defect in found.defects)
 
 
 def test_damage_behind_the_last_root(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from blockdev.engine.local_objects import MemoryObjects
 from blockdev.engine.ports import ThreadExecution
 from blockdev.engine.worker import WorkerSettings
 from blockdev.errors import CorruptFormat
-from blockdev.inspection import Inspection, inspect_volume
+from blockdev.inspection.findings import Inspection
+from blockdev.inspection.inspector import inspect_volume
 from blockdev.offline import open_offline
 from blockdev.segments import container, extent_object, frames, paths, record, root, volume_file
 from blockdev.units import KIB
