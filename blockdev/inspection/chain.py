@@ -123,7 +123,7 @@ class Chain:
                         parsed = waiting[1]
                         self._check_chain(parsed, before, ends, own_from)
                         before = parsed
-                        building = building and self._apply(parsed)
+                        building = building and self._apply(parsed, needed=number >= needed_from)
                     waiting = next(records, None)
                 for key in self._roots.get(number, ()):
                     building = self._check_root(key, number, parsed, building) or building
@@ -196,7 +196,7 @@ class Chain:
             self._defect(key, f"covers the journal from {made.begin} on where the record before it ends at {end}")
         ends[made.journal] = made.end
 
-    def _apply(self, parsed: Parsed) -> bool:
+    def _apply(self, parsed: Parsed, *, needed: bool) -> bool:
         key = paths.log(parsed.record.seq)
         try:
             target = parsed.record.note.get("rollback")
@@ -205,7 +205,12 @@ class Chain:
                 named = paths.root(int(target["seq"]), int(target["epoch"]))
                 rolled = root.decode(self._store.get(named).data, what=named)
             self._map.apply(parsed.record, parsed.digest, parsed.inline_offset, sizes_from_entries(parsed), rolled)
-        except (CorruptFormat, NotFound, Corrupt, KeyError, TypeError, ValueError) as error:
+        except NotFound as error:
+            # A rollback to a snapshot that is gone since; younger roots say what came of it.
+            if needed:
+                self._defect(key, f"cannot be applied to the map: {error}")
+            return False
+        except (CorruptFormat, Corrupt, KeyError, TypeError, ValueError) as error:
             self._defect(key, f"cannot be applied to the map: {error}")
             return False
         return True
