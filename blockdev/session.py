@@ -232,6 +232,7 @@ class Session:
             commit_bytes=settings.commit_bytes,
             commit_interval_s=settings.commit_interval_s,
             accept_loss=self._accept_loss,
+            take_over=False,
             outwait=self._outwait,
             flush=settings.flush,
             lease_s=LEASE_S,

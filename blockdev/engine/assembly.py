@@ -60,6 +60,8 @@ class Orders:
     cache_file: str
     processes: tuple[int, ...] = ()
     """Others, beside this one, that acknowledge what the worker's volume is told."""
+    take_over: bool = True
+    """False: a volume that another host may be serving is left alone, even where nothing would be lost."""
     outwait: bool = True
     """False: somebody vouches that the host that had the volume is off."""
     data_key: str = field(default="", repr=False)
@@ -162,6 +164,7 @@ async def assemble(
                 compression=volume.compression,
             ),
             accept_loss=orders.accept_loss,
+            take_over=orders.take_over,
             flush_to=orders.flush,
             lease_s=orders.lease_s,
             outwait=orders.outwait,

@@ -105,6 +105,8 @@ class WorkerSettings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     collector: CollectorSettings = field(default_factory=CollectorSettings)
     accept_loss: bool = False
+    take_over: bool = True
+    """False: a volume that another host may be serving is left alone, even where nothing would be lost."""
     flush_to: str = "local"
     """"s3": a flush is answered when the bucket has everything, so that no promise rests on the journal."""
     lease_s: float = LEASE_S
@@ -189,6 +191,12 @@ class Worker:
         noted = self._journal.noted_epoch()
         standing = attacher.standing(state, mine, noted)
         attacher.refuse_loss(standing, state, noted, accept_loss=self._settings.accept_loss)
+        if standing.takes_over and state is not None and not (self._settings.take_over or self._settings.accept_loss):
+            raise AttachRefused(
+                f"volume {self._volume.name} is attached on {state.fence.get('host', 'another host')}, or was left there "
+                "without detaching",
+                hint="run this on that host; if it is gone for good, `s3block promote` takes the volume over",
+            )
         position = state.end if state is not None and state.seq else BLOCK_BYTES
         if standing == Standing.CONTINUES and mine is not None:
             journal = mine

@@ -133,9 +133,20 @@ def test_a_dropped_session_can_be_taken_up_here_and_nowhere_else(place: VolumePl
         Session(place, CONFIG, state_dir=tmp_path / "b"),
     ):
         pytest.fail("attached")
-    with Session(place, CONFIG, state_dir=tmp_path / "b", accept_loss=True):
+    with Session(place, CONFIG, state_dir=tmp_path / "b", accept_loss=True, outwait=False):
         pass
     assert first_block(place) == bytes(4096), "the loss was accepted"
+
+
+def test_a_volume_that_another_host_may_serve_is_not_taken_over_in_passing(place: VolumePlace, tmp_path: Path) -> None:
+    """With flush = "s3" a take-over would lose nothing that was flushed, and `serve` elsewhere does it. A command does not."""
+    flushing = replace(place, settings=place.settings.model_copy(update={"flush": "s3"}))
+    leave_behind(flushing, 9)
+    with pytest.raises(AttachRefused, match="is attached on"), Session(flushing, CONFIG, state_dir=tmp_path / "b"):
+        pytest.fail("attached")
+    with Session(flushing, CONFIG, state_dir=tmp_path / "b", accept_loss=True, outwait=False):
+        pass
+    assert kind_of_the_newest(place) == RecordKind.DETACH
 
 
 def test_patience_ends_with_words_and_the_volume_stays_attachable(
@@ -174,7 +185,7 @@ def test_one_at_a_time(place: VolumePlace) -> None:
 
 def test_a_worker_that_is_fenced_off_says_so(place: VolumePlace, answering: list[link.Operate], tmp_path: Path) -> None:
     session = Session(place, CONFIG).__enter__()
-    with Session(place, CONFIG, state_dir=tmp_path / "b", accept_loss=True):
+    with Session(place, CONFIG, state_dir=tmp_path / "b", accept_loss=True, outwait=False):
         pass
     with pytest.raises(Fenced, match="was written by epoch 2"):
         session.operate("flush")
