@@ -24,6 +24,7 @@ from crc32c import crc32c
 
 from blockdev.engine.destager import PAGE_READERS
 from blockdev.engine.log import CommitLog, Persistence, sizes_from_entries
+from blockdev.engine.whereabouts import AFTER, whereabouts
 from blockdev.errors import AttachRefused, CorruptFormat, Fenced
 from blockdev.extents.extent_map import ExtentMap, MapState, touched_extents
 from blockdev.segments import paths, record, root, volume_file
@@ -314,19 +315,24 @@ class Attacher:
         nonce: bytes,
         time_us: int,
         note: dict[str, Any],
+        waits: float = 0.0,
     ) -> Attached:
-        """Write the fence record. Raises AttachRefused when another host was faster."""
+        """Write the fence record. `waits`: the lease that is going to be waited for, 0 for none. Raises AttachRefused when
+        another host was faster."""
         state = self._map.state
         lineage = UUID(state.lineage) if state is not None else self._volume.lineage
         if standing.loses:
             # Acknowledged writes may be gone: from here on this is another history, and its name says so.
             lineage = UUID(bytes=nonce, version=4)
             note = note | {"lost_after": state.seq if state is not None else 0}
-        if self.waits_for(standing, state):
+        if waits and state is not None:
+            # Whoever comes after us, while we wait, has to wait for both of us. When this host begins again in the middle,
+            # it is still the one before us that counts.
+            former = state.fence if standing.takes_over else state.fence.get(AFTER, {})
             note = note | {
                 "took_over": True,
-                # Whoever takes over from us has to wait for both of us.
-                "lease_s": max(float(note.get("lease_s", 0.0)), float(state.fence.get("lease_s", 0.0)) if state else 0),
+                "lease_s": max(float(note.get("lease_s", 0.0)), waits),
+                AFTER: whereabouts(former),
             }
         fence = Record(
             seq=(state.seq if state is not None else 0) + 1,

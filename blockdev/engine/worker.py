@@ -33,6 +33,7 @@ from blockdev.engine.operations import Asked, Operations
 from blockdev.engine.orphans import OrphanSweeper
 from blockdev.engine.ports import Execution
 from blockdev.engine.sweep import Sweeper
+from blockdev.engine.whereabouts import AFTER
 from blockdev.errors import (
     AttachRefused,
     CorruptFormat,
@@ -205,6 +206,10 @@ class Worker:
             journal = await self._execution.run(self._journal.create, position)
         await self._execution.run(self._journal.note_epoch, (state.epoch if state is not None else 0) + 1)
         wait = attacher.waits_for(standing, state)
+        if wait and state is not None:
+            former = state.fence if standing.takes_over else state.fence.get(AFTER, {})
+            if not self._settings.outwait or self._settings.surely_dead(former):
+                wait = 0.0
         # A journal that goes on may hold what was promised locally: then only a later commit ends that promise.
         settled = standing != Standing.CONTINUES or (state is not None and state.flush == "s3")
         to_bucket = self._settings.flush_to == "s3"
@@ -214,13 +219,14 @@ class Worker:
             position=position,
             nonce=self._nonce(),
             time_us=int(self._execution.time() * 1e6),
+            waits=wait,
             note={
                 **self._settings.note,
                 "lease_s": self._settings.lease_s,
                 "flush": "s3" if to_bucket and settled else "local",
             },
         )
-        if wait and state is not None and self._settings.outwait and not self._settings.surely_dead(state.fence):
+        if wait and state is not None:
             await self._outwait(state, wait, attached.seq)
         now_state = self._map.state
         assert now_state is not None
