@@ -167,21 +167,18 @@ class Attacher:
         the volume was cloned from, else record 1."""
         state = self._map.state
         if state is not None and state.seq:
-            if self._origin is not None and state.seq == self._origin.seq and state.digest == self._origin.digest:
-                return
-            try:
-                parsed = await self._log.read(state.seq)
-            except CorruptFormat as error:
-                raise CorruptFormat(f"the record the local map stands on is damaged: {error}", what="log") from error
-            if parsed is not None and parsed.digest == state.digest:
-                if not self._map.pages_waiting or not await self._newer_root(state.root_seq):
+            if await self._on_this_log(state):
+                newest = await self._newest_root()
+                # Below a root that is younger than the map, records may have been deleted: the log seems to end there.
+                if newest <= (state.root_seq if self._map.pages_waiting else state.seq):
                     return
-                log.info("another host wrote a newer root; the local extent map may need pages that are gone")
+                log.info("another host wrote a newer root; the local extent map may lack what was deleted since")
             else:
                 log.warning(
                     "the local extent map (commit %d) is not of this log; rebuilding it from the bucket", state.seq
                 )
         roots = await self._roots()
+        gone: NotFound | None = None
         for candidate in roots:
             try:
                 found = await self.read_root(candidate)
@@ -190,33 +187,57 @@ class Attacher:
                 await self._execute_load(found, None)
             except (NotFound, Corrupt, CorruptFormat) as error:
                 log.warning("root %s cannot be used (%s); trying an older one", candidate, error)
+                gone = error if isinstance(error, NotFound) else gone
                 continue
             return
         origin = self._origin
-        if origin is not None:
-            found = await self.read_root(origin.root)
-            if found.digest != origin.digest or found.volume != origin.identity:
-                raise CorruptFormat("is not the root this volume was cloned from", what=origin.root)
-            await self._execute_load(found, (str(self._volume.lineage), origin.seq + 1))
+        try:
+            await self._refuse_cut_log(1 if origin is None else origin.seq + 1, roots)
+        except CorruptFormat:
+            if gone is not None:
+                raise gone from None  # the writer that has the volume made newer ones since the listing
+            raise
+        if origin is None:
+            self._map.clear()
             return
-        self._map.clear()
-        # Old records are deleted once a root holds what they said: without one, the log's beginning is no beginning.
-        if (roots or await self._log_is_cut()) and await self._log.read(1) is None:
+        found = await self.read_root(origin.root)
+        if found.digest != origin.digest or found.volume != origin.identity:
+            raise CorruptFormat("is not the root this volume was cloned from", what=origin.root)
+        await self._execute_load(found, (str(self._volume.lineage), origin.seq + 1))
+
+    async def _on_this_log(self, state: MapState) -> bool:
+        """Whether the map stands on a record that the log has, or on the origin's."""
+        if self._origin is not None and state.seq == self._origin.seq:
+            return state.digest == self._origin.digest
+        try:
+            parsed = await self._log.read(state.seq)
+        except CorruptFormat as error:
+            raise CorruptFormat(f"the record the local map stands on is damaged: {error}", what="log") from error
+        return parsed is not None and parsed.digest == state.digest
+
+    async def _newest_root(self) -> int:
+        """Its commit, 0 when there is none."""
+        return max((paths.number_of(key) or 0 for key in await self._roots()), default=0)
+
+    async def _refuse_cut_log(self, first: int, roots: Sequence[str]) -> None:
+        """Old records are deleted once a root holds what they said: without a root, a log with gaps is no history."""
+
+        def gap() -> int | None:
+            expected = first
+            for info in self._store.list(paths.log_prefix()):
+                if paths.number_of(info.key) != expected:
+                    return expected
+                expected += 1
+            newest = max((paths.number_of(key) or 0 for key in roots), default=0)
+            return expected if expected <= newest else None
+
+        missing = await self._persistence.call("list log", gap)
+        if missing is not None:
             raise CorruptFormat(
-                "no root can be read, and the log does not go back to its first record",
+                f"no root can be read, and the log does not go back to its beginning: record {missing} is not there",
                 what=paths.root_prefix(),
                 hint="keep every object as it is; `s3block check` tells what is damaged",
             )
-
-    async def _newer_root(self, seq: int) -> bool:
-        return any((paths.number_of(key) or 0) > seq for key in await self._roots())
-
-    async def _log_is_cut(self) -> bool:
-        def first() -> str | None:
-            return next((info.key for info in self._store.list(paths.log_prefix())), None)
-
-        found = await self._persistence.call("list log", first)
-        return found is not None and found != paths.log(1)
 
     async def _execute_load(self, found: Root, clone: tuple[str, int] | None) -> None:
         def load() -> None:

@@ -106,8 +106,7 @@ class CommitLog:
                 await self._execution.run(self._store.put_if_absent, key, parts)
                 self._persistence.worked()
                 if self._lease is not None:
-                    if self._execution.monotonic() - started > self._lease.seconds:
-                        await self._refuse_trimmed(seq)
+                    await self._refuse_trimmed(seq)
                     self._lease.renewed(started)
                 return
             except PreconditionFailed:
@@ -126,18 +125,25 @@ class CommitLog:
             await self._execution.sleep(pause)
             pause = min(pause * 2, BACKOFF_S_MAX)
 
-    async def _refuse_trimmed(self, seq: int) -> None:
-        """After a PUT that took longer than the lease: a successor may have attached, gone on and deleted record `seq`,
-        so that the number was free again. Then the successor's newest root is at `seq` or behind it."""
+    async def _refuse_trimmed(self, seq: int, epoch: int = -1) -> bool:
+        """Record `seq` was not there. While the lease holds, nobody else can have written and deleted it. Without one (it
+        ran out, or this is the fence) a successor may have attached, gone on and trimmed its log, so that the number
+        was free again. Then the successor's newest root, of a younger epoch than `epoch`, is at `seq` or behind it: raises
+        Fenced. False: we have written that record ourselves meanwhile."""
+        assert self._lease is not None
+        if self._execution.monotonic() < self._lease.until:
+            return True
 
-        def newest() -> int:
-            return max((paths.birth(info.key) for info in self._store.list(paths.root_prefix())), default=0)
+        def behind() -> list[str]:
+            return [info.key for info in self._store.list(paths.root_prefix()) if paths.birth(info.key) >= seq]
 
-        if await self._persistence.call("list roots", newest) >= seq:
+        keys = await self._persistence.call("list roots", behind)
+        if any(paths.epoch_of_root(key) > epoch for key in keys):
             raise Fenced(
                 f"record {seq} was written after a root of another writer",
                 hint="the volume is attached elsewhere; stop one of the two",
             )
+        return not keys
 
     async def renew(self, seq: int, epoch: int) -> None:
         """Renew the lease if nobody wrote record `seq`, the next one. Ours, written this very moment, renews it by itself.
@@ -150,7 +156,8 @@ class CommitLog:
             if not error.key:
                 raise
             self._persistence.worked()
-            self._lease.renewed(started)
+            if await self._refuse_trimmed(seq, epoch):
+                self._lease.renewed(started)
             return
         theirs = await self.read(seq)
         if theirs is not None and theirs.record.epoch > epoch:

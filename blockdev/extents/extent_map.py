@@ -39,7 +39,7 @@ DELTAS_MAX = 3
 """Deltas that may lie over a page: a fault reads one object more for each."""
 DELTA_EXTENTS_MAX = PAGE_EXTENTS // 8
 """A page of which more than this changed is written anew, not as a delta."""
-MAP_VERSION = 2
+MAP_VERSION = 3
 """Of the local tables. A map of another version is thrown away and rebuilt."""
 
 EXTENTS, CONTAINERS, MEMBERS, DEAD, RECORDS, DIRTY, PAGES, UNLOADED, META = (
@@ -132,7 +132,8 @@ class _Change:
 
 _REF = struct.Struct(">QIH")
 _COUNT = struct.Struct("<QQQ")
-_TIME = struct.Struct(">Q")
+_DEATH = struct.Struct(">QQ")
+"""(time in microseconds, commit) since which nothing needs a record."""
 _STATE_KEY = b"state"
 _RANGES_KEY = b"ranges"
 _HISTORY_KEY = b"history"
@@ -538,7 +539,7 @@ class ExtentMap:
             txn.put(MEMBERS, _REF.pack(*ref), b"".join(KEY.pack(extent) for extent in sorted(extents)))
             change.live.setdefault(ref, 0)
         if ContainerRef(record.seq, record.epoch, INLINE) not in created:
-            txn.put(RECORDS, KEY.pack(record.seq), _TIME.pack(record.time_us))
+            txn.put(RECORDS, KEY.pack(record.seq), _DEATH.pack(record.time_us, record.seq))
         self._settle(txn, change, record.seq, record.time_us)
 
     def _settle(self, txn: Transaction, change: _Change, seq: int, time_us: int) -> None:
@@ -570,7 +571,7 @@ class ExtentMap:
         if born < self.own_from:
             return
         if name.startswith(paths.log_prefix()):
-            txn.put(RECORDS, KEY.pack(born), _TIME.pack(time_us))
+            txn.put(RECORDS, KEY.pack(born), _DEATH.pack(time_us, seq))
         else:
             txn.put(DEAD, KEY.pack(seq) + name.encode(), b"")
 
@@ -667,7 +668,7 @@ class ExtentMap:
         state = self._state
         assert state is not None
         with self._kv.begin(write=False) as txn:
-            records = record_runs((KEY.unpack(key)[0], _TIME.unpack(blob)[0]) for key, blob in txn.scan(RECORDS))
+            records = record_runs((KEY.unpack(key)[0], _DEATH.unpack(blob)[0]) for key, blob in txn.scan(RECORDS))
         return {
             "kind": state.kind,
             "record_epoch": state.epoch,
@@ -696,15 +697,16 @@ class ExtentMap:
                 txn.delete(DEAD, KEY.pack(item.death) + item.key.encode())
 
     def old_records(self, before: int, time_us: int, most: int) -> list[int]:
-        """Commit records below `before` that nothing needed since before `time_us`: their patches are gone, or they never
-        had any. At most so many."""
+        """Commit records that nothing needed since before commit `before`, nor since `time_us`: their patches are gone, or
+        they never had any. At most so many."""
         found: list[int] = []
         with self._kv.begin(write=False) as txn:
             for looked, (key, blob) in enumerate(txn.scan(RECORDS)):
                 (seq,) = KEY.unpack(key)
                 if seq >= before or len(found) >= most or looked >= 8 * most:
                     break
-                if _TIME.unpack(blob)[0] < time_us:
+                died_us, death = _DEATH.unpack(blob)
+                if death < before and died_us < time_us:
                     found.append(seq)
         return found
 
@@ -746,7 +748,7 @@ class ExtentMap:
                     txn.put(DEAD, KEY.pack(item.death) + item.key.encode(), b"")
                 for first, count, hour in note.get("records", ()):
                     for seq in range(first, first + count):
-                        txn.put(RECORDS, KEY.pack(seq), _TIME.pack((hour + 1) * HOUR_US))
+                        txn.put(RECORDS, KEY.pack(seq), _DEATH.pack((hour + 1) * HOUR_US, root.seq))
                 self.history = history_from(note)
             else:
                 self.history = History()

@@ -98,6 +98,11 @@ def root_prefix() -> str:
     return "root/"
 
 
+def epoch_of_root(key: str) -> int:
+    """The writer of a root, by its key."""
+    return int(key.rpartition("-")[2], 16)
+
+
 def ref_prefix() -> str:
     return "ref/"
 
