@@ -156,7 +156,7 @@ def promote(
         if given_up is not None and _journal_here(directory, found) == journal:
             raise Refused(
                 f"the journal of volume {place.name}'s last writer is on this host, in {directory}: nothing need be lost",
-                hint="serve it here, or detach it with `s3block gc`; then serve it anywhere",
+                hint="serve it here; or run `s3block gc` here, which carries it to the bucket, and then serve it anywhere",
             )
     if given_up is None:
         if as_json:

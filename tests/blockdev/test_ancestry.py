@@ -1,5 +1,7 @@
 """Clones read their ancestors' objects where they are, and never change them."""
 
+from collections.abc import Callable
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -34,7 +36,7 @@ def child(*origins: Origin) -> VolumeFile:
 
 
 TWICE = child(origin("grand", GRAND, 10), origin("parent", PARENT, 20))
-KEYS = (
+KEYS: tuple[Callable[[int], str], ...] = (
     lambda n: paths.log(n),
     lambda n: paths.extent(7, n, 3),
     lambda n: paths.segment(n, 3, 0x8001),
@@ -72,16 +74,17 @@ def test_ancestors_are_never_changed() -> None:
     whole = MemoryStore()
     store = with_ancestors(VolumePart(whole, "child"), TWICE)
     for key in (make(20) for make in KEYS):
-        for change in (
-            lambda key=key: store.put(key, b""),
-            lambda key=key: store.put_if_absent(key, b""),
-            lambda key=key: store.put_if_match(key, b"", "x"),
-            lambda key=key: store.delete(key),
-            lambda key=key: store.delete_many([paths.log(30), key]),
-            lambda key=key: store.copy(key, "head"),
-            lambda key=key: store.copy("head", key),
-            lambda key=key: store.multipart(key),
-        ):
+        changes: tuple[Callable[[], object], ...] = (
+            partial(store.put, key, b""),
+            partial(store.put_if_absent, key, b""),
+            partial(store.put_if_match, key, b"", "x"),
+            partial(store.delete, key),
+            partial(store.delete_many, [paths.log(30), key]),
+            partial(store.copy, key, "head"),
+            partial(store.copy, "head", key),
+            partial(store.multipart, key),
+        )
+        for change in changes:
             with pytest.raises(AssertionError, match="of its ancestor parent"):
                 change()
     assert [info.key for info in whole.list()] == []

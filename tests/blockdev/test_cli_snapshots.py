@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from blockdev.place import open_store, volume_store
+from blockdev.place import open_store, resolve, volume_store
+from blockdev.session import Session
 from s3core.exit_codes import ExitCode
 from s3core.settings import Config
 from tests.blockdev.command import Command, command
@@ -247,3 +248,15 @@ def test_promote_tells_what_is_given_up_and_does_it_only_when_told(s3block: Comm
     assert s3block("export", f"{url}/vm1", image).code == 0
     assert image.read_bytes() == stored.content
     assert len(stored.content) == SIZE_BYTES
+
+
+def test_promote_where_the_journal_is_gives_nothing_up(s3block: Command, place: Place) -> None:
+    found = resolve(Config(), place.vm1)
+    session = Session(found, Config())
+    session.__enter__()
+    session._close()
+    said = s3block("promote", place.vm1, "--accept-loss")
+    assert said.code == ExitCode.REFUSED
+    assert "is on this host" in said.err
+    assert s3block("gc", place.vm1).code == 0
+    assert s3block("promote", place.vm1, "--accept-loss", "--json").answer["given_up"] is None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from blockdev.place import volume_store
 from blockdev.references import Reference
 from blockdev.segments import paths, volume_file
 from blockdev.segments.key_slot import Secret
+from blockdev.segments.record import Parsed
 from blockdev.segments.volume_file import VolumeFile
 from s3core.errors import NotFound, OutcomeUnknown, Unavailable
 from s3core.memory import MemoryStore
@@ -78,6 +80,10 @@ def clone(
     return child
 
 
+def _found(shot: Shot | None) -> Shot | None:
+    return shot
+
+
 def refs(store: ObjectStore) -> list[str]:
     return [info.key for info in store.list("v1/vm1/ref/")]
 
@@ -128,7 +134,7 @@ def test_a_deletion_of_a_clone_begins_with_the_record_after_its_origin(store: Me
 def test_a_snapshot_that_goes_while_it_is_cloned_is_not_cloned(store: MemoryStore) -> None:
     for gone in (None, Shot("s1", 1, 1, "", 4096)):
         with pytest.raises(Refused, match="was deleted at this very moment"):
-            clone(store, look_again=lambda gone=gone: gone)
+            clone(store, look_again=partial(_found, gone))
         assert refs(store) == []
         assert list(store.list("v1/vm2/")) == []
 
@@ -146,7 +152,7 @@ def test_a_parent_whose_deletion_begins_meanwhile_is_not_cloned(store: MemorySto
     assert refs(store) == []
 
 
-def _state(store: MemoryStore) -> tuple[VolumeFile, object]:
+def _state(store: MemoryStore) -> tuple[VolumeFile, Parsed | None]:
     own = volume_store(store, "vm1")
     volume = read_volume_file(own, "vm1")
     return volume, volumes.newest_record(own, volume.identity)

@@ -9,6 +9,7 @@ import pytest
 from blockdev.difference import differences
 from blockdev.offline import open_offline
 from s3core.memory import MemoryStore
+from s3core.store import Body
 from tests.blockdev.stored_volume import PATIENT, SIZE_BYTES, Stored, store_volume
 
 BLOCK = 4096
@@ -57,7 +58,7 @@ def test_fast_leaves_nothing_out_and_is_whole_frames(stored: Stored) -> None:
 
 def test_fast_reads_no_data(stored: Stored) -> None:
     class NoData(MemoryStore):
-        def get_range(self, key: str, offset: int, length: int) -> object:  # type: ignore[override]
+        def get_range(self, key: str, offset: int, length: int) -> Body:
             raise AssertionError(f"{key} was read")
 
     bare = NoData()
