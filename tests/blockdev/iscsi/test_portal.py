@@ -424,3 +424,27 @@ def test_a_connection_that_ends_while_it_is_held_leaves_nothing() -> None:
         assert world.target.peek(0, 1) == pattern(512, 1)
 
     run(test)
+
+
+@pytest.mark.parametrize("deferred", [0, 1], ids=["flushed at once", "flushed later"])
+def test_writes_with_fua_are_held_as_well(deferred: int) -> None:
+    async def test(portal: Portal, world: World) -> None:
+        loop = asyncio.get_running_loop()
+        client = await Client.connect(portal)
+        await client.log_in()
+        world.target.slow = 0.3
+        world.target.deferred_flushes = deferred
+        begun = loop.time()
+        wire = bytearray(write_command(2, 0, pattern(512, 1)))
+        wire[33] |= 0x08  # FUA, in the second byte of the CDB
+        client.say(bytes(wire))
+        await asyncio.sleep(0.05)
+        world.target.run_all()
+        fields, _ = await client.hear()
+        assert (fields["itt"], fields["status"]) == (2, 0)
+        assert loop.time() - begun >= 0.3
+        assert world.target.flushed == 1
+        assert world.target.taken == [512]
+        client.end()
+
+    run(test)
