@@ -1,6 +1,6 @@
-"""`s3block check`: whether a volume is whole.
+"""`s3block check`: whether a volume is whole, and what of its damage can be mended.
 
-One rule: it only reads the store, and may run while a host is writing to the volume.
+One rule: without --repair --yes it only reads the store, and may run while a host is writing to the volume.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from blockdev import keys
-from blockdev.arguments import KeyOption, VolumeArgument, counted, find, opened, secret_of, size, steps
+from blockdev.arguments import (
+    KeyOption,
+    StateDirOption,
+    VolumeArgument,
+    counted,
+    find,
+    opened,
+    secret_of,
+    size,
+    state_of,
+    steps,
+)
 from blockdev.inspection.findings import Defect, Inspection
 from blockdev.inspection.inspector import inspect_volume
+from blockdev.inspection.repair import Plan, advice, carry_out, make_plan
 from blockdev.place import volume_store
 from s3core.console import Column, JsonOption, write_json, write_line, write_note, write_records
 from s3core.endpoint_commands import ConfigOption
@@ -29,13 +41,19 @@ def check(
         int,
         typer.Option("--rate", parser=size, metavar="SIZE", help="Read at most so many bytes a second (--deep)."),
     ] = 0,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Tell what can be mended without guessing; with --yes, do it.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --repair: do it.")] = False,
+    state_dir: StateDirOption = None,
     key: KeyOption = None,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look whether a volume is whole: its log, roots, map and snapshots against each other and the objects in the store.
 
-    Exit code 1 when something is found. Nothing is changed; a host may be writing meanwhile. An encrypted volume is
+    Exit code 1 when something is found. Nothing is changed; a host may be writing meanwhile. --repair --yes writes roots,
+    map pages and the head anew from the log, and deletes orphans; content that is damaged is named. An encrypted volume is
     decrypted with --deep if there is a key (--key '' leaves out a configured one); without one, checksums are compared."""
     config = load_config(config_path)
     place = find(config, volume, key=key)
@@ -47,12 +65,47 @@ def check(
     with opened(config, place.store_url) as store:
         own = volume_store(store, place.name)
         unlock = (lambda made: keys.unlock(own, made, secret)) if secret is not None else None
-        found = inspect_volume(own, place.name, deep=deep, stage=stage, unlock=unlock, rate=float(rate))
+
+        def look() -> Inspection:
+            return inspect_volume(own, place.name, deep=deep, stage=stage, unlock=unlock, rate=float(rate))
+
+        found = look()
+        plan: Plan | None = None
+        done: list[str] = []
+        if repair:
+            directory = state_of(place, state_dir)
+            plan = make_plan(store, place, directory, found)
+            if yes and plan.steps:
+                carry_out(store, place, config, directory, plan, told=done.append)
+                found = look()
+                plan = make_plan(store, place, directory, found)
     if as_json:
-        write_json({"volume": place.url} | asdict(found))
+        told = {} if plan is None else {"repaired": done, "steps": _said(plan), "advice": advice(found, plan)}
+        write_json({"volume": place.url} | asdict(found) | told)
     else:
+        for line in done:
+            write_line(f"repaired: {line}")
         _write_inspection(place.url, found)
+        if plan is not None:
+            _write_plan(found, plan)
     raise typer.Exit(ExitCode.FINDING if found.defects else ExitCode.OK)
+
+
+def _said(plan: Plan) -> list[str]:
+    return [step.value for step in plan.steps]
+
+
+def _write_plan(found: Inspection, plan: Plan) -> None:
+    for line in advice(found, plan):
+        write_line(line)
+    if plan.refused:
+        write_note(plan.refused)
+    for step in _said(plan):
+        write_line(f"would {step}")
+    if plan.steps:
+        write_note("--repair --yes does that")
+    elif not found.defects:
+        write_line("there is nothing to repair")
 
 
 def _row(defect: Defect, sector_bytes: int) -> dict[str, Any]:
@@ -82,7 +135,7 @@ def _write_inspection(url: str, found: Inspection) -> None:
         counted(found.records, "record"),
         counted(found.roots, "root"),
         counted(found.extents, "extent"),
-        *([counted(found.snapshots, "snapshot")] if found.snapshots else []),
+        *([counted(len(found.snapshots), "snapshot")] if found.snapshots else []),
         f"{counted(found.objects, 'object')} of {shown_size(found.object_bytes)}",
     ]
     if found.deep:

@@ -733,6 +733,19 @@ class ExtentMap:
             self._state = self._state._replace(root_seq=root.seq, root_epoch=root.epoch)
             self._write_state(txn, self._state)
 
+    def forget_places(self, seq: int, epoch: int) -> None:
+        """Rely on no page in the bucket: bring in what is there still, and let the next checkpoint, the one after root
+        (`seq`, `epoch`), write every page anew. Raises what `fault` raises."""
+        self.fault(list(self._unloaded))
+        state = self._state
+        assert state is not None
+        with self._lock, self._kv.begin(write=True) as txn:
+            txn.drop(PAGES)
+            for key in [key for key, _ in txn.scan(EXTENTS)]:
+                txn.put(DIRTY, key, b"")
+            self._state = state._replace(root_seq=seq, root_epoch=epoch)
+            self._write_state(txn, self._state)
+
     def load(self, root: Root, read_page: ReadPage, *, clone: tuple[str, int] | None = None) -> None:
         """Throw the map away and let it be as `root` says; its pages are read when they are needed. `clone`: (lineage,
         first own commit) of a volume whose history begins here. A crash in the middle leaves a map without state, which

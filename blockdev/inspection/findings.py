@@ -49,7 +49,8 @@ class Inspection:
     log_from: int = 0
     """The first commit from which on the log is whole: older records go once no root needs them."""
     roots: int = 0
-    snapshots: int = 0
+    snapshots: list[str] = field(default_factory=list)
+    """Names, oldest first."""
     extents: int = 0
     frames_read: int = 0
     objects: int = 0

@@ -336,7 +336,7 @@ class _Inspector:
                     )
                 continue
             points.append(point_of(snapshot, made, firm=firm))
-        self._found.snapshots = len(history.snapshots)
+        self._found.snapshots = [snapshot.name for snapshot in history.snapshots]
 
     def _check_states(self) -> None:
         """Every entry of every state names an object that is there and large enough."""
