@@ -18,6 +18,7 @@ from typing import Any
 
 from blockdev.engine.checkpoint import Checkpointer
 from blockdev.engine.destager import Destager
+from blockdev.engine.log import Persistence
 from blockdev.engine.orphans import OrphanSweeper
 from blockdev.engine.ports import Execution
 from blockdev.engine.sweep import RootReader, Sweeper
@@ -67,6 +68,7 @@ class Operations:
         sweeper: Sweeper,
         orphans: OrphanSweeper,
         read_root: RootReader,
+        persistence: Persistence,
         execution: Execution,
         resized: Callable[[int], None],
     ) -> None:
@@ -76,6 +78,7 @@ class Operations:
         self._sweeper = sweeper
         self._orphans = orphans
         self._read_root = read_root
+        self._persistence = persistence
         self._execution = execution
         self._resized = resized
 
@@ -219,7 +222,7 @@ class Operations:
         before = self._checkpointer.deleted
         while await self._sweeper.slice():
             pass
-        while not await self._execution.run(self._map.purge):
+        while not await self._persistence.call("read map pages", self._map.purge):
             pass
         for _ in range(2):
             await self._destager.mark({"purpose": "collection"})

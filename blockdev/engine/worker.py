@@ -288,6 +288,7 @@ class Worker:
                 between=self._between,
             ),
             read_root=attacher.read_root,
+            persistence=self._persistence,
             execution=self._execution,
             resized=lambda size_bytes: self._send(link.Resized(size_bytes)),
         )
@@ -655,7 +656,9 @@ class Worker:
         kept: dict[int, FetchedFrame] = {}
         covered = -1
         if any(item.as_of >= 0 for item in message.frames):
-            kept, covered = await self._execution.run(self._kept, message)
+            # A page of the map that cannot be read just now, or not at all: the read below says so of its frames.
+            with contextlib.suppress(StoreError, CorruptFormat):
+                kept, covered = await self._execution.run(self._kept, message)
         wanted = [item for item in message.frames if item.frame not in kept]
         answers = list(kept.values())
         if wanted:
@@ -718,7 +721,13 @@ class Worker:
         return FetchedFrame(item.frame, item.slot, "data", crcs, seq)
 
     async def _allocated(self, id: int, lba: int, count: int) -> None:
-        runs = await self._execution.run(self._runs, lba, count)
+        try:
+            runs = await self._persistence.call("read map pages", self._runs, lba, count)
+        except (StoreError, CorruptFormat) as error:
+            log.warning(
+                "what of [%d, %d) is mapped cannot be told, so all counts as mapped: %s", lba, lba + count, error
+            )
+            runs = ((lba, count, True),)
         self._send(link.Allocated(id, runs))
 
     def _runs(self, lba: int, count: int) -> tuple[tuple[int, int, bool], ...]:
