@@ -9,7 +9,7 @@ sent. Writes in flight together never overlap; so each place sees its writes in 
 
 import random
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 UNIT = 512
 BLOCK_UNITS = 4096 // UNIT
@@ -192,6 +192,15 @@ class Judge:
             shown = [unit for unit in shown if unit // BLOCK_UNITS in blocks]
         if shown:
             raise Violated(f"write {write.number} is torn: unit {shown[0]} has it, unit {min(missing)} has not")
+
+    def copy(self) -> "Judge":
+        """Of this moment: it does not learn what comes later."""
+        made = Judge(0)
+        made.units, made._base = self.units, self._base
+        made._writes = {number: replace(write) for number, write in self._writes.items()}
+        made._over = [[made._writes[write.number] for write in over] for over in self._over]
+        made._number, made.acknowledged, made.durable = self._number, self.acknowledged, self.durable
+        return made
 
     # --- what is known from then on
 

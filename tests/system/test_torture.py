@@ -19,4 +19,6 @@ def test_a_few_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["runs"] == runs
     assert figures["writes"] > runs
     assert sum(figures[name] for name in figures if name.startswith("kill during")) > runs // 2
+    assert figures["snapshot answered"] > 0
+    assert figures["snapshots compared"] > 0
     assert not list((tmp_path / "seed-7").glob("episode-*")), "what passed leaves nothing behind"

@@ -7,9 +7,12 @@ an initiator knows. When a kill falls is up to the machine: the same seed gives 
 
 A run is: serve, compare the disk with the judge, write, kill. Runs come in episodes of about twelve: one volume, one draw
 of settings. After a kill the next run is served from what the host kept ("keep", sometimes without map or cache) or from an
-empty directory ("drop": with --accept-loss; "move": without, which must be refused or lose nothing). An episode ends with
-an orderly stop, `s3block check --deep`, and `s3block export` against the judge. Finished episodes are noted in
-DIRECTORY/finished.jsonl: the same command again goes on after them. A failed episode keeps its directory.
+empty directory ("drop": with --accept-loss; "move": without, which must be refused or lose nothing). Half of the volumes are
+encrypted. Now and then a snapshot is made or deleted under the load, or orphans are looked for; a kill may fall into any of
+it. An episode ends with an orderly stop, `s3block check --deep`, and `s3block export` of the volume and of each snapshot
+against the judge of its moment; then snapshots go, orphans are collected, the volume is rolled back, and all is looked at
+again. Finished episodes are noted in DIRECTORY/finished.jsonl: the same command again goes on after them. A failed episode
+keeps its directory.
 """
 
 import argparse
@@ -48,12 +51,16 @@ from tests.system.stamps import BLOCK_UNITS, UNIT, Judge, Sent, Violated, stamp
 
 EPISODE_RUNS = 12
 MIB = 1 << 20
-PHASES = {"write": 50, "checkpoint": 10, "drain": 12, "detach": 12, "attach": 16}
+PHASES = {"write": 44, "checkpoint": 10, "snapshot": 8, "gc": 4, "drain": 12, "detach": 12, "attach": 16}
 """What the server is in the middle of when it is killed, and how often."""
 KILLS = {"both": 8, "daemon": 1, "worker": 1}
 FATES = {"keep": 9, "keep without map": 1, "keep without cache": 1, "drop": 5, "move": 2}
 REFUSED = 7
 """Exit code of a refused attach."""
+LEASE = "5s"
+"""Shorter than any patience here, longer than any pause of a busy machine."""
+SNAPSHOTS_MAX = 6
+ANSWER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +105,59 @@ class Draw:
         return options
 
     def serve_options(self) -> list[str]:
-        options = ["--journal-size", f"{self.journal_mib}M", "--cache-size", f"{self.cache_mib}M"]
+        options = ["--journal-size", f"{self.journal_mib}M", "--cache-size", f"{self.cache_mib}M", "--lease", LEASE]
         options += ["--commit-bytes", str(self.commit_bytes), "--commit-interval", f"{self.commit_interval_ms}ms"]
         return [*options, "--flush", self.flush]
+
+
+@dataclass(slots=True)
+class Kept:
+    """A snapshot as it was asked for: whatever it holds, `judge`, a copy of that moment, says whether it may."""
+
+    name: str
+    judge: Judge
+    floor: int
+    made: bool
+    """It was answered, so it is there; else it may be."""
+    deleted: bool | None = False
+    """None: that was asked for and not answered."""
+
+
+class Question(threading.Thread):
+    """A request on a volume's control socket, answered or not while other things go on."""
+
+    def __init__(self, server: Server, do: str, **arguments: object) -> None:
+        super().__init__(daemon=True)
+        self.do = do
+        self.result: dict[str, Any] | None = None
+        """None while there is no answer, and when none can come any more."""
+        self._path = server.state_dir / "control"
+        self._request = json.dumps({"do": do} | arguments).encode() + b"\n"
+        self.start()
+
+    def run(self) -> None:
+        answer = b""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(ANSWER_S)
+            line.connect(str(self._path))
+            line.sendall(self._request)
+            with line.makefile("rb") as lines:
+                answer = lines.readline()
+        if answer.endswith(b"\n"):
+            self.result = json.loads(answer)
+
+    @property
+    def over(self) -> bool:
+        return not self.is_alive()
+
+    @property
+    def granted(self) -> bool:
+        """Answered, and done. Raises Violated when it was refused by a server that was to do it."""
+        if self.result is None:
+            return False
+        if not self.result["ok"] and self.result["kind"] != "NotReady":
+            raise Violated(f"{self.do} is answered {self.result}")
+        return bool(self.result["ok"])
 
 
 def choose(rng: random.Random, weights: dict[str, int]) -> str:
@@ -282,6 +339,14 @@ class Episode:
         self._story = (directory / "story.log").open("a", buffering=1)
         self._server: Server | None = None
         self._begin = time.monotonic()
+        self._snapshots: list[Kept] = []
+        self._named = 0
+        self._key: list[str] = []
+        if draw.encrypted:
+            key = directory / "key"
+            key.write_bytes(self._rng.randbytes(32))
+            key.chmod(0o600)
+            self._key = ["--key", f"file:{key}"]
 
     def tell(self, text: str) -> None:
         self._story.write(f"{time.monotonic() - self._begin:8.3f} {text}\n")
@@ -289,8 +354,7 @@ class Episode:
     def play(self, runs: int) -> None:
         """Raises Violated, or an AssertionError of the harness."""
         self.tell(json.dumps(asdict(self.draw)))
-        made = s3block("create", self._volume, *self.draw.create_options(), config=self._config)
-        assert made.code == 0, made.err
+        self._command("create", self._volume, *self.draw.create_options(), *self._key)
         fate, in_order = "keep", True
         try:
             for number in range(runs):
@@ -300,11 +364,17 @@ class Episode:
                 self.figures["runs"] += 1
             server = self._serve(fate, in_order)
             assert server.stop() == 0, server.log()
-            self._last_look()
+            self._last_look(server.state)
         finally:
             if self._server is not None:
                 self._server.kill()
             self._story.close()
+
+    def _command(self, *arguments: str) -> str:
+        """What `s3block` prints; it must succeed."""
+        done = s3block(*arguments, config=self._config)
+        assert done.code == 0, f"{arguments} ends with {done.code}:\n{done.out}{done.err}"
+        return done.out
 
     # --- serving
 
@@ -313,6 +383,7 @@ class Episode:
             self.directory,
             self._volume,
             *self.draw.serve_options(),
+            *self._key,
             state=f"host-{self._host}",
             config=self._config,
         )
@@ -336,17 +407,24 @@ class Episode:
         floor = judge.acknowledged if in_order else judge.durable
         if fate == "drop" and old is not None and rng.random() < 0.2:
             self._kill_while_attaching(server, rng.uniform(0.4, 0.9), "--accept-loss")
-            # A take-over was killed. Where the first host still has the volume, it has everything.
+            # A take-over was killed. Where the first host still has the volume, it has everything. Where nothing was
+            # promised but what the bucket has, it may come back without its journal.
+            journal = _identity(old.state_dir / "journal")
             if self._granted(old):
                 self.figures["ways back"] += 1
                 self._server = old
-                self._compare(old, judge.acknowledged, lost_host=False)
+                if _identity(old.state_dir / "journal") == journal:
+                    self._compare(old, judge.acknowledged, lost_host=False)
+                else:
+                    assert self.draw.flush == "s3", "another journal, and nobody accepted a loss"
+                    self._compare(old, floor, lost_host=True)
                 return old
             self.figures["ways back refused"] += 1
         if fate == "move":
             if self._granted(server):
                 self.figures["moves granted"] += 1
-                floor = judge.acknowledged
+                if self.draw.flush == "local":
+                    floor = judge.acknowledged
             else:
                 assert not in_order, "refused although the last host had stopped in order"
                 self.figures["moves refused"] += 1
@@ -419,6 +497,13 @@ class Episode:
         load = Load(rng, server.url, judge, durable_flush=durable_flush, counts=self.figures)
         target = judge.acknowledged + rng.choice([5, 50, 200, 600])
         load.run(lambda: judge.acknowledged >= target, rng.uniform(0.1, 1.2))
+        asking: Question | None = None
+        kept: Kept | None = None
+        if rng.random() < 0.25:
+            asking, kept = self._ask_about_snapshots(server)
+            load.run(lambda: asking.over, ANSWER_S)
+            self._answered(asking, kept)
+            asking = kept = None
         if phase == "detach" or phase == "attach":
             load.finish()
         if phase in ("drain", "detach"):
@@ -428,11 +513,23 @@ class Episode:
                 load.run(lambda: False, wait)
             else:
                 self._until_written(rng.choice(["log", "page", "root", "head", ""]), wait)
-        elif phase == "checkpoint":
-            self._ask_for_checkpoint(server)
-            load.run(self._written(rng.choice(["page", "root", "head"])), rng.uniform(0, 0.3))
+        elif phase in ("checkpoint", "snapshot", "gc"):
+            written = self._written(rng.choice(["page", "root", "head", "log"]))
+            seconds = rng.uniform(0, 0.3)
+            if phase == "snapshot":
+                asking, kept = self._ask_about_snapshots(server)
+            else:
+                asking = Question(server, phase, **({"orphans": True} if phase == "gc" else {}))
+            if rng.random() < 0.4:
+                load.run(lambda: asking.over, ANSWER_S)
+                assert asking.granted, f"{phase} was not done: {asking.result}"
+            else:
+                load.run(lambda: asking.over or written(), seconds)
         self._kill(server, kill)
         load.drain()
+        if asking is not None:
+            asking.join()
+            self._answered(asking, kept)
         if phase == "attach":
             self._kill_while_attaching(server, rng.uniform(0, 0.9))
         return server.code == 0
@@ -453,14 +550,59 @@ class Episode:
         else:
             server.kill_one(kind)
 
-    def _ask_for_checkpoint(self, server: Server) -> None:
-        control = server.state_dir / "control"
-        if not control.exists():
+    # --- snapshots
+
+    def _ask_about_snapshots(self, server: Server) -> tuple[Question, Kept]:
+        """Begin to make one, or to delete one."""
+        rng, judge = self._rng, self._judge
+        there = [kept for kept in self._snapshots if kept.made and kept.deleted is False]
+        if there and (len(self._snapshots) >= SNAPSHOTS_MAX or rng.random() < 0.25):
+            kept = rng.choice(there)
+            kept.deleted = None
+            return Question(server, "snapshot-delete", name=kept.name), kept
+        self._named += 1
+        kept = Kept(f"s{self._named}", judge, judge.acknowledged, made=False)
+        self._snapshots.append(kept)
+        return Question(server, "snapshot", name=kept.name), kept
+
+    def _answered(self, asking: Question, kept: Kept | None) -> None:
+        """What an answer promises, or the lack of one allows. Call before anything else is written."""
+        self.figures[f"{asking.do} asked"] += 1
+        granted = asking.granted
+        self.figures[f"{asking.do} answered"] += granted
+        if kept is None:
             return
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as line:
-            line.connect(str(control))
-            line.sendall(b'{"do": "checkpoint"}\n')
-            self.figures["checkpoints asked for"] += 1
+        if asking.do == "snapshot-delete":
+            kept.deleted = True if granted else None
+            return
+        kept.judge, kept.made = self._judge.copy(), granted
+        if granted:
+            # All that was acknowledged before is in the bucket with it.
+            self._judge.durable = max(self._judge.durable, kept.floor)
+        self.tell(f"snapshot {kept.name} of {kept.floor} acknowledged or more, made: {granted}")
+
+    def _check_snapshots(self) -> None:
+        """Those that must be there are, those that must not are not, and each holds what it may."""
+        listed = {item["name"] for item in json.loads(self._command("snapshot", "list", self._volume, "--json"))}
+        for kept in self._snapshots:
+            if kept.made and kept.deleted is False and kept.name not in listed:
+                raise Violated(f"snapshot {kept.name} is gone")
+            if kept.deleted and kept.name in listed:
+                raise Violated(f"snapshot {kept.name} was deleted and is there")
+            kept.made, kept.deleted = kept.name in listed, kept.name not in listed
+        if unknown := listed - {kept.name for kept in self._snapshots}:
+            raise Violated(f"nobody made the snapshots {unknown}")
+        self._snapshots = [kept for kept in self._snapshots if kept.made]
+        for kept in self._snapshots:
+            self._check_export(kept.judge, kept.floor, "--snapshot", kept.name)
+            self.figures["snapshots compared"] += 1
+
+    def _check_export(self, judge: Judge, floor: int, *options: str) -> bytes:
+        image = self.directory / "export.raw"
+        self._command("export", self._volume, str(image), "--force", *options, *self._key)
+        content = image.read_bytes()
+        judge.check(content, floor)
+        return content
 
     def _written(self, part: str) -> Callable[[], bool]:
         """Whether something new lies in that part of the volume, where the store is a directory."""
@@ -479,17 +621,39 @@ class Episode:
 
     # --- the end
 
-    def _last_look(self) -> None:
-        """The bucket alone: whole by `check --deep`, and equal to what the judge knows, by `export`."""
-        judge = self._judge
-        found = s3block("check", self._volume, "--deep", config=self._config)
-        assert found.code == 0, f"check --deep ends with {found.code}:\n{found.out}{found.err}"
-        image = self.directory / "export.raw"
-        made = s3block("export", self._volume, str(image), config=self._config)
-        assert made.code == 0, made.err
-        judge.check(image.read_bytes(), judge.acknowledged)
-        gone = s3block("delete", self._volume, "--yes", config=self._config)
-        assert gone.code == 0, gone.err
+    def _last_look(self, state: Path) -> None:
+        """The bucket alone: whole by `check --deep`, and equal to what the judge knows, by `export`. Then less and less of
+        it: what was deleted takes nothing else along."""
+        judge, rng, volume = self._judge, self._rng, self._volume
+        here = (volume, *self._key, "--state-dir", str(state))
+        self._command("check", volume, "--deep", *self._key)
+        self._check_export(judge, judge.acknowledged)
+        self._check_snapshots()
+        for kept in rng.sample(self._snapshots, len(self._snapshots) // 2):
+            self._command("snapshot", "delete", here[0], kept.name, *here[1:])
+            kept.deleted = True
+        self._command("gc", "--orphans", *here)
+        self._command("check", volume, "--deep", *self._key)
+        self._check_export(judge, judge.acknowledged)
+        self._check_snapshots()
+        if self._snapshots:
+            back = rng.choice(self._snapshots)
+            content = self._check_export(back.judge, back.floor, "--snapshot", back.name)
+            self._command("rollback", here[0], back.name, "--yes", "--no-keep", *here[1:])
+            if self._check_export(back.judge, back.floor) != content:
+                raise Violated(f"a volume that was rolled back is not its snapshot {back.name}")
+            self._command("check", volume, "--deep", *self._key)
+            self.figures["rolled back"] += 1
+        for kept in self._snapshots:
+            self._command("snapshot", "delete", here[0], kept.name, *here[1:])
+        self._command("delete", volume, "--yes")
+
+
+def _identity(path: Path) -> int:
+    """Another one when another file has taken its place; 0 when there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_ino
+    return 0
 
 
 def _newest(folder: Path, part: str) -> object:
@@ -623,7 +787,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--directory", type=Path, default=Path("build/torture"))
     parser.add_argument("--stores", default="file,file,radosgw", help="drawn from: file, radosgw")
-    parser.add_argument("--encryption", action="store_true", help="encrypt half of the volumes")
+    parser.add_argument("--no-encryption", action="store_true", help="encrypt none of the volumes")
     parser.add_argument("--no-qemu", action="store_true", help="only the harness's own initiator")
     parser.add_argument("--episode", type=int, help="only this one, even if it is finished")
     given = parser.parse_args(arguments)
@@ -634,7 +798,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "radosgw" in stores and missing_binaries():
         print(f"without radosgw (missing: {', '.join(missing_binaries())}): volumes lie in directories", flush=True)
         stores = ["file"]
-    plan = Plan(directory, given.runs, given.lanes, given.seed, stores, given.encryption, qemu)
+    plan = Plan(directory, given.runs, given.lanes, given.seed, stores, not given.no_encryption, qemu)
     if not qemu:
         print("without qemu-io: all load comes from the harness's own initiator", flush=True)
     if given.episode is not None:
