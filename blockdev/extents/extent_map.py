@@ -284,7 +284,9 @@ class ExtentMap:
                 txn.put_many(EXTENTS, items)
                 txn.delete(UNLOADED, KEY.pack(page))
                 # A new list: readers walk the old one without the lock.
-                self._unloaded = [other for other in self._unloaded if other != page]
+                rest = self._unloaded.copy()
+                del rest[bisect_left(rest, page)]
+                self._unloaded = rest
 
     def page_place(self, page: int) -> list[PageRef]:
         """Where the newest root has the page: the page, then deltas over it. Empty: nothing in it was mapped then."""

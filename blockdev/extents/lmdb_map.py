@@ -19,22 +19,18 @@ import lmdb
 
 from blockdev.checksum import crc32c
 from blockdev.errors import CorruptFormat, LocalDiskFailed
+from blockdev.extents import presence
 from blockdev.extents.extent_map import EXTENTS, TABLES, Transaction
-from blockdev.extents.presence import NamedTags, NumberedTags, Tags, tag_of
+from blockdev.extents.presence import NamedTags, NumberedTags, StoredTags, Tags, tag_of
 from blockdev.extents.seal import seal_file, verify_file
 
 log = logging.getLogger(__name__)
 
 MAP_BYTES_MAX = 1 << 40
 """Address space reserved for the memory map; the file itself grows as needed."""
-DATA, LOCK, SEAL = "data.mdb", "lock.mdb", "seal"
+DATA, LOCK, SEAL, TAGS = "data.mdb", "lock.mdb", "seal", "tags"
 _CRC_BYTES = 4
 _SEEDS = {table: crc32c(table.encode()) for table in TABLES}
-
-
-def _give_back(tags: Tags, before: list[tuple[bytes, int]]) -> None:
-    for key, tag in reversed(before):
-        tags.set(key, tag)
 
 
 def _no_tags(table: str) -> Tags:
@@ -69,15 +65,12 @@ class _LmdbTransaction:
         self._tag(table, key, 0)
 
     def put_many(self, table: str, items: Sequence[tuple[bytes, bytes]]) -> None:
-        seed, tags = _SEEDS[table], self._store.tags[table]
-        sealed = []
-        before: list[tuple[bytes, int]] = []
-        self.undo.append(partial(_give_back, tags, before))
-        for key, value in items:
-            crc = crc32c(value, crc32c(key, seed))
-            sealed.append((key, crc.to_bytes(_CRC_BYTES, "little") + value))
-            before.append((key, tags.get(key)))
-            tags.set(key, tag_of(crc))
+        seed = _SEEDS[table]
+        crcs = [crc32c(value, crc32c(key, seed)) for key, value in items]
+        sealed = [
+            (key, crc.to_bytes(_CRC_BYTES, "little") + value) for (key, value), crc in zip(items, crcs, strict=True)
+        ]
+        self.undo.append(self._store.tags[table].put_many([key for key, _ in items], [tag_of(crc) for crc in crcs]))
         with self._txn.cursor(self._databases[table]) as cursor:
             cursor.putmulti(sealed)
 
@@ -142,7 +135,7 @@ class _LmdbTransaction:
 class LmdbKeyValueStore:
     """Raises LocalDiskFailed when the disk is full or LMDB finds its file damaged, CorruptFormat for a damaged item."""
 
-    def __init__(self, path: Path, owner: str = "") -> None:
+    def __init__(self, path: Path, owner: str = "", tags: StoredTags | None = None) -> None:
         path.mkdir(parents=True, exist_ok=True)
         try:
             self._env = lmdb.open(
@@ -156,7 +149,7 @@ class LmdbKeyValueStore:
             )
             self.databases = {table: self._env.open_db(table.encode()) for table in TABLES}
             self.tags = {table: _no_tags(table) for table in TABLES}
-            self._load_tags()
+            self._load_tags(tags)
         except lmdb.Error as error:
             raise LocalDiskFailed(f"{path}: the extent map cannot be opened: {error}") from error
         self.writer: _LmdbTransaction | None = None
@@ -167,10 +160,14 @@ class LmdbKeyValueStore:
         self.damaged = False
         """Something in it did not hold, or LMDB failed: it will not be sealed."""
 
-    def _load_tags(self) -> None:
-        """From a file that is empty or was just verified."""
+    def _load_tags(self, stored: StoredTags | None) -> None:
+        """From a file that is empty or was just verified; those of the extents from what was stored with it."""
+        if stored is not None:
+            self.tags[EXTENTS] = NumberedTags({place: bytearray(content) for place, content in stored.chunks})
         with self._env.begin() as txn:
             for table, tags in self.tags.items():
+                if table == EXTENTS and stored is not None:
+                    continue
                 for key, item in txn.cursor(self.databases[table]):
                     tags.set(key, tag_of(int.from_bytes(item[:_CRC_BYTES], "little")))
 
@@ -220,6 +217,7 @@ def open_map_store(path: Path, owner: str) -> LmdbKeyValueStore:
 
     The seal goes before LMDB may write. A crash in between costs a rebuild; a seal that comes back after a power loss
     holds only if the file came back as it was too, and that is an older map, which the log brings forward."""
+    stored: StoredTags | None = None
     if path.exists():
         try:
             verify_file(path / DATA, path / SEAL, owner)
@@ -230,19 +228,42 @@ def open_map_store(path: Path, owner: str) -> LmdbKeyValueStore:
             log.warning("the local extent map is damaged (%s); it is built anew from the bucket", error)
             shutil.rmtree(path)
         else:
+            stored = _stored_tags(path)
             (path / SEAL).unlink()
+            (path / TAGS).unlink(missing_ok=True)
             (path / LOCK).unlink(missing_ok=True)  # readers of a process that has gone
-    return LmdbKeyValueStore(path, owner)
+    return LmdbKeyValueStore(path, owner, stored)
+
+
+def _stored_tags(path: Path) -> StoredTags | None:
+    """The tags that were written with the seal that is there. None: there are none, or they are damaged, which costs
+    the time of reading every item."""
+    try:
+        stored = presence.decode((path / TAGS).read_bytes())
+        if stored.seal_crc != crc32c((path / SEAL).read_bytes()):
+            raise CorruptFormat("belongs to another seal", what=str(path / TAGS))
+    except FileNotFoundError:
+        return None
+    except (CorruptFormat, OSError) as error:
+        log.warning("%s; every item of the extent map is read", error)
+        return None
+    return stored
 
 
 def close_map_store(store: LmdbKeyValueStore) -> None:
-    """Sync, close and seal, so that the next start may trust the file. A store that met damage is thrown away."""
+    """Sync, close and seal, so that the next start may trust the file. A store that met damage is thrown away.
+
+    A crash before the seal leaves a map that is built anew, one between seal and tags a start that reads every item."""
     if store.damaged:
         discard_map_store(store)
         return
     store.sync()
     store.close()
-    seal_file(store.path / DATA, store.path / SEAL, store.owner)
+    seal = store.path / SEAL
+    seal_file(store.path / DATA, seal, store.owner)
+    tags = store.tags[EXTENTS]
+    assert isinstance(tags, NumberedTags)
+    (store.path / TAGS).write_bytes(presence.encode(StoredTags(crc32c(seal.read_bytes()), tags.chunks())))
 
 
 def discard_map_store(store: LmdbKeyValueStore) -> None:

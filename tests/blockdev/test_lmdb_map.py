@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,11 @@ import pytest
 from blockdev.checksum import crc32c
 from blockdev.errors import CorruptFormat
 from blockdev.extents import format as mapformat
-from blockdev.extents import seal
+from blockdev.extents import presence, seal
 from blockdev.extents.extent_map import DEAD, EXTENTS, META
 from blockdev.extents.format import KEY, Base, ExtentValue, Patch
-from blockdev.extents.lmdb_map import DATA, SEAL, LmdbKeyValueStore, close_map_store, open_map_store
-from blockdev.extents.presence import CHUNK, NumberedTags
+from blockdev.extents.lmdb_map import DATA, SEAL, TAGS, LmdbKeyValueStore, close_map_store, open_map_store
+from blockdev.extents.presence import CHUNK, NumberedTags, StoredTags, decode, encode
 
 ITEMS = {KEY.pack(number): bytes([number % 251]) * (number % 90) for number in range(400)}
 
@@ -209,6 +210,71 @@ def test_numbered_tags() -> None:
     present = sorted(number for number, tag in model.items() if tag)
     for number in [*model, 0, 1 << 41]:
         assert tags.following(number) == next((other for other in present if other >= number), -1)
+
+
+def test_many_tags_at_once_and_taken_back() -> None:
+    rng = random.Random(3)
+    tags, model = NumberedTags(), NumberedTags()
+    for _ in range(300):
+        first = rng.choice([0, 5, CHUNK - 3, rng.randrange(4 * CHUNK), 1 << 40])
+        step = rng.choice([1, 1, 1, 2, 700])
+        numbers = [first + step * index for index in range(rng.choice([1, 2, 30, CHUNK, 2 * CHUNK + 5]))]
+        if rng.random() < 0.3:
+            rng.shuffle(numbers)
+        keys = [KEY.pack(number) for number in numbers]
+        values = [rng.randrange(1, 256) for _ in keys]
+        before = tags.chunks()
+        undo = tags.put_many(keys, values)
+        if rng.random() < 0.4:
+            undo()
+            assert tags.chunks() == before
+            continue
+        for key, value in zip(keys, values, strict=True):
+            model.set(key, value)
+        assert tags.chunks() == model.chunks()
+
+
+def test_stored_tags_spare_the_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start with tags looks at no extent; one without, or with tags of another seal, at each, and knows as much."""
+    path = tmp_path / "map"
+    filled(path)
+    whole = (path / TAGS).read_bytes()
+    stored = decode(whole)
+    assert [place for place, _ in stored.chunks] == [0]
+    seen: list[int] = []
+
+    def tag_of(crc: int) -> int:
+        seen.append(crc)
+        return presence.tag_of(crc)
+
+    monkeypatch.setattr("blockdev.extents.lmdb_map.tag_of", tag_of)
+    for number, blob in enumerate((whole, None, encode(StoredTags(stored.seal_crc ^ 1, stored.chunks)), whole[:-1])):
+        copy = tmp_path / f"copy-{number}"
+        shutil.copytree(path, copy)
+        (copy / TAGS).unlink()
+        if blob is not None:
+            (copy / TAGS).write_bytes(blob)
+        seen.clear()
+        store = open_map_store(copy, "a volume")
+        assert (len(seen) >= len(ITEMS)) == (number > 0)
+        assert not (copy / TAGS).exists()
+        assert content(store) == ITEMS
+        tags = store.tags[EXTENTS]
+        assert isinstance(tags, NumberedTags)
+        assert tags.chunks() == stored.chunks
+        store.close()
+
+
+def test_every_bit_of_stored_tags() -> None:
+    whole = encode(StoredTags(5, [(0, bytes(range(256)) * 4), (9, b"\1" * CHUNK)]))
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptFormat):
+            decode(bytes(flipped))
+    for length in range(len(whole)):
+        with pytest.raises(CorruptFormat):
+            decode(whole[:length])
 
 
 def test_every_bit_of_a_seal(tmp_path: Path) -> None:

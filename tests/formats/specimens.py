@@ -15,7 +15,7 @@ from uuid import UUID
 import zstandard
 
 from blockdev.extents import format as extent_map
-from blockdev.extents import history, seal
+from blockdev.extents import history, presence, seal
 from blockdev.extents.format import Base, ExtentValue, Patch
 from blockdev.extents.history import History, Snapshot
 from blockdev.segments import container, extent_object, frames, key_slot, record, root, volume_file
@@ -231,6 +231,7 @@ def _write_record(value: Record, inline: list[bytes]) -> bytes:
     return b"".join(bytes(part) for part in record.encode(value, inline)[0])
 
 
+TAGS = presence.StoredTags(0x11223344, [(0, bytes(range(256)) * 4), (7, b"\x05" + bytes(presence.CHUNK - 1))])
 SEAL = seal.Seal(seal.owner_digest(str(VOLUME)), 2 * 4096 + 100, [0x01020304, 0xFFEEDDCC, 5])
 SPECIMENS = [
     Specimen("frame-raw.v1", lambda: _write_frame(False), _frame, (3, TEXT), True),
@@ -295,6 +296,13 @@ SPECIMENS = [
         lambda: seal.encode(SEAL),
         seal.decode,
         SEAL,
+        True,
+    ),
+    Specimen(
+        "map-tags.v1",
+        lambda: presence.encode(TAGS),
+        presence.decode,
+        TAGS,
         True,
     ),
     Specimen(
