@@ -56,14 +56,14 @@ def environment(config: Path | None) -> dict[str, str]:
     return kept | {"BUCKETWORKS_CONFIG": str(config or "/nonexistent/config.toml")}
 
 
-def s3block(*arguments: str, config: Path | None = None) -> Answer:
+def s3block(*arguments: str, config: Path | None = None, seconds: float = PATIENCE_S) -> Answer:
     done = subprocess.run(
         [S3BLOCK, *arguments],
         env=environment(config),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=seconds,
         check=False,
     )
     return Answer(done.returncode, done.stdout, done.stderr)
@@ -84,6 +84,7 @@ class Server:
         *options: str,
         state: str = "state",
         config: Path | None = None,
+        seconds: float = PATIENCE_S,
         listen: str = "127.0.0.1:0",
         guard: Sequence[str] = (),
     ) -> None:
@@ -94,6 +95,7 @@ class Server:
         self._command += ["--listen", listen, "--state-dir", str(self.state), *SMALL]
         self.options = list(options)
         self._config = config
+        self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._out = self._log = directory
         self.url = ""
@@ -115,7 +117,7 @@ class Server:
                 stderr=err,
                 start_new_session=True,
             )
-        give_up = time.monotonic() + PATIENCE_S
+        give_up = time.monotonic() + self._seconds
         while time.monotonic() < give_up:
             code = self._process.poll()
             found = SERVING.search(self._out.read_text())
@@ -127,7 +129,7 @@ class Server:
                 raise ServerEnded(Answer(code, self._out.read_text(), self.log()))
             time.sleep(0.02)
         self.kill()
-        raise AssertionError(f"does not listen after {PATIENCE_S} s:\n{tail(self._log)}")
+        raise AssertionError(f"does not listen after {self._seconds} s:\n{tail(self._log)}")
 
     @property
     def pid(self) -> int:
@@ -172,7 +174,7 @@ class Server:
         for victim in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-        self.code = self._process.wait(PATIENCE_S)
+        self.code = self._process.wait(self._seconds)
         self._process = None
 
     def terminate(self) -> None:
@@ -184,7 +186,7 @@ class Server:
         """SIGTERM; its exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(PATIENCE_S + 30)
+        code = self._process.wait(self._seconds + 30)
         self._process = None
         return code
 

@@ -60,7 +60,8 @@ REFUSED = 7
 LEASE = "5s"
 """Shorter than any patience here, longer than any pause of a busy machine."""
 SNAPSHOTS_MAX = 6
-ANSWER_S = 60.0
+PATIENCE_S = 900.0
+"""For whatever ends by itself: a long run shares its machine, and says nothing of speed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class Question(threading.Thread):
     def run(self) -> None:
         answer = b""
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(ANSWER_S)
+            line.settimeout(PATIENCE_S)
             line.connect(str(self._path))
             line.sendall(self._request)
             with line.makefile("rb") as lines:
@@ -372,7 +373,7 @@ class Episode:
 
     def _command(self, *arguments: str) -> str:
         """What `s3block` prints; it must succeed."""
-        done = s3block(*arguments, config=self._config)
+        done = s3block(*arguments, config=self._config, seconds=PATIENCE_S)
         assert done.code == 0, f"{arguments} ends with {done.code}:\n{done.out}{done.err}"
         return done.out
 
@@ -386,6 +387,7 @@ class Episode:
             *self._key,
             state=f"host-{self._host}",
             config=self._config,
+            seconds=PATIENCE_S,
         )
 
     def _serve(self, fate: str, in_order: bool) -> Server:
@@ -501,7 +503,7 @@ class Episode:
         kept: Kept | None = None
         if rng.random() < 0.25:
             asking, kept = self._ask_about_snapshots(server)
-            load.run(lambda: asking.over, ANSWER_S)
+            load.run(lambda: asking.over, PATIENCE_S)
             self._answered(asking, kept)
             asking = kept = None
         if phase == "detach" or phase == "attach":
@@ -521,7 +523,7 @@ class Episode:
             else:
                 asking = Question(server, phase, **({"orphans": True} if phase == "gc" else {}))
             if rng.random() < 0.4:
-                load.run(lambda: asking.over, ANSWER_S)
+                load.run(lambda: asking.over, PATIENCE_S)
                 assert asking.granted, f"{phase} was not done: {asking.result}"
             else:
                 load.run(lambda: asking.over or written(), seconds)
