@@ -656,9 +656,13 @@ class Worker:
         kept: dict[int, FetchedFrame] = {}
         covered = -1
         if any(item.as_of >= 0 for item in message.frames):
-            # A page of the map that cannot be read just now, or not at all: the read below says so of its frames.
-            with contextlib.suppress(StoreError, CorruptFormat):
+            try:
                 kept, covered = await self._execution.run(self._kept, message)
+            except (StoreError, CorruptFormat) as error:
+                if isinstance(error, CorruptFormat) and error.what.startswith("extent map"):
+                    raise
+                # The map's page cannot be had now: then what the slots hold cannot be confirmed, and is fetched anew.
+                log.debug("frames of the cache cannot be confirmed: %s", error)
         wanted = [item for item in message.frames if item.frame not in kept]
         answers = list(kept.values())
         if wanted:
@@ -722,8 +726,9 @@ class Worker:
 
     async def _allocated(self, id: int, lba: int, count: int) -> None:
         try:
-            runs = await self._persistence.call("read map pages", self._runs, lba, count)
+            runs = await self._execution.run(self._runs, lba, count)
         except (StoreError, CorruptFormat) as error:
+            # "Mapped" is always a legal answer (SBC-4, GET LBA STATUS): it says that there may be data.
             log.warning(
                 "what of [%d, %d) is mapped cannot be told, so all counts as mapped: %s", lba, lba + count, error
             )
