@@ -123,6 +123,13 @@ class DirectoryJournal:
         self._note.unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
 
+    def fits(self) -> bool:
+        file = PosixFile(self._path, writable=False)
+        try:
+            return read_superblock(file).ring_bytes == self._ring_bytes
+        finally:
+            file.close()
+
     def note_epoch(self, epoch: int) -> None:
         """Crash within: the note is the old one or the new one."""
         temporary = self._note.with_name(f"{self._note.name}.new")

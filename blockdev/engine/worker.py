@@ -46,6 +46,7 @@ from blockdev.extents.extent_map import ExtentMap, MapState
 from blockdev.extents.format import PATCH_BYTES
 from blockdev.segments import paths
 from blockdev.segments.cipher import Cipher
+from blockdev.segments.record import RecordKind
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.units import BLOCK_BYTES
 from s3core.errors import Corrupt, NotFound, StoreError
@@ -85,6 +86,14 @@ class LocalJournal(Protocol):
 
     def create(self, position: int) -> UUID:
         """A new empty journal whose first position is `position`; durable on return. An old one is kept aside."""
+        ...
+
+    def fits(self) -> bool:
+        """Whether the journal that is here has the size it is to have."""
+        ...
+
+    def remove(self) -> None:
+        """Remove the journal, which holds nothing the bucket lacks. Crash within: it is there, or it is not."""
         ...
 
     def note_epoch(self, epoch: int) -> None:
@@ -198,6 +207,11 @@ class Worker:
                 "without detaching",
                 hint="run this on that host; if it is gone for good, `s3block promote` takes the volume over",
             )
+        detached = state is not None and state.kind == RecordKind.DETACH
+        if standing == Standing.CONTINUES and detached and not self._journal.fits():
+            # It holds nothing that counts: the moment to give it the size that a setting asks for.
+            await self._execution.run(self._journal.remove)
+            standing = Standing.CLEAN
         position = state.end if state is not None and state.seq else BLOCK_BYTES
         if standing == Standing.CONTINUES and mine is not None:
             journal = mine

@@ -73,6 +73,12 @@ class DirectoryJournal:
         made.close()
         return made.superblock.journal
 
+    def fits(self) -> bool:
+        return True
+
+    def remove(self) -> None:
+        self._path.unlink()
+
     def note_epoch(self, epoch: int) -> None:
         self._path.with_name("epoch").write_text(f"{self.identity()} {epoch}")
 
