@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from blockdev.engine.destager import CommitSettings
+from blockdev.engine.lease import LEASE_S
 from blockdev.engine.worker import WorkerSettings
 from blockdev.errors import BlockError, JournalFull, NotReady
 from blockdev.units import KIB, MIB
@@ -98,7 +99,9 @@ def blackout_plan(seed: int, **changes: object) -> Plan:
     plan = draw(seed)
     worker = plan.settings.worker
     # Commits as large as the backlog wants them, or draining it takes longer than the store was away.
-    worker = replace(worker, commit=replace(worker.commit, commit_bytes=512 * KIB, segment_bytes=64 * KIB))
+    commit = replace(worker.commit, commit_bytes=512 * KIB, segment_bytes=64 * KIB)
+    # As served: a shorter lease would be out before the store is back, and the volume would rightly wait.
+    worker = replace(worker, commit=commit, lease_s=LEASE_S)
     settings = replace(plan.settings, worker=worker, delay_s=0.01, **changes)  # type: ignore[arg-type]  # by field
     ends = ("detach", "kill", "host", "power")
     return replace(plan, lives=3, settings=settings, fault_rate=0.0, sync_fails=False, cache_flips=False, ends=ends)
@@ -106,7 +109,7 @@ def blackout_plan(seed: int, **changes: object) -> Plan:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flush_to", ["local", "s3"])
-@pytest.mark.parametrize("ring_bytes", [128 * KIB, 16 * MIB], ids=["small journal", "large journal"])
+@pytest.mark.parametrize("ring_bytes", [512 * KIB, 16 * MIB], ids=["small journal", "large journal"])
 def test_five_minutes_without_the_store(ring_bytes: int, flush_to: str) -> None:
     with quiet():
         happened: dict[str, int] = {}
