@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.servers.moto_server import MotoServer
 from tests.servers.radosgw import Radosgw, missing_binaries
+
+# How long an example takes says how busy the machine is; `pytest-timeout` ends what hangs.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from s3core.endpoint import Credentials, Endpoint
+from tests.architecture.tree import ROOT
 from tests.servers.processes import ServerFailed, end, free_port, start, wait_for_port
 
 
@@ -22,8 +23,8 @@ class MotoServer:
     def _start(self) -> None:
         for attempt in range(3):
             self.port = free_port()
-            command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-            environment = {**os.environ, "MOTO_S3_CUSTOM_ENDPOINTS": ""}
+            command = [sys.executable, "-m", "tests.servers.moto_process", "--port", str(self.port)]
+            environment = {**os.environ, "MOTO_S3_CUSTOM_ENDPOINTS": "", "PYTHONPATH": str(ROOT)}
             self._process = start(command, self._log_file, environment)
             try:
                 wait_for_port(self.port, self._process, self._log_file)
