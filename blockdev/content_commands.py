@@ -25,7 +25,7 @@ from blockdev.arguments import (
 )
 from blockdev.inspection.findings import Defect, Inspection
 from blockdev.inspection.inspector import inspect_volume
-from blockdev.inspection.repair import Plan, advice, carry_out, make_plan
+from blockdev.inspection.repair import Plan, Step, advice, carry_out, make_plan
 from blockdev.place import volume_store
 from s3core.console import Column, JsonOption, write_json, write_line, write_note, write_records
 from s3core.endpoint_commands import ConfigOption
@@ -75,7 +75,9 @@ def check(
         if repair:
             directory = state_of(place, state_dir)
             plan = make_plan(store, place, directory, found)
-            if yes and plan.steps:
+            tried: set[Step] = set()
+            while yes and set(plan.steps) - tried:
+                tried |= set(plan.steps)
                 carry_out(store, place, config, directory, plan, told=done.append)
                 found = look()
                 plan = make_plan(store, place, directory, found)

@@ -84,7 +84,14 @@ class WithoutRoots(StoreWrapper):
 def make_plan(store: ObjectStore, place: VolumePlace, state_dir: Path, found: Inspection) -> Plan:
     """What would be done about these findings. Reads roots, pages and log once more; changes nothing. `store` holds the
     volume. Raises store errors."""
-    describing = [defect for defect in found.defects if _describes(defect)]
+    own = volume_store(store, place.name)
+    newest = max((info.key for info in own.list(paths.root_prefix())), default="")
+    # An older root that is damaged, or lacks pages, hurts nobody any more: it goes with the orphans.
+    describing = [
+        defect
+        for defect in found.defects
+        if _describes(defect) and (defect.hits or defect.key in (newest, paths.head()))
+    ]
     beyond = [defect for defect in found.defects if not _describes(defect)]
     log_damaged = any(defect.key.startswith(paths.log_prefix()) and not defect.start for defect in beyond)
     served = is_served(state_dir)
@@ -92,7 +99,6 @@ def make_plan(store: ObjectStore, place: VolumePlace, state_dir: Path, found: In
     hidden: tuple[str, ...] = ()
     refused = ""
     if describing:
-        own = volume_store(store, place.name)
         lost = [defect for defect in describing if LIVE in defect.hits]
         if served:
             steps.append(Step.SERVED)
@@ -116,7 +122,7 @@ def make_plan(store: ObjectStore, place: VolumePlace, state_dir: Path, found: In
         beyond += [defect for defect in describing if set(defect.hits) - {LIVE} and defect not in beyond]
     if any(remark.key.startswith(paths.ref_prefix()) for remark in found.remarks):
         steps.append(Step.REFERENCES)
-    if found.orphans and not log_damaged and not any(_describes(defect) for defect in beyond):
+    if found.orphans and not log_damaged and not describing:
         steps.append(Step.ORPHANS)
     return Plan(tuple(steps), hidden, tuple(beyond), refused)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from blockdev.checksum import crc32c
+from blockdev.engine.ancestry import VolumePart
 from blockdev.engine.state_directory import StateDirectory
 from blockdev.inspection.inspector import inspect_volume
 from blockdev.offline import open_offline
@@ -19,7 +20,7 @@ from blockdev.segments import paths, root
 from blockdev.session import Session
 from s3core.exit_codes import ExitCode
 from s3core.settings import Config
-from s3core.store import ObjectStore
+from s3core.store import Body, ObjectStore
 from tests.blockdev.command import Command, Said, command
 from tests.blockdev.test_inspection import no_stage
 
@@ -210,8 +211,8 @@ def test_what_describes_is_written_anew(volume: Volume, what: str, local: bool, 
     found = volume.check("--deep", "--repair", "--yes")
     assert [item for item in found["defects"] if key not in item["key"]] == []
     volume.write(2 * EXTENT, bytes([9]) * 4096)
-    volume.write(2 * EXTENT, bytes([9]) * 4096)
-    volume.write(2 * EXTENT, bytes([9]) * 4096)
+    # The damaged one is an older root by now, on its way out.
+    volume.run("gc", f"{volume.url}/vm1", "--orphans")
     assert volume.check("--deep")["defects"] == []
     (volume.directory / "state").rename(volume.directory / "away")
     volume.write(2 * EXTENT, bytes([3]) * 4096)
@@ -227,6 +228,52 @@ def test_a_snapshots_root(volume: Volume) -> None:
     assert all(defect["key"] == key for defect in found["defects"])
     assert any(defect["hits"] == ["snapshot one"] for defect in found["defects"])
     assert any("of snapshot one cannot be read" in line for line in found["advice"])
+
+
+def test_snapshots_that_share_pages_cost_no_reading(volume: Volume) -> None:
+    class Counting(VolumePart):
+        pages = 0
+
+        def get_range(self, key: str, offset: int, length: int) -> Body:
+            self.pages += key.startswith("page/")
+            return super().get_range(key, offset, length)
+
+    def pages_read() -> int:
+        own = Counting(open_store(CONFIG, volume.url), "vm1")
+        assert inspect_volume(own, "vm1", deep=False, stage=no_stage).defects == []
+        return own.pages
+
+    volume.snapshot("three")
+    before = pages_read()
+    for number in range(6):
+        volume.snapshot(f"again-{number}")
+    assert 0 < pages_read() <= before
+
+
+def test_what_is_done_while_a_daemon_serves_the_volume(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blockdev.inspection.repair.is_served", lambda directory: True)
+    root_key, pack = roots(volume)[-1], last_pack(volume)
+    whole = flip(volume.own(), root_key, 300)
+    assert volume.check("--repair")["steps"] == [
+        "let the daemon that serves the volume write a fresh root and the head"
+    ]
+    volume.own().put(root_key, whole)
+    flip(volume.own(), pack, 5)
+    assert volume.check("--repair")["steps"] == []
+    said = volume.s3block("check", f"{volume.url}/vm1", "--repair")
+    assert "stop that first" in said.err
+
+
+def test_a_log_that_is_damaged_is_not_mended(volume: Volume) -> None:
+    """And nothing is deleted, orphans neither."""
+    newest = [info.key for info in volume.own().list("log/")][-1]
+    flip(volume.own(), newest, 100)
+    volume.own().put(paths.extent(3, 2, 99), b"left by a crash")
+    before = {info.key: volume.own().get(info.key).data for info in volume.own().list()}
+    found = volume.check("--repair", "--yes")
+    assert newest in {defect["key"] for defect in found["defects"]}
+    assert found["steps"] == found["repaired"] == []
+    assert {info.key: volume.own().get(info.key).data for info in volume.own().list()} == before
 
 
 # --- orphans, references, clones --------------------------------------------------------------------------------------
