@@ -17,15 +17,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import disk, tgt
+from bench import cost, disk, scale, tgt
 from bench.initiator import BLOCK_BYTES, MIB, fill
-from bench.measure import Bench
+from bench.measure import Bench, Measured
 from bench.plan import FULL, LATENCIES_MS, QUICK
 from bench.processes import BenchFailed, end, start, wait_for_line
-from bench.report import Report
+from bench.report import Report, Section
 from bench.store import READY, Client
 
 RESULTS = Path(".results")
+SECTIONS = ("speed", "cost", "scale")
 CEILING_S = 2.0
 WIDTH = 140
 """Of the tables where nothing says how wide they may be."""
@@ -50,16 +51,21 @@ def machine() -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute; figures vary more")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (all of them)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, a few minutes; figures vary more")
     parser.add_argument("--repeats", type=int, default=0, help="runs of each load, of which the median counts (3)")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where journals and caches are (/var/tmp)")
     parser.add_argument("--no-tgt", action="store_true", help="leave tgt out")
     options = parser.parse_args(arguments)
+    wanted = options.sections or SECTIONS
+    unknown = sorted(set(wanted) - set(SECTIONS))
+    if unknown:
+        parser.error(f"there is no section {' or '.join(unknown)}: choose from {', '.join(SECTIONS)}")
     plan = QUICK if options.quick else FULL
     if options.repeats:
         plan = replace(plan, repeats=options.repeats)
     missing = [name for name in ("qemu-img", "qemu-io") if shutil.which(name) is None]
-    if missing:
+    if missing and "speed" in wanted:
         print(f"{' and '.join(missing)} not found: install qemu-utils and qemu-block-extra", file=sys.stderr)
         return 1
     console = Console()
@@ -75,34 +81,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes.append(f"{options.dir} is in memory: flushes cost nothing there; choose a folder on a disk with --dir")
     facts = machine()
     without_tgt = "--no-tgt" if options.no_tgt else tgt.missing()
-    if without_tgt:
+    if without_tgt and "speed" in wanted:
         say(f"tgt is left out: {without_tgt}")
     directory = Path(tempfile.mkdtemp(prefix="bucketworks-bench-", dir=options.dir))
     log = directory / "store.log"
     store = start([sys.executable, "-m", "bench.store"], log)
+    ours: list[Measured] = []
+    sections: list[Section] = []
     try:
         client = Client(int(wait_for_line(log, READY, store).split()[-1]))
         ceiling = client.ceiling(CEILING_S)
         with contextlib.ExitStack() as stack:
             beside = None
-            if not without_tgt:
+            if "speed" in wanted and not without_tgt:
                 beside = stack.enter_context(tgt.Tgt(directory, plan.volume_bytes))
                 say("tgt: fill its file")
                 fill(beside.url, plan.volume_bytes, directory)
-            ours = [
-                Bench(plan, directory, client, store.pid, latency_ms, tgt=beside, say=say).run()
-                for latency_ms in LATENCIES_MS
-            ]
+            if "speed" in wanted:
+                ours = [
+                    Bench(plan, directory, client, store.pid, latency_ms, tgt=beside, say=say).run()
+                    for latency_ms in LATENCIES_MS
+                ]
+        if "cost" in wanted:
+            cases = cost.CostBench(directory, client, cost.QUICK if options.quick else cost.FULL, say).run()
+            sections.append(Section("cost", cost.tables(cases, cost.prices()), cost.lines(cases), cost.document(cases)))
+        if "scale" in wanted:
+            scaled = scale.ScaleBench(directory, client, say).run(scale.QUICK if options.quick else scale.FULL)
+            sections.append(Section("scale", scale.tables(scaled), [], scale.document(scaled)))
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     finally:
         end(store)
         shutil.rmtree(directory)
-    notes.append(
-        f"a scattered read or write is {BLOCK_BYTES // 1024} KiB at steps of 1 MiB + 4 KiB over {plan.volume_bytes // MIB} MiB"
-    )
-    report = Report(plan, facts, ours, without_tgt, ceiling, time.monotonic() - begin, notes)
+    if ours:
+        notes.append(
+            f"a scattered read or write is {BLOCK_BYTES // 1024} KiB at steps of 1 MiB + 4 KiB "
+            f"over {plan.volume_bytes // MIB} MiB"
+        )
+    report = Report(plan, facts, ours, without_tgt, ceiling, time.monotonic() - begin, notes, sections)
     report.save(RESULTS)
     report.show(console)
     print(f"kept in {RESULTS / 'bench.json'} and {RESULTS / 'bench.md'}")

@@ -38,8 +38,17 @@ def children(pid: int) -> list[int]:
 
 def peak_memory_bytes(pid: int) -> int:
     """The most resident memory a process has had (VmHWM of /proc/PID/status)."""
+    return _status_bytes(pid, "VmHWM:")
+
+
+def memory_bytes(pid: int) -> int:
+    """The memory of a process's own that is resident now, files mapped into it (the map's) left out (RssAnon)."""
+    return _status_bytes(pid, "RssAnon:")
+
+
+def _status_bytes(pid: int, field: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(field):
             return int(line.split()[1]) * 1024
     return 0
 

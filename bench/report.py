@@ -5,7 +5,7 @@ One rule: nothing is computed here but ratios; a figure that was not measured is
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 
@@ -17,6 +17,20 @@ from bench.plan import FLUSH, Plan, Row
 
 MIB = 1024 * 1024
 DASH = "-"
+
+
+TableOf = tuple[str, list[str], list[list[str]]]
+"""Title, header and cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What another part of the benchmark found: its tables, its lines, and all of it as JSON."""
+
+    name: str
+    tables: list[TableOf]
+    lines: list[str]
+    document: list[dict[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +45,18 @@ class Report:
     store_ceiling: tuple[float, float]
     seconds: float
     notes: list[str]
+    sections: list[Section] = field(default_factory=list)
 
     @property
     def rows(self) -> tuple[Row, ...]:
         return (self.plan.cold_scattered(), self.plan.cold_sequential(), *self.plan.warm())
 
-    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """Title, header and cells of every table."""
-        return [self._speed(), self._cpu(), self._traffic()]
+    def tables(self) -> list[TableOf]:
+        """Every table."""
+        speed = [self._speed(), self._cpu(), self._traffic()] if self.ours else []
+        return [*speed, *(table for section in self.sections for table in section.tables)]
 
-    def _speed(self) -> tuple[str, list[str], list[list[str]]]:
+    def _speed(self) -> TableOf:
         header = ["load", "unit"]
         for one in self.ours:
             header += [f"at {one.latency_ms} ms", "tgt beside", "x tgt"]
@@ -57,7 +73,7 @@ class Report:
                 lines.append(["  the journal's disk alone", "op/s", *alone, DASH])
         return "Speed: median of the runs (± half the spread)", header, lines
 
-    def _cpu(self) -> tuple[str, list[str], list[list[str]]]:
+    def _cpu(self) -> TableOf:
         header = ["load"]
         for one in self.ours:
             header += [f"front at {one.latency_ms} ms", "worker", "store busy", "tgt"]
@@ -72,7 +88,7 @@ class Report:
             lines.append([*cells, f"{mean(one.results[row.name].initiator_us for one in self.ours):.1f}"])
         return "CPU: microseconds per operation; the store as a share of one core", header, lines
 
-    def _traffic(self) -> tuple[str, list[str], list[list[str]]]:
+    def _traffic(self) -> TableOf:
         header = [
             "work",
             "latency",
@@ -111,16 +127,18 @@ class Report:
         puts, gets = self.store_ceiling
         shares = [result.store_share for one in self.ours for result in one.results.values()]
         lines = [f"{name}: {value}" for name, value in self.machine.items()]
+        for section in self.sections:
+            lines += section.lines
         lines.append(
-            f"the store alone carries {puts:,.0f} MiB/s of 1 MiB PUTs and {gets:,.0f} GETs of 64 KiB a second to one client; "
-            f"in the rows above it was busy for {max(shares, default=0):.0%} of a core at most"
+            f"the store alone carries {puts:,.0f} MiB/s of 1 MiB PUTs and {gets:,.0f} GETs of 64 KiB a second to one client"
+            + (f"; in the rows of speed it was busy for {max(shares):.0%} of a core at most" if shares else "")
         )
         for one in self.ours:
             lines.append(
                 f"at {one.latency_ms} ms: attach {one.attach_s:.1f} s, peak memory {one.peak_memory_bytes / MIB:,.0f} MiB "
                 f"(front and worker), {one.in_flight_max} requests in flight at most"
             )
-        if self.tgt_missing:
+        if self.tgt_missing and self.ours:
             lines.append(f"tgt was left out: {self.tgt_missing}")
         lines += self.notes
         lines.append(f"all of it took {self.seconds:.0f} s")
@@ -158,6 +176,7 @@ class Report:
                 }
                 for one in self.ours
             ],
+            "sections": {section.name: section.document for section in self.sections},
             "tgt_missing": self.tgt_missing,
             "store_ceiling": {"put_mib_per_s": self.store_ceiling[0], "get_64k_per_s": self.store_ceiling[1]},
             "seconds": self.seconds,

@@ -20,6 +20,7 @@ import socket
 import sys
 import time
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from email.utils import formatdate
@@ -31,6 +32,7 @@ READY = "the store listens on port"
 SOCKET_BYTES = 4 * 1024 * 1024
 LIST_KEYS_MAX = 1000
 _KEY = re.compile(rb"<Key>([^<]*)</Key>")
+_ENTRY = re.compile(rb"<Key>([^<]*)</Key>.*?<Size>(\d+)</Size>")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _REASONS = {
     200: "OK",
@@ -55,9 +57,22 @@ class Stats:
     lists: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    deleted: int = 0
+    """Objects that are gone; `deletes` counts requests."""
     objects: int = 0
     stored_bytes: int = 0
     in_flight_max: int = 0
+    puts_of: dict[str, int] = field(default_factory=dict)
+    """PUTs by the kind of object: `kind_of`."""
+    bytes_of: dict[str, int] = field(default_factory=dict)
+    """Body bytes of these PUTs."""
+    gets_of: dict[str, int] = field(default_factory=dict)
+    stored_of: dict[str, int] = field(default_factory=dict)
+    """Bytes that are there now, by kind."""
+
+    @property
+    def requests(self) -> int:
+        return self.puts + self.gets + self.heads + self.deletes + self.lists
 
     def since(self, before: "Stats") -> "Stats":
         """What came after `before`; levels (objects, stored bytes, most in flight) as they are now."""
@@ -69,10 +84,25 @@ class Stats:
             self.lists - before.lists,
             self.bytes_in - before.bytes_in,
             self.bytes_out - before.bytes_out,
+            self.deleted - before.deleted,
             self.objects,
             self.stored_bytes,
             self.in_flight_max,
+            _less(self.puts_of, before.puts_of),
+            _less(self.bytes_of, before.bytes_of),
+            _less(self.gets_of, before.gets_of),
+            self.stored_of,
         )
+
+
+def _less(counts: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {kind: count - before.get(kind, 0) for kind, count in counts.items() if count != before.get(kind, 0)}
+
+
+def kind_of(path: str) -> str:
+    """What a volume's object is, by its key: the folder below the volume's, or the name of what has none (`head`)."""
+    _, found, rest = path.partition("/v1/")
+    return rest.partition("/")[2].partition("/")[0] if found else "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +166,11 @@ class Bucket:
     def _control(self, request: Request) -> Answer:
         if request.path == "/_stats":
             self.stats.objects = len(self.objects)
-            self.stats.stored_bytes = sum(len(one.data) for one in self.objects.values())
+            stored: Counter[str] = Counter()
+            for path, one in self.objects.items():
+                stored[kind_of(path)] += len(one.data)
+            self.stats.stored_of = dict(stored)
+            self.stats.stored_bytes = sum(stored.values())
             return Answer(200, json.dumps(asdict(self.stats)).encode())
         if request.path == "/_latency":
             self.latency_s = float(request.query["ms"]) / 1000
@@ -146,6 +180,9 @@ class Bucket:
     def _put(self, request: Request, now: float) -> Answer:
         self.stats.puts += 1
         self.stats.bytes_in += len(request.body)
+        kind = kind_of(request.path)
+        self.stats.puts_of[kind] = self.stats.puts_of.get(kind, 0) + 1
+        self.stats.bytes_of[kind] = self.stats.bytes_of.get(kind, 0) + len(request.body)
         held = self.objects.get(request.path)
         if request.headers.get("if-none-match") == "*" and held is not None:
             return _error(412, "PreconditionFailed")
@@ -174,6 +211,8 @@ class Bucket:
             self.stats.heads += 1
         else:
             self.stats.gets += 1
+            kind = kind_of(request.path)
+            self.stats.gets_of[kind] = self.stats.gets_of.get(kind, 0) + 1
         held = self.objects.get(request.path)
         if held is None:
             return Answer(404) if head else _error(404, "NoSuchKey")
@@ -198,6 +237,7 @@ class Bucket:
 
     def _forget(self, path: str) -> None:
         if self.objects.pop(path, None) is not None:
+            self.stats.deleted += 1
             self._sorted = None
 
     def _delete_many(self, bucket: str, body: bytearray) -> Answer:
@@ -372,6 +412,19 @@ class Client:
         while keys := _KEY.findall(self._ask("GET", f"/{bucket}/?list-type=2")):
             body = b"".join(b"<Key>" + unquote(key.decode()).encode() + b"</Key>" for key in keys)
             self._ask("POST", f"/{bucket}/?delete", body)
+
+    def sizes(self, bucket: str) -> dict[str, int]:
+        """Every key of `bucket` with its size."""
+        found: dict[str, int] = {}
+        after = ""
+        while rows := _ENTRY.findall(self._ask("GET", f"/{bucket}/?list-type=2&start-after={quote(after)}")):
+            found |= {unquote(key.decode()): int(size) for key, size in rows}
+            after = max(found)
+        return found
+
+    def read(self, path: str) -> bytes:
+        """The body of BUCKET/KEY."""
+        return self._ask("GET", f"/{path}")
 
     def ceiling(self, seconds: float) -> tuple[float, float]:
         """Most it can do for one plain client: MiB/s of 1 MiB PUTs, and 64 KiB GETs in a second."""

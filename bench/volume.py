@@ -42,8 +42,26 @@ class Cpu:
         return Cpu(self.front - before.front, self.worker - before.worker)
 
 
-def create(directory: Path, name: str, store_port: int, size_bytes: int, journal_bytes: int, cache_bytes: int) -> Path:
-    """Make a volume with default settings; the configuration file for it. `cache_bytes` must hold all of the volume."""
+def create(
+    directory: Path, name: str, store_port: int, size_bytes: int, journal_bytes: int = 0, cache_bytes: int = 0
+) -> Path:
+    """Make a volume; the configuration file for it. 0: the default size of journal or cache."""
+    config = configure(directory, name, store_port, journal_bytes, cache_bytes)
+    done = subprocess.run(
+        [*COMMAND, "create", name, "--size", str(size_bytes), "--config", str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise BenchFailed(f"s3block create {name} ended with {done.returncode}: {done.stderr}{done.stdout}")
+    return config
+
+
+def configure(directory: Path, name: str, store_port: int, journal_bytes: int = 0, cache_bytes: int = 0) -> Path:
+    """The configuration of a volume, with default settings but for the sizes that are not 0."""
+    sizes = {"journal_bytes": journal_bytes, "cache_bytes": cache_bytes}
+    settings = "".join(f"{key} = {value}\n" for key, value in sizes.items() if value)
     config = directory / f"{name}.toml"
     config.write_text(
         f"""
@@ -55,16 +73,8 @@ credentials = "none"
 
 [volume.{name}]
 url = "s3://bench/{BUCKET}/{name}"
-size_bytes = {size_bytes}
-journal_bytes = {journal_bytes}
-cache_bytes = {cache_bytes}
-"""
+{settings}"""
     )
-    done = subprocess.run(
-        [*COMMAND, "create", name, "--config", str(config)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise BenchFailed(f"s3block create {name} ended with {done.returncode}: {done.stderr}{done.stdout}")
     return config
 
 

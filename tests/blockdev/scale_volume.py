@@ -5,6 +5,7 @@ One rule: every page that is named is there and parses. `pages_apart` > 1 makes 
 """
 
 import hashlib
+import random
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -67,7 +68,12 @@ def make(store: ObjectStore, tebibytes: float, *, pages_apart: int = 1, identity
     refs: list[PageRef] = []
     pack: list[bytes] = []
     size = written = n = 0
-    lengths = bytes([100] * geometry.frames_per_extent)
+    # As hard to compress as real ones: what pages cost to read and write is measured with them.
+    source = random.Random(1)
+    contents = [
+        (source.getrandbits(64), bytes(source.choices(range(60, 140), k=geometry.frames_per_extent)))
+        for _ in range(PAGE_EXTENTS)
+    ]
 
     def close() -> None:
         nonlocal pack, size, n
@@ -78,8 +84,10 @@ def make(store: ObjectStore, tebibytes: float, *, pages_apart: int = 1, identity
     page_count = geometry.extent_count // PAGE_EXTENTS
     for page in range(0, page_count, pages_apart):
         first = page * PAGE_EXTENTS
-        value = ExtentValue(Base(2, 1, page, lengths), ())
-        blob = root.encode_page((i, mapformat.encode(first + i, value)) for i in range(PAGE_EXTENTS))
+        blob = root.encode_page(
+            (i, mapformat.encode(first + i, ExtentValue(Base(2, 1, digest, lengths), ())))
+            for i, (digest, lengths) in enumerate(contents)
+        )
         if size + len(blob) > PACK_BYTES:
             close()
         refs.append(PageRef(page, seq, 1, n, size, len(blob), crc32c(blob)))

@@ -206,7 +206,7 @@ class RawInitiator:
         found = self._parse()
         if found or self._gone is not None:
             return found
-        ready, _, _ = select.select([self._socket], [self._socket] if self._out else [], [], seconds)
+        ready, writable, _ = select.select([self._socket], [self._socket] if self._out else [], [], seconds)
         self._push()
         if ready:
             try:
@@ -217,7 +217,7 @@ class RawInitiator:
                 self._in += got
                 if not got:
                     self._gone = ConnectionError("the target closed the connection")
-        elif seconds >= PATIENCE_S and not self._out:
+        elif seconds >= PATIENCE_S and not writable and not self._out:
             raise AssertionError(f"no answer within {seconds} s")
         return self._parse()
 
