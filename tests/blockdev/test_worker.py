@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from blockdev.engine import link
 from blockdev.engine.checkpoint import CheckpointSettings
 from blockdev.engine.collector import CollectorSettings
 from blockdev.engine.destager import CommitSettings, Extras
-from blockdev.engine.worker import WorkerSettings
+from blockdev.engine.worker import COLLECT_BESIDE_FLUSHES_S, WorkerSettings
 from blockdev.errors import AttachRefused
 from blockdev.extents.memory_map import MemoryKeyValueStore
 from blockdev.segments.cipher import FrameCipher
@@ -256,6 +257,8 @@ def test_a_flush_to_the_bucket_does_not_wait_for_the_collector(tmp_path: Path, m
     async def main() -> None:
         commit = CommitSettings(interval_s=3600.0, per_hour_max=1)
         bench = WorkerBench(tmp_path, settings=WorkerSettings(commit=commit))
+        clock = [bench.execution.monotonic()]
+        monkeypatch.setattr(bench.execution, "monotonic", lambda: clock[0])
         await bench.attach()
         worker, collector = bench.worker, bench.worker._collector
         assert collector is not None
@@ -267,14 +270,14 @@ def test_a_flush_to_the_bucket_does_not_wait_for_the_collector(tmp_path: Path, m
         # Always something to collect when a flush comes.
         monkeypatch.setattr(collector, "choose", lambda: worker._commit_to > worker._committed)
         monkeypatch.setattr(collector, "slice", nothing)
-        begun = bench.execution.monotonic()
-        count = 0
-        while bench.execution.monotonic() - begun < 5.0:
+        # A commit every tenth of a second, for six seconds of the worker's clock.
+        for count in range(60):
             bench.write(count % 64 * 8, b"x" * 4096)
             await bench.commit()
-            count += 1
-        assert count > 20
-        assert 1 <= len(slices) <= 4
+            clock[0] += 0.1
+        gaps = [later - former for former, later in pairwise(slices)]
+        assert 2 <= len(slices) <= 1 + 6 / COLLECT_BESIDE_FLUSHES_S
+        assert all(gap >= COLLECT_BESIDE_FLUSHES_S for gap in gaps), "collected beside every flush"
         await bench.detach()
 
     asyncio.run(main())

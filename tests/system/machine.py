@@ -5,11 +5,13 @@ imported from the engine. Call from the main thread (see tests.servers.processes
 """
 
 import contextlib
+import json
 import os
 import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -176,6 +178,15 @@ class Server:
                 os.kill(victim, signal.SIGKILL)
         self.code = self._process.wait(self._seconds)
         self._process = None
+
+    def carry(self) -> None:
+        """Until the bucket has everything that was written so far."""
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as line:
+            line.settimeout(self._seconds)
+            line.connect(str(self.state_dir / "control"))
+            line.sendall(b'{"do": "flush"}\n')
+            answer = line.makefile("rb").readline()
+        assert json.loads(answer)["ok"], answer
 
     def terminate(self) -> None:
         """SIGTERM, without waiting for the end."""

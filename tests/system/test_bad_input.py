@@ -257,7 +257,7 @@ class TestTwoServers:
             qemu_io(first.url, "write -P 1 0 64k", "flush")
             refused_serve(second, ExitCode.REFUSED, "not here", "--accept-loss")
             qemu_io(first.url, "write -P 2 1M 64k", "flush", "read -P 1 0 64k")
-            time.sleep(1.5)  # both writes are in the bucket
+            first.carry()
             second.start("--accept-loss")
             qemu_io(second.url, "read -P 1 0 64k", "read -P 2 1M 64k", "write -P 3 2M 64k", "flush")
             # The first learns of it with its next commit.

@@ -41,7 +41,7 @@ def write_image(image: Path, server: Server) -> None:
 def wait_for_commits(place: Place) -> None:
     """Until the bucket has gone on to a commit and then no further: there is nothing left to carry there."""
     newest, since = -1, time.monotonic()
-    give_up = since + 30
+    give_up = since + 120
     while time.monotonic() - since < 2.0:
         assert time.monotonic() < give_up, "the commits do not come to an end"
         answer = json.loads(s3block("info", place.volume, "--json", config=place.config).out)

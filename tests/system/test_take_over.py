@@ -61,7 +61,7 @@ def test_a_frozen_writer_answers_nothing_when_it_wakes(file_place: Place, tmp_pa
         disk = RawInitiator(first.url)
         assert disk.wait(disk.write(0, b"a" * 4096)).status == GOOD
         assert disk.wait(disk.flush()).status == GOOD
-        time.sleep(1.0)  # it is in the bucket
+        first.carry()
         group_signal(first, signal.SIGSTOP)
         for number in range(8):
             disk.write(8 * number, bytes([number]) * 4096)
@@ -88,10 +88,9 @@ def test_a_writer_that_is_well_says_that_it_has_stopped(file_place: Place, tmp_p
     ):
         first.start()
         qemu_io(first.url, "write -P 5 0 4k", "flush")
-        time.sleep(6.0)  # the commit interval
-        began = time.monotonic()
+        first.carry()
         second.start("--accept-loss")
-        assert time.monotonic() - began < 40
+        assert "epoch 1 has said that it stopped" in second.log()
         wait_for_end(first)
         qemu_io(second.url, "read -P 5 0 4k")
         assert second.stop() == 0
@@ -113,16 +112,16 @@ def test_a_writer_that_is_cut_off_stops_by_itself(radosgw: Radosgw, tmp_path: Pa
             disk = RawInitiator(first.url)
             assert disk.wait(disk.write(0, b"a" * 4096)).status == GOOD
             assert disk.wait(disk.flush()).status == GOOD
-            time.sleep(1.5)
+            first.carry()
             relay.cut()
             cut_at = time.monotonic()
-            acknowledged_until = cut_at
-            while time.monotonic() - cut_at < LEASE_S + 3:
+            acknowledged: list[float] = []
+            while (sent_at := time.monotonic()) - cut_at < LEASE_S + 3:
                 if disk.wait(disk.write(8, b"b" * 4096)).status == GOOD:
-                    acknowledged_until = time.monotonic()
+                    acknowledged.append(sent_at)
                 time.sleep(0.1)
-            assert acknowledged_until - cut_at > 0.5, "it stopped at once, not with its lease"
-            assert acknowledged_until - cut_at < LEASE_S + 0.5
+            assert acknowledged, "it stopped at once, not with its lease"
+            assert acknowledged[-1] - cut_at < LEASE_S
             refused_all([disk.wait(disk.flush()), disk.wait(disk.read(0, 8))])
             second.start("--accept-loss")
             qemu_io(second.url, "read -P 0x61 0 4k", "write -P 7 1M 4k", "flush")

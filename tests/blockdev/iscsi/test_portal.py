@@ -353,22 +353,23 @@ def test_a_slowed_volume_holds_the_answers_of_that_connection_and_nobody_elses()
         other_isid = bytearray(LOGIN)
         other_isid[13] ^= 0xFF
         await reader.log_in(bytes(other_isid))
-        world.target.slow = 0.3
+        world.target.slow = 2.0
         begun = loop.time()
         writer.say(write_command(2, 0, pattern(4096, 1)), write_command(3, 8, pattern(4096, 2)))
-        await asyncio.sleep(0.05)
-        assert world.target.peek(0, 16) == pattern(4096, 1) + pattern(4096, 2), "it is committed at once"
+        while world.target.peek(0, 16) != pattern(4096, 1) + pattern(4096, 2):
+            assert loop.time() - begun < 1.9, "it is committed at once"
+            await asyncio.sleep(0.001)
         assert world.target.taken == [8192]
         reader.say(read_command(2, 0, 8))
         fields, data = await reader.hear()
         assert (fields["status"], data) == (0, pattern(4096, 1))
-        assert loop.time() - begun < 0.25, "another connection waits for nothing"
+        assert loop.time() - begun < 1.9, "another connection waits for nothing"
         world.target.slow = 0.0
         writer.say(write_command(4, 16, pattern(4096, 3)))
         await asyncio.sleep(0.05)
         assert world.target.peek(16, 1) == bytes(512), "nothing is read from the slowed connection"
         seen = [(await writer.hear())[0] for _ in range(3)]
-        assert loop.time() - begun >= 0.3
+        assert loop.time() - begun >= 2.0
         assert [(fields["itt"], fields["status"]) for fields in seen] == [(2, 0), (3, 0), (4, 0)]
         assert [fields["stat_sn"] - seen[0]["stat_sn"] for fields in seen] == [0, 1, 2]
         writer.end()
@@ -383,13 +384,13 @@ def test_a_read_that_waited_is_answered_while_writes_are_held() -> None:
         client = await Client.connect(portal)
         await client.log_in()
         world.target.deferred_reads = 1
-        world.target.slow = 0.4
+        world.target.slow = 2.0
         begun = loop.time()
         client.say(read_command(2, 0, 1), write_command(3, 8, pattern(512, 2)))
         await asyncio.sleep(0.05)
         world.target.run_one()
         assert (await client.hear())[0]["itt"] == 2
-        assert loop.time() - begun < 0.35
+        assert loop.time() - begun < 1.9
         assert (await client.hear())[0]["itt"] == 3
         assert loop.time() - begun >= 0.4
         client.end()
