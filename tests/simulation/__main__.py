@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 
+from tests.simulation.family import Family
 from tests.simulation.world import World, draw
 
 
@@ -15,6 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("seed", type=int, help="number of the (first) episode")
     parser.add_argument("--episodes", type=int, default=1, help="how many, from that one on")
+    parser.add_argument("--family", action="store_true", help="a volume and its clones")
     parser.add_argument("--trace", action="store_true", help="print every scheduler step of the last life")
     options = parser.parse_args()
     if options.episodes > 1:
@@ -24,7 +26,7 @@ def main() -> int:
     failed = 0
     started = time.monotonic()
     for seed in range(options.seed, options.seed + options.episodes):
-        world = World(seed, trace=options.trace)
+        world = Family(seed) if options.family else World(seed, trace=options.trace)
         if options.episodes == 1:
             print(f"episode {seed}: {draw(seed)}")
         try:
@@ -34,11 +36,13 @@ def main() -> int:
             if options.episodes == 1:
                 traceback.print_exc(file=sys.stdout)
             print(f"seed {seed}: {type(error).__name__}: {error}")
-        if options.trace:
+        if options.trace and isinstance(world, World):
             for number, name in world.loop.trace or world.last_trace or ():
                 print(f"{number:7} {name}")
         if options.episodes == 1:
-            print(f"what happened: {dict(world.happened)}\ndigest: {world.digest}")
+            print(f"what happened: {dict(world.happened)}")
+            if isinstance(world, World):
+                print(f"digest: {world.digest}")
     seconds = time.monotonic() - started
     print(f"{options.episodes} episodes in {seconds:.1f} s, {failed} failed")
     return 1 if failed else 0

@@ -7,13 +7,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from tests.simulation.family import Family
 from tests.simulation.world import Plan, World, draw
 
-EPISODES = int(os.environ.get("SIM_EPISODES", "2000"))
+EPISODES = int(os.environ.get("SIM_EPISODES", "1200"))
 """How many the slow tests run in all; the fast ones run a few of the same."""
 FRESH = int(os.environ.get("SIM_FRESH", "200"))
 """How many more with seeds nobody has run before."""
 BLOCKS = 10
+FAMILIES = int(os.environ.get("SIM_FAMILIES", "40"))
+"""Volumes with clones; each is worth several episodes."""
+FAMILY_BLOCKS = 4
 
 
 class EpisodeFailed(AssertionError):
@@ -50,6 +54,19 @@ def run_one(seed: int, plan: Plan) -> Counter[str]:
             f"seed {seed}: {type(error).__name__}: {error}\nreplay: make sim SEED={seed}{changed}"
         ) from error
     return world.happened
+
+
+def run_family(seed: int) -> Counter[str]:
+    """A volume and its clone, both living on."""
+    family = Family(seed)
+    try:
+        family.run()
+    except Exception as error:
+        raise EpisodeFailed(
+            f"family {seed}: {type(error).__name__}: {error}\n"
+            f"replay: .venv/bin/python -m tests.simulation {seed} --family"
+        ) from error
+    return family.happened
 
 
 def block(index: int, total: int = EPISODES) -> range:

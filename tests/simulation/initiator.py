@@ -7,7 +7,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from blockdev.engine import link
 from blockdev.errors import (
@@ -18,14 +18,19 @@ from blockdev.errors import (
     LocalDiskFailed,
     MediumError,
     NotReady,
+    Refused,
     StoreUnreachable,
 )
-from blockdev.units import Geometry
+from blockdev.units import BLOCK_BYTES, Geometry
 from tests.simulation.loop import SimLoop
 from tests.simulation.model import ZERO, Model, Operation, Violation, stamp
 from tests.simulation.process import Process, ProcessSettings
+from tests.simulation.snapshots import Snapshots
+from tests.simulation.stores import Gate
 
 T = TypeVar("T")
+SNAPSHOTS_MAX = 4
+GROWTH_EXTENTS = 8
 PATIENCE_S = 600.0
 """Virtual seconds anything may take while the store works most of the time."""
 
@@ -49,28 +54,39 @@ class Initiators:
     def __init__(
         self,
         loop: SimLoop,
-        geometry: Geometry,
         settings: ProcessSettings,
         model: Model,
         happened: Counter[str],
         *,
         disk_may_fail: bool,
         objects_may_be_damaged: bool,
+        snapshots: Snapshots,
+        has_clone: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self.process: Process | None = None
+        self.gate: Gate
+        """The process's way to the store."""
         self.model = model
         self.may_be_fenced = False
         self.superseded = False
         """Another host serves the volume by now: whatever this one answers is a broken promise."""
         self._loop = loop
-        self._geometry = geometry
         self._settings = settings
         self._happened = happened
         self._disk_may_fail = disk_may_fail
         self._objects_may_be_damaged = objects_may_be_damaged
+        self.snapshots = snapshots
+        self._has_clone = has_clone
+        self.sizes: set[int] = set()
+        """Sizes that were asked for."""
 
     @property
-    def _serving(self) -> Process:
+    def _geometry(self) -> Geometry:
+        """Of now: a volume grows while it is served."""
+        return self.serving.front.geometry
+
+    @property
+    def serving(self) -> Process:
         assert self.process is not None
         return self.process
 
@@ -93,7 +109,7 @@ class Initiators:
 
     def check_alive(self) -> None:
         """Raises Violation when the process stopped for no reason that was injected."""
-        process = self._serving
+        process = self.serving
         if process.work.done() and not process.work.cancelled() and process.work.exception() is not None:
             raise Violation("the worker raised") from process.work.exception()
         if process.failed is not None and not (self._objects_may_be_damaged and process.failed.kind == "corrupt"):
@@ -105,7 +121,7 @@ class Initiators:
 
     async def work(self, until: Callable[[], bool], r: random.Random) -> None:
         """One initiator's life, until there is no more to do or the volume stopped."""
-        process = self._serving
+        process = self.serving
         while not until() and process.stopped_by is None:
             kind = r.random()
             try:
@@ -135,12 +151,13 @@ class Initiators:
         """Read, again while the store is away."""
         for _ in range(100):
             future: asyncio.Future[object] = self._loop.create_future()
-            found = self._serving.front.read(lba, count, future.set_result)
+            found = self.serving.front.read(lba, count, future.set_result)
             if found is None:
                 answer = await in_time(future, f"a read of sectors {lba} to {lba + count}")
-                if isinstance(answer, StoreUnreachable) or (
-                    self._objects_may_be_damaged and isinstance(answer, MediumError)
-                ):
+                waits = isinstance(answer, StoreUnreachable) or (
+                    isinstance(answer, LeaseExpired) and not self.may_be_fenced
+                )
+                if waits or (self._objects_may_be_damaged and isinstance(answer, MediumError)):
                     self._happened[f"reads answered {type(answer).__name__}"] += 1
                     await asyncio.sleep(1.0)
                     continue
@@ -159,7 +176,7 @@ class Initiators:
     async def flush(self) -> None:
         future: asyncio.Future[Exception | None] = self._loop.create_future()
         begun = self.model.flush_begun()
-        self._serving.front.flush(future.set_result)
+        self.serving.front.flush(future.set_result)
         error = await in_time(future, "a flush")
         if error is not None:
             raise error
@@ -169,11 +186,90 @@ class Initiators:
 
     async def detach(self) -> None:
         future: asyncio.Future[Exception | None] = self._loop.create_future()
-        self._serving.front.detach(future.set_result)
+        self.serving.front.detach(future.set_result)
         error = await in_time(future, "a detach")
         if error is not None:
             raise self.unexpected(error)
-        await self._serving.work
+        await self.serving.work
+
+    # --- operations on the volume as a whole -----------------------------------------------------------------------
+
+    async def operate(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        """Through the front. Raises what it answers."""
+        future: asyncio.Future[dict[str, Any] | Exception] = self._loop.create_future()
+        self.serving.front.operate(name, arguments, future.set_result)
+        answer = await in_time(future, f"the operation {name}")
+        if isinstance(answer, Exception):
+            raise answer
+        self._happened[f"operation: {name}"] += 1
+        return answer
+
+    async def operating(self, until: Callable[[], bool], r: random.Random) -> None:
+        """An operator's life beside the initiators', until there is no more to do or the volume stopped."""
+        process = self.serving
+        while not until() and process.stopped_by is None:
+            await asyncio.sleep(r.expovariate(1.0) * self._settings.delay_s * 40)
+            try:
+                await self.operate_once(r)
+            except LeaseExpired:
+                self._happened["lease out"] += 1
+            except BlockError as error:
+                if self.may_be_fenced and isinstance(error, Fenced):
+                    return
+                if self._objects_may_be_damaged:
+                    return
+                raise self.unexpected(error) from error
+
+    async def operate_once(self, r: random.Random) -> None:
+        kind, alive = r.random(), self.snapshots.alive()
+        if kind < 0.35 and len(alive) < SNAPSHOTS_MAX:
+            await self.take_snapshot(r)
+        elif kind < 0.6 and alive:
+            await self.delete_snapshot(r.choice(alive))
+        elif kind < 0.75:
+            await self.operate("gc", orphans=r.random() < 0.6)
+        elif kind < 0.85:
+            await self.grow(r)
+        elif kind < 0.9:
+            await self.operate("checkpoint")
+        else:
+            known = set(self.snapshots.promised)
+            listed = {item["name"] for item in (await self.operate("snapshots"))["snapshots"]}
+            gone = known - listed - self.snapshots.doomed - self.snapshots.expires.keys()
+            if gone:
+                raise Violation(f"snapshots are not listed: {sorted(gone)}")
+
+    async def take_snapshot(self, r: random.Random) -> None:
+        name = self.snapshots.new_name()
+        expires = self.serving.execution.time() + r.random() * 100 if r.random() < 0.2 else 0.0
+        self.snapshots.ask(name, self.model, expires)
+        await self.operate("snapshot", name=name, expires_us=int(expires * 1e6))
+        self.snapshots.promised.add(name)
+
+    async def delete_snapshot(self, name: str) -> None:
+        self.snapshots.doomed.add(name)
+        try:
+            await self.operate("snapshot-delete", name=name)
+        except Refused as error:
+            if not self._has_clone(name):
+                raise Violation(f"snapshot {name} cannot be deleted: {error}") from error
+            self.snapshots.doomed.discard(name)
+            self._happened["held back by a clone"] += 1
+            return
+        if self._has_clone(name):
+            raise Violation(f"snapshot {name} was deleted, and a clone needs it")
+        self.snapshots.deleted.add(name)
+
+    async def grow(self, r: random.Random) -> None:
+        geometry = self._geometry
+        size = geometry.size_bytes + r.choice([1, 3, 32, 40]) * BLOCK_BYTES
+        if size > GROWTH_EXTENTS * geometry.extent_bytes:
+            return
+        self.sizes.add(size)
+        told = await self.operate("resize", size_bytes=size)
+        if told["size_bytes"] != size or self._geometry.size_bytes != size:
+            raise Violation(f"the volume was to have {size} bytes, has {self._geometry.size_bytes} and says {told}")
+        self.sizes -= {smaller for smaller in self.sizes if smaller < size}
 
     def _place(self, r: random.Random, longest: int) -> tuple[int, int]:
         """(first sector, count): mostly near what others touch, mostly 4 KiB, sometimes odd."""
@@ -206,7 +302,7 @@ class Initiators:
             data = b"".join(stamp(token, at, sector_bytes) for at in range(lba, lba + count))
             self.model.staged(Operation(token, lba, count))
             try:
-                self._serving.front.write(lba, _cut(data, sector_bytes, r))
+                self.serving.front.write(lba, _cut(data, sector_bytes, r))
             except BlockError as error:
                 self.model.refused()
                 if not isinstance(error, JournalFull):
@@ -221,10 +317,10 @@ class Initiators:
             raise full
 
     def _commit(self) -> None:
-        journal = self._serving.journal
+        journal = self.serving.journal
         assert journal is not None
         before = journal.head
-        self._serving.front.commit()
+        self.serving.front.commit()
         if journal.head > before:
             self._answered("a write")
         self.model.acknowledge(journal.head)
@@ -251,9 +347,9 @@ class Initiators:
             self.model.staged(Operation(ZERO, start, stop - start))
         try:
             if r.random() < 0.5:
-                self._serving.front.unmap([(lba, count)])
+                self.serving.front.unmap([(lba, count)])
             else:
-                self._serving.front.write_zeroes(lba, count, may_unmap=r.random() < 0.5)
+                self.serving.front.write_zeroes(lba, count, may_unmap=r.random() < 0.5)
         except BlockError:
             for _ in steps:
                 self.model.refused()

@@ -6,7 +6,8 @@ ready, and then straight to the next timer. So a run is a sequence of numbered s
 asyncio promises that callbacks run in the order of `call_soon`; here they do not. Code that needs an order must bring a
 queue of its own, as everything between two processes must anyway.
 
-It uses three private names of asyncio (`Handle._run`, `_timer_handle_cancelled`, `_set_running_loop`);
+It uses private names of asyncio (`Handle._run`, `Handle._context`, `_timer_handle_cancelled`, `_set_running_loop`,
+`tasks._enter_task`, `tasks._leave_task`);
 `test_loop.py` guards them over Python upgrades.
 """
 
@@ -15,10 +16,14 @@ import heapq
 import random
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+OWNER: ContextVar[object] = ContextVar("owner", default=None)
+"""The process whose callback runs."""
 
 
 class Deadlock(AssertionError):
@@ -55,6 +60,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.crash_at_point = -1
         self.trace: list[tuple[int, str]] | None = None
         """Set it to a list to record what ran, for the test of determinism."""
+        self._frozen: object = None
+        self._held: list[asyncio.Handle] = []
         self.failures: list[BaseException] = []
         """Exceptions that reached no awaiter: bugs, unless the world expects them."""
 
@@ -89,6 +96,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         if handle.cancelled():
             self._ready.pop()
             return
+        if self._frozen is not None and _owner(handle) is self._frozen:
+            self._held.append(self._ready.pop())
+            return
         self._count_step(handle)  # may raise Crash: what did not run is still there to be abandoned
         self._ready.pop()
         handle._run()
@@ -99,6 +109,33 @@ class SimLoop(asyncio.AbstractEventLoop):
         if self.points == self.crash_at_point:
             raise Crash(f"crash at point {self.points}, {what}")
         self._count_step(what)
+
+    # --- SIGSTOP -------------------------------------------------------------------------------------------------
+
+    def freeze(self, owner: object) -> None:
+        """Nothing of that process runs until `thaw`; its timers fire late."""
+        self._frozen = owner
+
+    def thaw(self) -> None:
+        self._frozen = None
+        self._ready += self._held
+        self._held = []
+
+    def stop_here(self, owner: object, seconds: float) -> None:
+        """The process whose callback runs now is stopped in the middle of it for so long; all others go on."""
+        task = asyncio.current_task(self)
+        if task is not None:
+            asyncio.tasks._leave_task(self, task)
+        self.freeze(owner)
+        until = self._now + seconds
+        self.call_at(until, lambda: None, context=Context())
+        try:
+            while self._now < until:
+                self._step()
+        finally:
+            self.thaw()
+            if task is not None:
+                asyncio.tasks._enter_task(self, task)
 
     def _count_step(self, what: object) -> None:
         self.steps += 1
@@ -116,6 +153,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         what it does to disk or store must be refused by these (they know that the process is dead)."""
         self._closed = True
         self._ready.clear()
+        self._held.clear()
         self._timers.clear()
         for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio has no public way to say so
@@ -178,6 +216,11 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         raise AssertionError("a simulated component must block through its execution port, not through a thread")
+
+
+def _owner(handle: asyncio.Handle) -> object:
+    context: Context = handle._context  # type: ignore[attr-defined]  # whose callback it is
+    return context.get(OWNER)
 
 
 def _name(what: object) -> str:

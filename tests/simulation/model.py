@@ -16,6 +16,8 @@ _MAGIC = b"written!"
 _ZEROS = bytes(4096)
 ZERO = 0
 """The token of a sector that reads as zeros."""
+WHOLE = -1
+"""Of an operation that says for each sector what it holds: see `Model.became`."""
 
 
 class Violation(AssertionError):
@@ -50,7 +52,7 @@ class Operation:
     count: int
 
     def __str__(self) -> str:
-        kind = f"write {self.token}" if self.token else "zeroes"
+        kind = {ZERO: "zeroes", WHOLE: "exchange"}.get(self.token, f"write {self.token}")
         return f"{kind} of [{self.lba}, {self.lba + self.count})"
 
 
@@ -72,6 +74,9 @@ class Model:
     acknowledged: int = 0
     flushed: int = 0
     in_bucket: int = 0
+    held: int = 0
+    """So many may not vanish with a host unless somebody accepts it: a flush was answered for them, or, where flushes are
+    local, they were acknowledged."""
     tokens: int = 0
     _history: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     """sector -> (operation's number, token) of each operation that touched it."""
@@ -90,6 +95,19 @@ class Model:
         for lba in range(operation.lba, operation.lba + operation.count):
             self._history.setdefault(lba, []).append((number, operation.token))
 
+    def became(self, image: Sequence[int]) -> None:
+        """One step turns the whole volume into `image`: a rollback, or the snapshot a clone begins with."""
+        now = [self.token_at(lba) for lba in range(len(image))]
+        self.operations.append(Operation(WHOLE, 0, len(image)))
+        number = len(self.operations)
+        for lba, token in enumerate(image):
+            if token != now[lba]:
+                self._history.setdefault(lba, []).append((number, token))
+
+    def settled(self) -> None:
+        """Everything so far was acknowledged and is in the bucket."""
+        self.acknowledged = self.flushed = self.in_bucket = len(self.operations)
+
     def refused(self) -> None:
         """The newest operation was not taken: nothing of it was kept."""
         operation = self.operations.pop()
@@ -107,6 +125,7 @@ class Model:
     def flush_done(self, begun: int, *, to_bucket: bool = False) -> None:
         """A flush that began when `begun` operations were acknowledged was answered."""
         self.flushed = max(self.flushed, begun)
+        self.held = max(self.held, begun)
         if to_bucket:
             self.in_bucket = max(self.in_bucket, begun)
 
@@ -188,12 +207,13 @@ class Model:
         if prefix < len(self.operations):
             for operation in self.operations[prefix:]:
                 for lba in range(operation.lba, operation.lba + operation.count):
-                    history = self._history[lba]
+                    history = self._history.get(lba, [])
                     while history and history[-1][0] > prefix:
                         history.pop()
             del self.operations[prefix:]
         self._positions = [(place, count) for place, count in self._positions if count <= prefix]
         self.acknowledged = self.flushed = prefix
+        self.held = min(self.held, prefix)
         self.in_bucket = min(self.in_bucket, prefix)
 
 

@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
@@ -29,9 +30,9 @@ from blockdev.journal.reader import JournalReader, read_superblock
 from blockdev.segments.cipher import Cipher
 from blockdev.segments.volume_file import VolumeFile
 from s3core.errors import StoreError
-from s3core.faulty import FaultyStore
+from s3core.store import ObjectStore
 from tests.simulation.disk import SimDisk, SimHandle
-from tests.simulation.loop import SimLoop
+from tests.simulation.loop import OWNER, SimLoop
 
 T = TypeVar("T")
 JOURNAL, CACHE, TABLE = "journal", "cache", "cache.table"
@@ -71,15 +72,23 @@ class SimClock:
 
 
 class SimExecution:
-    """A blocking call happens at one moment between its beginning and its end. `under_way`: store writes that were sent
+    """A blocking call happens at one moment between its beginning and its end. `direct`: the store without its faults.
+    `under_way`: store writes that were sent
     and have not arrived: at a crash each may arrive, may not, or may arrive later."""
 
     def __init__(
-        self, loop: SimLoop, random: random.Random, store: FaultyStore, clock: SimClock, delay_s: float
+        self,
+        loop: SimLoop,
+        random: random.Random,
+        store: ObjectStore,
+        direct: ObjectStore,
+        clock: SimClock,
+        delay_s: float,
     ) -> None:
         self._loop = loop
         self._random = random
         self._store = store
+        self._direct = direct
         self._clock = clock
         self._delay_s = delay_s
         self._number = 0
@@ -91,7 +100,7 @@ class SimExecution:
         self._number += 1
         number = self._number
         if is_store and name in STORE_WRITES:
-            inner = getattr(self._store.inner, name)
+            inner = getattr(self._direct, name)
             self.under_way[number] = lambda: inner(*args)
         await asyncio.sleep(self._delay())
         self._loop.point(f"before {name}")
@@ -177,10 +186,13 @@ class SimQueue:
         self._delay_s = delay_s
         self._deliver = deliver
         self._messages: deque[Any] = deque()
+        self.held_until = 0.0
+        """Messages sent before that time come at that time."""
 
     def send(self, message: Any) -> None:
         self._messages.append(message)
-        self._loop.call_later(self._random.expovariate(1.0) * self._delay_s, self._next)
+        held = max(0.0, self.held_until - self._loop.time())
+        self._loop.call_later(held + self._random.expovariate(1.0) * self._delay_s, self._next)
 
     def _next(self) -> None:
         self._deliver(self._messages.popleft())
@@ -275,7 +287,8 @@ class Process:
         random: random.Random,
         host: Host,
         volume: VolumeFile,
-        store: FaultyStore,
+        store: ObjectStore,
+        direct: ObjectStore,
         clock: SimClock,
         settings: ProcessSettings,
         observe: Callable[[link.ToFront], None],
@@ -285,17 +298,21 @@ class Process:
     ) -> None:
         self._loop = loop
         self._random = random
-        self._host = host
+        self.host = self._host = host
         self._volume = volume
         self._settings = settings
+        self.store = store
+        self.context = copy_context()
+        """In which everything of this process runs."""
+        self.context.run(OWNER.set, self)
         self._observe = observe
         self._front_type = front_type
-        self.execution = SimExecution(loop, random, store, clock, settings.delay_s)
+        self.execution = SimExecution(loop, random, store, direct, clock, settings.delay_s)
         self.map = ExtentMap(host.map_store, volume.geometry)
         self._cache = self._open_cache()
         to_worker = SimQueue(loop, random, settings.delay_s / 10, self._to_worker)
         self._link = SimLink(to_worker)
-        self._to_front = SimQueue(loop, random, settings.delay_s / 10, self._hear)
+        self.to_front = SimQueue(loop, random, settings.delay_s / 10, self._hear)
         self._posted = SimQueue(loop, random, 0.0, lambda callback: callback())
         self.worker = worker_type(
             volume=volume,
@@ -308,7 +325,7 @@ class Process:
             settings=settings.worker,
             nonce=lambda: self._random.randbytes(16),
             cipher=cipher,
-            send=self._to_front.send,
+            send=self.to_front.send,
         )
         self._ready: asyncio.Future[None] = loop.create_future()
         self._front: Front | None = None
@@ -380,6 +397,70 @@ class Process:
         while True:
             await asyncio.sleep(0.05 + self._random.random() * 0.05)
             self.front.tick(self._loop.time())
+
+
+class Session(Process):
+    """A process without a front, as `blockdev.session`: it carries what the journal holds to the bucket and operates."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._durable = 0
+        self._detached = False
+        self._number = 0
+        self._news = asyncio.Event()
+        self._answers: dict[int, link.Operated] = {}
+
+    async def carry(self) -> None:
+        """Everything in the journal is in the bucket. Raises what stopped the worker."""
+        assert self.journal is not None
+        head = self.journal.head
+        self.worker.receive(link.Appended(head))
+        self.worker.receive(link.CommitNow(head))
+        await self._until(lambda: self._durable >= head)
+
+    async def operate(self, name: str, /, **arguments: Any) -> link.Operated:
+        self._number += 1
+        number = self._number
+        self.worker.receive(link.Operate(number, name, arguments))
+        await self._until(lambda: number in self._answers)
+        return self._answers.pop(number)
+
+    async def detach(self) -> None:
+        self.worker.receive(link.Detach())
+        await self._until(lambda: self._detached)
+        await self.work
+
+    async def _until(self, test: Callable[[], bool]) -> None:
+        while not test():
+            if self.failed is not None:
+                raise self.worker.failure if isinstance(self.worker.failure, Exception) else AssertionError(self.failed)
+            self._news.clear()
+            await self._news.wait()
+
+    def _hear(self, message: link.ToFront) -> None:
+        match message:
+            case link.Ready():
+                self.journal = Journal.open(self._host.disk.open(JOURNAL))
+                try:
+                    self.journal.take_up(message.position, message.epoch, lambda record: None)
+                except LocalDiskFailed as error:
+                    self.stopped_by = error
+                self._durable = message.position
+            case link.Durable(position):
+                self._durable = position
+            case link.Operated():
+                self._answers[message.id] = message
+            case link.Detached():
+                self._detached = True
+            case link.Failed():
+                self.failed = message
+        self._observe(message)
+        self._news.set()
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    async def _tick(self) -> None:
+        """Nothing is served."""
 
 
 def arrive(action: Callable[[], object]) -> None:

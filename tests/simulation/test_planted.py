@@ -4,8 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simulation.episodes import EpisodeFailed, quiet, run_one
-from tests.simulation.planted.bugs import BUGS, FLIP_BUGS, Bug
+from tests.simulation.episodes import EpisodeFailed, quiet, run_family, run_one
+from tests.simulation.planted.bugs import (
+    BUGS,
+    CLONE_BUGS,
+    FLIP_BUGS,
+    FLUSH_BUGS,
+    OPERATION_BUGS,
+    TAKEOVER_BUGS,
+    Bug,
+)
 from tests.simulation.world import Plan, draw
 
 SEEDS = 300
@@ -38,6 +46,37 @@ def test_it_is_caught(bug: Bug) -> None:
 @pytest.mark.parametrize("bug", FLIP_BUGS, ids=lambda bug: bug.name)
 def test_it_is_caught_when_bits_flip(bug: Bug) -> None:
     assert first_caught(bug, object_flips=0.05), f"{SEEDS} episodes and nobody noticed that {bug.story}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", OPERATION_BUGS, ids=lambda bug: bug.name)
+def test_it_is_caught_where_operators_work(bug: Bug) -> None:
+    assert first_caught(bug, operations=True, session_rate=0.5), f"{SEEDS} episodes and nobody noticed that {bug.story}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", TAKEOVER_BUGS, ids=lambda bug: bug.name)
+def test_it_is_caught_when_hosts_take_over(bug: Bug) -> None:
+    assert first_caught(bug, ends=("takeover",)), f"{SEEDS} episodes and nobody noticed that {bug.story}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", FLUSH_BUGS, ids=lambda bug: bug.name)
+def test_it_is_caught_when_flushes_change(bug: Bug) -> None:
+    failure = first_caught(bug, mixed_flush=True, ends=("kill", "kill", "host"))
+    assert failure, f"{SEEDS} episodes and nobody noticed that {bug.story}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", CLONE_BUGS, ids=lambda bug: bug.name)
+def test_it_is_caught_in_families(bug: Bug) -> None:
+    for seed in range(SEEDS // 4):
+        with bug.planted(), quiet():
+            try:
+                run_family(seed)
+            except EpisodeFailed:
+                return
+    raise AssertionError(f"{SEEDS // 4} families and nobody noticed that {bug.story}")
 
 
 def test_nothing_stays_planted() -> None:
