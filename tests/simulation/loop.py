@@ -60,7 +60,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.crash_at_point = -1
         self.trace: list[tuple[int, str]] | None = None
         """Set it to a list to record what ran, for the test of determinism."""
-        self._frozen: object = None
+        self._frozen: set[object] = set()
+        self._stopped: set[object] = set()
+        """Stopped in the middle of a callback: `stop_here` alone lets them go on."""
         self._held: list[asyncio.Handle] = []
         self.failures: list[BaseException] = []
         """Exceptions that reached no awaiter: bugs, unless the world expects them."""
@@ -96,7 +98,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         if handle.cancelled():
             self._ready.pop()
             return
-        if self._frozen is not None and _owner(handle) is self._frozen:
+        if (self._frozen or self._stopped) and _owner(handle) in self._frozen | self._stopped:
             self._held.append(self._ready.pop())
             return
         self._count_step(handle)  # may raise Crash: what did not run is still there to be abandoned
@@ -114,26 +116,30 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def freeze(self, owner: object) -> None:
         """Nothing of that process runs until `thaw`; its timers fire late."""
-        self._frozen = owner
+        self._frozen.add(owner)
 
-    def thaw(self) -> None:
-        self._frozen = None
-        self._ready += self._held
-        self._held = []
+    def thaw(self, owner: object) -> None:
+        self._frozen.discard(owner)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, []
+        self._ready += held  # whoever is frozen still is held again at its turn
 
     def stop_here(self, owner: object, seconds: float) -> None:
         """The process whose callback runs now is stopped in the middle of it for so long; all others go on."""
         task = asyncio.current_task(self)
         if task is not None:
             asyncio.tasks._leave_task(self, task)
-        self.freeze(owner)
+        self._stopped.add(owner)
         until = self._now + seconds
         self.call_at(until, lambda: None, context=Context())
         try:
             while self._now < until:
                 self._step()
         finally:
-            self.thaw()
+            self._stopped.discard(owner)
+            self._let_go()
             if task is not None:
                 asyncio.tasks._enter_task(self, task)
 

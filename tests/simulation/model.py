@@ -5,6 +5,27 @@ were made, how many of them were acknowledged, covered by a flush, reported to b
 
 Every sector written carries the number of its write, so an image can be read back as "which write is this from". An image
 is legal if there is one number P such that every sector is as after the first P operations: a prefix, never a mixture.
+
+Where each promise of docs/durability.md is checked:
+
+| row | checked by |
+| --- | --- |
+| server process killed; host loses power; host and its disks are gone | `World._die` sets the bound, `World._compare` judges |
+| nothing vanishes with a host unless somebody accepts it | `held`, `World._found`; the lineage: `World._take_over` |
+| orderly stop | `World._settle`: the bucket by itself, and the live map against the log |
+| store unreachable | faults of every life; minutes of it: `test_blackout` |
+| a second host attaches, the first did not stop | `World._take_over`, `Initiators._answered` |
+| the first is frozen, stopped in a write, cut off, deaf | `World._befall` |
+| the first host comes back after another one wrote | `World._must_be_refused` |
+| two hosts attach at the same moment | `bucket.History.advance`: one chain, epochs that grow |
+| a snapshot is taken | `snapshots.Snapshots.judge` after every life, byte for byte, through its root alone |
+| a volume is rolled back; cut off; grown | `became`, `World._roll_back`, `World._operate_offline`, `Initiators.grow` |
+| clones, and what parents must keep for them | `family` |
+| cache or local object copy damaged; fdatasync fails | `cache_flips`, `sync_fails`, `test_faults` |
+| object in the bucket damaged | `test_faults` |
+| trimmed log: the newest root and the one before are whole | `bucket.check_root`, `World._check_previous_root` |
+| nothing is left over once nobody needs it | `World._find_leaks` |
+| what a crash leaves, at every point of a life with operations | `test_crash` |
 """
 
 import struct

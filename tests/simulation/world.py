@@ -529,7 +529,7 @@ class World:
         self._judge_bucket(self.bound, self.promise)
         await self._compare(new)
         await self._work_for(new, self.plan.steps_per_life // 4)
-        self.loop.thaw()
+        self.loop.thaw(old.serving)
         old.gate.shut = False
         await going_on
         await self._must_be_fenced(old)
@@ -551,7 +551,7 @@ class World:
         begins, lasts = r.random() * 2.0, r.random() * 3 * self.plan.settings.worker.lease_s
         if kind == "frozen":
             loop.call_later(begins, loop.freeze, process)
-            loop.call_later(begins + lasts, loop.thaw)
+            loop.call_later(begins + lasts, loop.thaw, process)
         elif kind == "stopped in a write":
             disk, passing = process.host.disk, process.host.disk.point
             at = loop.time() + begins
