@@ -114,9 +114,13 @@ def _forget_replaced(store: ObjectStore, name: str, found: Inspection) -> bool:
     reading = ReadingStore(store)
     try:
         volume = read_volume_file(reading, name)
-        reading.head(paths.log(found.commit + 1))
     except (NotFound, CorruptFormat):
         return False
+    try:
+        reading.head(paths.log(found.commit + 1))
+        changed = True
+    except NotFound:
+        changed = False
     seen = ReadingStore(with_ancestors(store, volume))
     execution = ThreadExecution(READERS)
     try:
@@ -125,12 +129,15 @@ def _forget_replaced(store: ObjectStore, name: str, found: Inspection) -> bool:
             log = CommitLog(seen, volume.identity, execution, persistence)
             try:
                 asyncio.run(Attacher(volume, seen, fresh, log, persistence).catch_up())
-                found.defects = [defect for defect in found.defects if _still(defect, fresh, seen)]
+                still = [defect for defect in found.defects if _still(defect, fresh, seen)]
             except (NotFound, Corrupt, CorruptFormat):
-                return True
+                return changed
+            # Old roots are also deleted with no record written since.
+            changed = changed or len(still) < len(found.defects)
+            found.defects = still
     finally:
         execution.close()
-    return bool(found.defects)
+    return changed and bool(found.defects)
 
 
 def _still(defect: Defect, fresh: ExtentMap, store: ObjectStore) -> bool:
@@ -146,7 +153,7 @@ def _still(defect: Defect, fresh: ExtentMap, store: ObjectStore) -> bool:
                 continue
             named |= {paths.page_pack(ref.seq, ref.epoch, ref.n) for ref in (*made.pages, *made.runs)}
         return defect.key in named
-    if defect.extent is None or set(defect.hits) - {LIVE}:
+    if defect.extent is None or fresh.state is None or set(defect.hits) - {LIVE}:
         return True
     _, (value,) = fresh.lookup([defect.extent])
     return names(value, defect.extent, defect.key)
