@@ -143,7 +143,10 @@ def _forget_replaced(store: ObjectStore, name: str, found: Inspection) -> bool:
 def _still(defect: Defect, fresh: ExtentMap, store: ObjectStore) -> bool:
     """Whether the fresh map still has what the defect is about."""
     if defect.key.startswith((paths.root_prefix(), paths.page_prefix())):
-        keys = sorted(info.key for info in store.list(paths.root_prefix()))[-WHOLE_ROOTS:]
+        listed = sorted(info.key for info in store.list(paths.root_prefix()))
+        if defect.key in listed:
+            return True
+        keys = listed[-WHOLE_ROOTS:]
         keys += [paths.root(snapshot.seq, snapshot.epoch) for snapshot in fresh.history.snapshots]
         named = set(keys)
         for key in keys:
