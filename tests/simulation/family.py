@@ -69,7 +69,7 @@ class Family:
         with small_pages(self.plan.page_extents):
             for turn in range(7):
                 member = self._choices.choice(self.members)
-                self._live(member, self._choices.choice(self.plan.ends))
+                self._live(member, self._choices.choice((*self.plan.ends, "session")))
                 if len(self.members) <= CHILDREN_MAX:
                     self._clone(turn)
             for member in self.members:

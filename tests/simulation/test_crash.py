@@ -141,14 +141,15 @@ def test_families(index: int) -> None:
     with quiet():
         for seed in range(FAMILIES * index // FAMILY_BLOCKS, FAMILIES * (index + 1) // FAMILY_BLOCKS):
             happened.update(run_family(seed))
-    for event in ("clones", "held back by a clone", "snapshots read", "crash: kill", "crash: host"):
+    for event in ("clones", "snapshots read", "rolled back", "sessions"):
         assert happened[event], f"no family of this block had: {event}"
 
 
 def test_a_family() -> None:
     with quiet():
-        happened = run_family(5)
-    assert happened["clones"] and happened["held back by a clone"] and happened["snapshots read"]
+        happened = run_family(4)
+    for event in ("clones", "snapshots read", "rolled back"):
+        assert happened[event], f"the family had none: {event}"
 
 
 @pytest.mark.slow
