@@ -4,6 +4,7 @@ One rule: `flip` and `cut` change stored bytes the way a disk or a store does, n
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 from uuid import UUID
 
 import zstandard
@@ -14,6 +15,8 @@ from blockdev.segments.paths import INLINE, ContainerRef
 from blockdev.segments.record import BaseEntry, MoveEntry, PatchEntry, RangeEntry, Record, RecordKind
 from blockdev.segments.root import ContainerUse, DeadObject, PageRef, Root
 from blockdev.units import KIB, MIB, Geometry
+
+T = TypeVar("T")
 
 VOLUME = UUID("6f1c2a5e-7f5b-4c57-9d0c-1c6d3f2b8a90")
 OTHER = UUID("0d6b54f3-9a1e-4f55-8b43-4f2d7f0e1a11")
@@ -28,6 +31,10 @@ refs = st.builds(ContainerRef, u64, u32, st.integers(0, INLINE))
 patches = st.builds(PatchEntry, u64, u32, u32, u32, u32, refs)
 
 
+def few(elements: st.SearchStrategy[T]) -> st.SearchStrategy[list[T]]:
+    return st.lists(elements, max_size=4)
+
+
 def bases(frames: int) -> st.SearchStrategy[BaseEntry]:
     return st.builds(BaseEntry, u64, u64, u32, u64, u64, st.binary(min_size=frames, max_size=frames))
 
@@ -35,7 +42,6 @@ def bases(frames: int) -> st.SearchStrategy[BaseEntry]:
 @st.composite
 def records(draw: st.DrawFn) -> Record:
     frames = draw(st.sampled_from([1, 8, 16]))
-    few = {"max_size": 4}
     return Record(
         seq=draw(u64),
         epoch=draw(u64),
@@ -49,18 +55,17 @@ def records(draw: st.DrawFn) -> Record:
         end=draw(u64),
         time_us=draw(u64),
         size_bytes=draw(u64),
-        folds=draw(st.lists(bases(frames), **few)),
-        moves=draw(st.lists(st.builds(MoveEntry, patches, refs, u32), **few)),
-        ranges=draw(st.lists(st.builds(RangeEntry, u64, u64), **few)),
-        bases=draw(st.lists(bases(frames), **few)),
-        patches=draw(st.lists(patches, **few)),
+        folds=draw(few(bases(frames))),
+        moves=draw(few(st.builds(MoveEntry, patches, refs, u32))),
+        ranges=draw(few(st.builds(RangeEntry, u64, u64))),
+        bases=draw(few(bases(frames))),
+        patches=draw(few(patches)),
         note=draw(notes),
     )
 
 
 @st.composite
 def roots(draw: st.DrawFn) -> Root:
-    few = {"max_size": 4}
     return Root(
         seq=draw(u64),
         epoch=draw(u64),
@@ -71,11 +76,11 @@ def roots(draw: st.DrawFn) -> Root:
         end=draw(u64),
         time_us=draw(u64),
         size_bytes=draw(u64),
-        pages=draw(st.lists(st.builds(PageRef, u64, u64, u32, u16, u32, u32, u32), **few)),
-        runs=draw(st.lists(st.builds(PageRef, u64, u64, u32, u16, u32, u32, u32), **few)),
-        ranges=draw(st.lists(st.tuples(u64, u64, u64), **few)),
-        containers=draw(st.lists(st.builds(ContainerUse, refs, u64, u64, u64), **few)),
-        dead=draw(st.lists(st.builds(DeadObject, u64, st.text(max_size=20)), **few)),
+        pages=draw(few(st.builds(PageRef, u64, u64, u32, u16, u32, u32, u32))),
+        runs=draw(few(st.builds(PageRef, u64, u64, u32, u16, u32, u32, u32))),
+        ranges=draw(few(st.tuples(u64, u64, u64))),
+        containers=draw(few(st.builds(ContainerUse, refs, u64, u64, u64))),
+        dead=draw(few(st.builds(DeadObject, u64, st.text(max_size=20)))),
         note=draw(notes),
     )
 

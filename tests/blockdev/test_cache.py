@@ -98,7 +98,9 @@ def test_what_the_journal_gives_up_is_no_longer_current() -> None:
     cache.forget(7, 0b1000, 100)
     assert cache.valid[slot] == 0b1101, "a record that ended before the fetch is in its content"
     assert cache.read_block(7, 1) is None
-    cache.keep(cache.lend(7)[0], 300)
+    lent = cache.lend(7)
+    assert lent is not None
+    cache.keep(lent[0], 300)
     assert cache.valid[slot] == ALL
 
 

@@ -31,6 +31,7 @@ from blockdev.journal.reader import JournalReader
 from blockdev.target import BlockTarget, Buffer
 from blockdev.units import KIB, MIB, TIB, Geometry
 from tests.blockdev.front_world import World
+from tests.blockdev.memory_file import MemoryFile
 
 ReadAnswer = list[Buffer] | Exception
 
@@ -456,8 +457,7 @@ def test_a_cache_file_that_cannot_be_read_back_is_an_error_in_the_end() -> None:
     world.front.write(0, [fill(1, 32)])
     settled(world)
     world.content_file.fail_writes = True
-    real = world.worker.content
-    world.worker.content = type(real)(real.size())  # the worker writes elsewhere
+    world.worker.content = MemoryFile(world.content_file.size())  # the worker writes elsewhere
     answer = world.try_read(0, 8)
     assert isinstance(answer, MediumError)
     assert "could not be read back" in str(answer)

@@ -112,6 +112,7 @@ def test_an_item_that_does_not_hold_is_never_given_out(tmp_path: Path) -> None:
     fill(store)
     with store._env.begin(write=True) as raw:
         whole = raw.get(KEY.pack(9), db=store.databases[EXTENTS])
+        assert whole is not None
         raw.put(KEY.pack(10), whole, db=store.databases[EXTENTS])
         raw.put(b"x", whole[:-1] + b"\0", db=store.databases[META])
         raw.put(b"y", b"", db=store.databases[META])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from blockdev import offline
-from blockdev.errors import CorruptFormat
-from blockdev.image import ImageFile, ImageRefused
+from blockdev.errors import CorruptFormat, ImageRefused
+from blockdev.image import ImageFile
 from blockdev.offline import ReadingStore, open_offline
 from blockdev.segments import paths
 from s3core.errors import NotFound

@@ -99,7 +99,10 @@ def test_every_flipped_bit_is_refused_where_the_checksum_was_made_to_hold(raw: b
 def test_a_frame_moved_to_another_place_or_generation_is_refused(changed: dict[str, int]) -> None:
     """The header says the new place, the checksum holds, the payload is another frame's."""
     there = {"extent": 5, "start": 3, "gen": 7} | changed
-    moved = encode(TEXT, **there)[: frames.HEADER_BYTES] + encode(TEXT)[frames.HEADER_BYTES :]
+    moved = (
+        encode(TEXT, extent=there["extent"], start=there["start"], gen=there["gen"])[: frames.HEADER_BYTES]
+        + encode(TEXT)[frames.HEADER_BYTES :]
+    )
     with pytest.raises(CorruptFormat, match="does not decrypt"):
         decode(with_checksum(moved), extent=there["extent"], gen=there["gen"])
 

@@ -17,9 +17,10 @@ import random
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context, ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 OWNER: ContextVar[object] = ContextVar("owner", default=None)
@@ -71,7 +72,8 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run until the coroutine is done. Raises Crash, Deadlock, Endless and what the coroutine raises."""
-        task = self._main = self.create_task(coroutine)
+        task = self.create_task(coroutine)
+        self._main = task
         self._running = True
         asyncio._set_running_loop(self)
         try:
@@ -171,19 +173,21 @@ class SimLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self._now
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         if not self._closed:
             self._ready.append(handle)
         return handle
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         return self.call_soon(callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         if not self._closed:
@@ -192,7 +196,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
@@ -220,13 +224,17 @@ class SimLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return self._closed
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(self, executor: object, func: Callable[[*Ts], T], *args: *Ts) -> "asyncio.Future[T]":
         raise AssertionError("a simulated component must block through its execution port, not through a thread")
 
 
 def _owner(handle: asyncio.Handle) -> object:
     context: Context = handle._context  # type: ignore[attr-defined]  # whose callback it is
     return context.get(OWNER)
+
+
+def new_loop(random: random.Random, *, now: float = 0.0, steps_max: int = 200_000) -> SimLoop:
+    return SimLoop(random, now=now, steps_max=steps_max)  # type: ignore[abstract]  # no sockets, signals or processes
 
 
 def _name(what: object) -> str:

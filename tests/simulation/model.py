@@ -32,6 +32,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from s3core.store import Buffer
+
 _STAMP = struct.Struct("<8sQQQ")
 _MAGIC = b"written!"
 _ZEROS = bytes(4096)
@@ -51,7 +53,7 @@ def stamp(token: int, lba: int, sector_bytes: int) -> bytes:
     return unit * (sector_bytes // len(unit))
 
 
-def token_of(data: bytes | memoryview, lba: int) -> int:
+def token_of(data: Buffer, lba: int) -> int:
     """The write a sector's content is from, ZERO for zeros. Raises Violation for anything no write ever wrote there."""
     data = bytes(data)
     if data == _ZEROS[: len(data)]:

@@ -8,7 +8,7 @@ import pytest
 
 from blockdev.errors import CorruptFormat, MediumError
 from s3core.faulty import FaultKind, FaultPlan
-from s3core.memory import MemoryStore
+from s3core.store import ObjectStore
 from tests.simulation.episodes import quiet, run, run_one
 from tests.simulation.initiator import Initiators
 from tests.simulation.model import Violation, token_of
@@ -91,7 +91,7 @@ async def _frames(world: World, served: Initiators) -> tuple[list[int | None], l
     return tokens, errors
 
 
-def _flip_at_rest(store: MemoryStore, key: str, r: random.Random) -> None:
+def _flip_at_rest(store: ObjectStore, key: str, r: random.Random) -> None:
     data = bytearray(store.get(key).data)
     data[r.randrange(len(data))] ^= 1 << r.randrange(8)
     store.put(key, bytes(data))
@@ -146,7 +146,7 @@ def test_a_bit_that_flips_in_the_bucket_is_named_and_never_returned() -> None:
 
 def test_a_failed_episode_says_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(World):
-        def _judge_bucket(self, *args: object, **options: object) -> None:
+        def _judge_bucket(self, *args: object, **options: object) -> int:
             raise Violation("planted")
 
     monkeypatch.setattr("tests.simulation.episodes.World", Broken)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.simulation.loop import Crash, Deadlock, Endless, SimLoop
+from tests.simulation.loop import Crash, Deadlock, Endless, SimLoop, new_loop
 
 
 def loop(seed: int = 1) -> SimLoop:
-    return SimLoop(random.Random(seed))
+    return new_loop(random.Random(seed))
 
 
 def order(seed: int) -> list[int]:
@@ -73,7 +73,7 @@ def test_a_deadlock_is_seen() -> None:
 
 
 def test_a_run_that_never_ends_is_ended() -> None:
-    simulated = SimLoop(random.Random(1), steps_max=100)
+    simulated = new_loop(random.Random(1), steps_max=100)
 
     async def main() -> None:
         while True:

@@ -49,7 +49,7 @@ from s3core.store import ObjectStore
 from tests.simulation import bucket
 from tests.simulation.disk import SimDisk
 from tests.simulation.initiator import PATIENCE_S, Initiators, LocalDiskBroken, in_time
-from tests.simulation.loop import OWNER, Crash, Deadlock, Endless, SimLoop
+from tests.simulation.loop import OWNER, Crash, Deadlock, Endless, SimLoop, new_loop
 from tests.simulation.model import ZERO, Model, Operation, Violation, token_of
 from tests.simulation.process import CACHE, JOURNAL, TABLE, Host, Process, ProcessSettings, Session, SimClock, arrive
 from tests.simulation.snapshots import Snapshots
@@ -211,8 +211,8 @@ class World:
             self.volume = replace(self.volume, features=frozenset({"encryption"}), encryption=encryption)
         self.volume = self.identify(self.volume)
         self.cipher = cipher_of(self.volume, self.data_key, self._stream("nonces").randbytes)
-        self.clock = beside.clock if beside is not None else SimClock()
-        self.whole = beside.whole if beside is not None else RememberingStore(clock=self.clock)
+        self.clock: SimClock = beside.clock if beside is not None else SimClock()
+        self.whole: RememberingStore = beside.whole if beside is not None else RememberingStore(clock=self.clock)
         """Everything in the bucket; below it the volume's own part as it is, as it ever was, and with faults."""
         self.store = FaultyStore(self.whole, FaultPlan(), self._stream("store"), self.clock)
         self.bucket = self._part(self.whole)
@@ -259,7 +259,7 @@ class World:
         return random.Random(f"{self.seed}:{name}")
 
     def _new_loop(self, now: float) -> SimLoop:
-        loop = SimLoop(self._stream(f"loop {now}"), now=now)
+        loop = new_loop(self._stream(f"loop {now}"), now=now)
         self.clock.loop = loop
         if self._trace:
             loop.trace = []

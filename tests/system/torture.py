@@ -502,10 +502,9 @@ class Episode:
         asking: Question | None = None
         kept: Kept | None = None
         if rng.random() < 0.25:
-            asking, kept = self._ask_about_snapshots(server)
-            load.run(lambda: asking.over, PATIENCE_S)
-            self._answered(asking, kept)
-            asking = kept = None
+            answered, about = self._ask_about_snapshots(server)
+            load.run(lambda: answered.over, PATIENCE_S)
+            self._answered(answered, about)
         if phase == "detach" or phase == "attach":
             load.finish()
         if phase in ("drain", "detach"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
-from blockdev.engine import cache, destager, lease, link, orphans, plan, sweep
+from blockdev.engine import cache, lease, link, orphans, plan, sweep
 from blockdev.engine.attach import Attacher
 from blockdev.engine.cache import ReadCache
 from blockdev.engine.destager import Destager
@@ -25,8 +25,9 @@ from blockdev.journal import reader
 from blockdev.journal.format import ALIGNMENT, BadRecord, Kind, Record
 from blockdev.journal.journal import Journal
 from blockdev.journal.reader import READ_BYTES, RecordScanner
-from blockdev.segments import frames, paths
+from blockdev.segments import frames, paths, record
 from blockdev.segments.record import NO_DIGEST
+from blockdev.segments.root import PAGE_EXTENTS
 from s3core.errors import PreconditionFailed, StoreError
 from tests.simulation.process import SimSyncer
 
@@ -152,7 +153,7 @@ async def _any_record_is_ours(log: CommitLog, seq: int, parts: Sequence[Any], no
 async def _map_before_record(
     found: Destager, made: Any, inline: Sequence[Any], sizes: dict[Any, int], rolled: Any = None
 ) -> None:
-    parts, digest, inline_offset = destager.record.encode(made, inline)
+    parts, digest, inline_offset = record.encode(made, inline)
     found._map.apply(made, digest, inline_offset, sizes, rolled)
     await found._log.append(made.seq, parts, made.nonce)
     found.last_record_bytes = sum(len(part) for part in parts)
@@ -172,12 +173,12 @@ async def _record_before_objects(found: Destager, key: str, parts: Sequence[Any]
     """Sends the upload and does not wait for it."""
     found._background = getattr(found, "_background", [])  # type: ignore[attr-defined]  # held, so that it runs
     found._background.append(  # type: ignore[attr-defined]
-        destager.asyncio.ensure_future(_upload(found, key, parts, keep=keep))
+        asyncio.ensure_future(_upload(found, key, parts, keep=keep))
     )
 
 
 _upload = Destager.upload
-_encode_record = destager.record.encode
+_encode_record = record.encode
 
 
 def _wrong_parent(made: Any, inline: Sequence[Any] = ()) -> Any:
@@ -290,13 +291,13 @@ _lookup = ExtentMap.lookup
 
 def _stale_page(found: ExtentMap, extents: Sequence[int]) -> Any:
     """A slow reader installs the page it has read, over what was changed since."""
-    pages = sorted({extent // extent_map.PAGE_EXTENTS for extent in extents})
+    pages = sorted({extent // PAGE_EXTENTS for extent in extents})
     late = [page for page in pages if found.changed(page) and found.page_place(page)]
     for page in late:
         entries = extent_map.merged_page(found.page_place(page), found.read_page)
         with found._kv.begin(write=True) as txn:
             for index, blob in entries.items():
-                txn.put("extents", KEY.pack(page * extent_map.PAGE_EXTENTS + index), blob)
+                txn.put("extents", KEY.pack(page * PAGE_EXTENTS + index), blob)
     return _lookup(found, extents)
 
 
@@ -423,7 +424,7 @@ BUGS = [
         "upload",
         _record_before_objects,
     ),
-    Bug("wrong parent", "records do not form a chain", destager.record, "encode", _wrong_parent),
+    Bug("wrong parent", "records do not form a chain", record, "encode", _wrong_parent),
     Bug("zeros left out", "zeros over an extent object are not committed", plan, "_pieces", _zeros_left_out),
     Bug(
         "loss not asked",
