@@ -378,4 +378,10 @@ class Attacher:
                 f"another host attached the volume at the same moment: {error}", hint="one of the two must stop"
             ) from error
         self._map.apply(fence, digest, inline_offset, {})
+        made = self._map.state
+        if made is not None and await self._newest_root() > made.root_seq:
+            # The writer that is fenced now made a root since ours was read, and may have deleted pages that ours names.
+            log.info("the former writer wrote a newer root meanwhile; beginning again from there")
+            self._map.clear()
+            await self.catch_up()
         return Attached(fence.epoch, fence.seq, position, fence.size_bytes, lineage, journal)
