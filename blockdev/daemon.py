@@ -388,9 +388,7 @@ class Daemon:
     async def _try_addresses(self) -> None:
         """Raises PortalError for one that cannot be listened on, before a volume is attached and an epoch spent."""
         listen = {address for running in self._running for address in running.served.settings.listen or ()}
-        trial = Portal(Nodes(), listen=tuple(_address(text) for text in sorted(listen)))
-        await trial.start()
-        await trial.stop()
+        await Portal(Nodes(), listen=tuple(_address(text) for text in sorted(listen))).try_addresses()
 
     def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback raised what nobody expected: stop rather than serve from a state nobody understands. The journal

@@ -275,7 +275,7 @@ def info(
         Column("encryption", "encryption", lambda cipher: str(cipher or "none")),
         Column("state", "state"),
         Column("commit", "newest commit"),
-        Column("commit_time", "  of", moment),
+        Column("commit_time", "  of", lambda seconds: moment(seconds) or "none yet"),
         Column("epoch", "epoch"),
         Column("host", "last writer", lambda host: str(host or "none yet")),
         Column("lease_s", "  its lease", lambda seconds: shown_duration(seconds) if seconds else "none"),
@@ -328,11 +328,11 @@ def delete(
     with opened(config, place.store_url) as store, contextlib.ExitStack() as held:
         doomed = volumes.prepare_deletion(store, place.name, force=force, now=time.time())
         state = held.enter_context(LocalState(kept, doomed.volume)) if local else None
-        what = "the remains of volume" if doomed.volume is None else "volume"
+        what = f"the remains of volume {place.name}"
         if doomed.volume is not None:
-            what = f"volume of {shown_size(doomed.volume.geometry.size_bytes)}"
+            what = f"volume {place.name} of {shown_size(doomed.volume.geometry.size_bytes)}"
         consent(
-            f"delete {what} {place.name} at {place.store_url} and all of its data?",
+            f"delete {what} at {place.store_url} and all of its data?",
             yes=yes,
             otherwise="nothing was deleted",
         )
@@ -357,7 +357,7 @@ def delete(
     if as_json:
         write_json({"deleted": place.name, "store_url": place.store_url, "objects": removed, "local": cleared})
         return
-    write_line(f"{what} {place.name} deleted from {place.store_url}: {counted(removed, 'object')}")
+    write_line(f"{what} deleted from {place.store_url}: {counted(removed, 'object')}")
     if cleared:
         write_line(f"{kept} removed")
     elif kept.exists():

@@ -103,6 +103,14 @@ class Portal:
             self._loop.add_reader(listener, self._accept, listener)
             log.info("portal listens on %s", Address(*listener.getsockname()[:2]))
 
+    async def try_addresses(self) -> None:
+        """Raises PortalError if an address cannot be had. It listens on none, before and after."""
+        try:
+            for address in self._listen:
+                self._listeners += await self._bind(address)
+        finally:
+            self._stop_listening()
+
     async def stop(self, *, drain_seconds: float = 2.0) -> None:
         """Accepts nobody new, asks every initiator to log out, waits up to `drain_seconds` for that, then drops the rest.
         What was acknowledged is in the journal either way."""

@@ -203,7 +203,7 @@ def test_delete(s3block: Command, place: str, stored: Stored, tmp_path: Path) ->
     said = s3block("delete", f"{place}/vm1", "--yes")
     assert said.code == 0
     # One more: the record that keeps writers away while it lasts.
-    assert said.out == f"volume of 4 MiB vm1 deleted from {place}: {objects + 1} objects\n"
+    assert said.out == f"volume vm1 of 4 MiB deleted from {place}: {objects + 1} objects\n"
     assert [info.key for info in build_store(place).list()] == others
     assert s3block("create", f"{place}/vm1", "--size", "1M").code == 0
 
