@@ -160,6 +160,7 @@ class Front:
         self._operating: dict[int, OperateDone] = {}
         self._next_operation = 1
         self._told = 0
+        self._told_urgent = False
         self._starved = False
         self._flushes: dict[int, FlushDone] = {}
         self._next_flush = 1
@@ -603,6 +604,9 @@ class Front:
         self._local.durable = message.position
         self._pacer.drain.note(self._clock(), message.position)
         self.sequence = message.sequence
+        if self._told_urgent and journal.head - message.position < URGENT_FILL * self._ring_bytes:
+            # Nobody may write for long after a burst: without a word the worker would hurry, and not collect, until then.
+            self._tell()
         samples = self._samples
         while samples and samples[0][0] <= message.position:
             samples.popleft()
@@ -663,7 +667,7 @@ class Front:
         """Let the worker know how far the journal goes."""
         head = self._journal.head
         self._told = head
-        urgent = self._starved or head - self._local.durable >= URGENT_FILL * self._ring_bytes
+        self._told_urgent = urgent = self._starved or head - self._local.durable >= URGENT_FILL * self._ring_bytes
         self._starved = False
         self._link.send(Appended(head, urgent))
 

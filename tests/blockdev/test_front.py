@@ -294,6 +294,24 @@ def test_the_worker_is_told_at_a_megabyte_or_at_the_next_tick() -> None:
     assert world.worker.sent[-1] == Appended(world.journal.head, urgent=True), "from half full"
 
 
+def test_the_worker_is_told_that_there_is_no_hurry_any_more_when_nobody_writes() -> None:
+    world = World(Geometry(64 * MIB), ring_bytes=32 * MIB)
+    for _ in range(20):
+        world.front.write(0, [bytes(MIB)])
+        world.front.commit()
+    world.front.tick(0)
+    ends = world.worker.boundaries()
+    assert world.worker.sent[-1] == Appended(world.journal.head, urgent=True)
+    told = len(world.worker.sent)
+    world.worker.commit(ends[1])
+    assert len(world.worker.sent) == told, "there is a hurry still"
+    world.worker.commit(ends[-4])
+    assert world.worker.sent[told:] == [Appended(world.journal.head)]
+    world.worker.commit()
+    world.front.tick(1)
+    assert len(world.worker.sent) == told + 1, "it is said once"
+
+
 # --- fetches and time
 
 
