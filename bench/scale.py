@@ -31,7 +31,8 @@ JOURNAL_BYTES = 64 * MIB
 """Making a journal of the default size writes 1 GiB to the disk, which is no matter of the volume's size."""
 CHANGES = (1, 100, 1000)
 SCATTERED = 1000
-UNMAP_SECTORS_MAX = 0xFFFFFFFF
+UNMAP_SECTORS_MAX = 0xFFFFF800
+"""What one descriptor can say, down to a whole MiB: an end within a block is written out as zeros."""
 PURGE_S_MAX = 900.0
 Say = Callable[[str], None]
 

@@ -65,6 +65,9 @@ STOP_PATIENCE_S = 5.0
 """How long to wait for the front to say that it acknowledges nothing more, before others are told so."""
 EXPIRY_S = 60.0
 """How often to look for snapshots whose time is over, and whether what clones held is free."""
+PURGE_DEAD_MAX = 100_000
+"""Objects that wait for their deletion before a discard is worked further into the map: every root lists them all, which
+takes about 500 bytes of memory for each while it is written."""
 FETCH_PATIENCE_S = 30.0
 """How long a read waits for an unreachable store before the initiator is told; it then tries again by itself."""
 
@@ -190,6 +193,7 @@ class Worker:
         self._collect_from = 0.0
         self._looked_for_expired = 0.0
         self._deleting = False
+        self._purge_dead_max = PURGE_DEAD_MAX
 
     # --- attach --------------------------------------------------------------------------------------------------
 
@@ -557,24 +561,24 @@ class Worker:
         assert self._checkpointer is not None
         assert self._sweeper is not None
         assert self._operations is not None
-        if self._map.purging:
+        if self._map.purging and not self._purge_waits:
             try:
                 await self._execution.run(self._map.purge)
             except StoreError as error:
                 self._persistence.failed("read map pages", error)
                 return False
+            self._status()
             return True
         if self._deleting:
             self._deleting = bool(await self._checkpointer.delete_dead())
             return True
+        if self._map.purging:
+            await self._make_room_for_dead()
+            return True
         if self._sweeper.waiting:
             await self._sweeper.slice()
             if not self._sweeper.waiting:
-                # Two roots later what was found may be deleted.
-                for _ in range(2):
-                    await self._destager_mark({"purpose": "collection"})
-                    await self._checkpointer.write()
-                self._deleting = True
+                await self._two_roots()
             return True
         now = self._execution.monotonic()
         if now - self._looked_for_expired >= EXPIRY_S:
@@ -585,16 +589,40 @@ class Worker:
                 return True
         return False
 
+    @property
+    def _purge_waits(self) -> bool:
+        return self._map.dead_waiting >= self._purge_dead_max
+
+    async def _make_room_for_dead(self) -> None:
+        """Delete what a discard has left so far, with commits in between; whoever asks for something else comes first."""
+        assert self._checkpointer is not None
+        await self._two_roots()
+        while await self._checkpointer.delete_dead():
+            if self.detaching or self._asked:
+                return
+            await self._between()
+        # What could not be deleted, or may not be, must not hold the discard up for ever.
+        self._purge_dead_max = self._map.dead_waiting + PURGE_DEAD_MAX
+
+    async def _two_roots(self) -> None:
+        """Two roots later what is dead now may be deleted. A crash between them: the next writer begins again."""
+        assert self._checkpointer is not None
+        for _ in range(2):
+            await self._destager_mark({"purpose": "collection"})
+            await self._checkpointer.write()
+        self._deleting = True
+
     async def _destager_mark(self, note: dict[str, Any]) -> None:
         assert self._destager is not None
         await self._destager.mark(note)
 
     async def _look_after_map(self, extents: Sequence[int]) -> None:
         assert self._collector is not None
-        try:
-            await self._execution.run(self._map.purge)
-        except StoreError as error:
-            self._persistence.failed("read map pages", error)
+        if not self._purge_waits:
+            try:
+                await self._execution.run(self._map.purge)
+            except StoreError as error:
+                self._persistence.failed("read map pages", error)
         touched = sorted(set(extents))
         if not touched:
             return

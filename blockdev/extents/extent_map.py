@@ -576,6 +576,7 @@ class ExtentMap:
             txn.put(RECORDS, KEY.pack(born), _DEATH.pack(time_us, seq))
         else:
             txn.put(DEAD, KEY.pack(seq) + name.encode(), b"")
+            self.dead_waiting += 1
 
     def bury(self, names: Sequence[str]) -> None:
         """These objects were needed by a snapshot that is gone, and by nothing else."""
@@ -697,6 +698,7 @@ class ExtentMap:
         with self._lock, self._kv.begin(write=True) as txn:
             for item in gone:
                 txn.delete(DEAD, KEY.pack(item.death) + item.key.encode())
+            self.dead_waiting -= min(len(gone), self.dead_waiting)
 
     def old_records(self, before: int, time_us: int, most: int) -> list[int]:
         """Commit records that nothing needed since before commit `before`, nor since `time_us`: their patches are gone, or
@@ -754,6 +756,7 @@ class ExtentMap:
         the next start throws away again."""
         self._kv.clear()
         self._state = None
+        self.dead_waiting = 0
         self.read_page = read_page
         note = root.note
         with self._lock, self._kv.begin(write=True) as txn:
@@ -761,6 +764,7 @@ class ExtentMap:
             if clone is None:
                 for item in root.dead:
                     txn.put(DEAD, KEY.pack(item.death) + item.key.encode(), b"")
+                self.dead_waiting = len(root.dead)
                 for first, count, hour in note.get("records", ()):
                     for seq in range(first, first + count):
                         txn.put(RECORDS, KEY.pack(seq), _DEATH.pack((hour + 1) * HOUR_US, root.seq))
@@ -840,6 +844,8 @@ class ExtentMap:
         txn.put(META, _RANGES_KEY, json.dumps(self._ranges.items()).encode())
 
     def _load_memory(self) -> None:
+        self.dead_waiting = 0
+        """Objects that nothing needs and that are not deleted yet; about, since some may be counted twice."""
         self._ranges = RangeSet()
         self.containers = {}
         self.extents_mapped = 0
@@ -859,6 +865,7 @@ class ExtentMap:
             self.history = history_from(json.loads(txn.get(META, _HISTORY_KEY) or b"{}"))
             for item in json.loads(txn.get(META, _RANGES_KEY) or b"[]"):
                 self._ranges.put(*item)
+            self.dead_waiting = sum(1 for _ in txn.scan(DEAD))
             for key, value in txn.scan(CONTAINERS):
                 self.containers[ContainerRef(*_REF.unpack(key))] = ContainerCount(*_COUNT.unpack(value))
             self._unloaded = [KEY.unpack(key)[0] for key, _ in txn.scan(UNLOADED)]

@@ -8,7 +8,10 @@ import random
 import tracemalloc
 from pathlib import Path
 
+import pytest
+
 from blockdev.engine import link
+from blockdev.engine import worker as worker_module
 from blockdev.engine.log import WINDOW
 from blockdev.engine.worker import WorkerSettings
 from blockdev.extents.lmdb_map import LmdbKeyValueStore
@@ -108,3 +111,38 @@ def test_discarding_16_tib_is_one_small_record_in_the_journal_and_in_the_log(tmp
         await running.detach()
 
     asyncio.run(run())
+
+
+def test_a_large_discard_deletes_as_it_goes_so_that_no_root_lists_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 4096
+    monkeypatch.setattr(worker_module, "PURGE_DEAD_MAX", most)
+    store = CountingStore()
+    made = scale_volume.make(store, 1, pages_apart=64)
+    deleted: list[int] = []
+    listed: list[int] = []
+
+    async def run() -> None:
+        running = bench(tmp_path / "one", store, made)
+        snapshot_for_root = running.map.snapshot_for_root
+
+        def watched() -> object:
+            found = snapshot_for_root()
+            listed.append(len(found[3]))
+            return found
+
+        monkeypatch.setattr(running.map, "snapshot_for_root", watched)
+        await running.attach()
+        running.unmap(0, running.geometry.sector_count)
+        await running.commit()
+        while running.map.purging:
+            await asyncio.sleep(0.01)
+        deleted.append(made.extents - running.map.dead_waiting)
+        assert running.map.dead_waiting == len(running.map.dead())
+        await running.detach()
+
+    asyncio.run(run())
+    # One slice of the discard may come on top.
+    assert max(listed) <= most + 4096 + 100
+    assert deleted[0] >= made.extents - 2 * most - 4096
