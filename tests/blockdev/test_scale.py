@@ -139,8 +139,8 @@ def test_a_large_discard_deletes_as_it_goes_so_that_no_root_lists_all_of_it(
         while running.map.purging:
             await asyncio.sleep(0.01)
         deleted.append(made.extents - running.map.dead_waiting)
-        assert running.map.dead_waiting == len(running.map.dead())
         await running.detach()
+        assert running.map.dead_waiting == len(running.map.dead())
 
     asyncio.run(run())
     # One slice of the discard may come on top.
