@@ -515,9 +515,9 @@ class Worker:
             self._head if due else self._committed, self._collect if may_collect else None
         )
         if made is None:
-            # The collector's extents could not be read just now; give the store a moment.
-            await self._idle(STATUS_INTERVAL_S)
-            return True
+            # The collector's extents could not be read just now, or never again: nothing else waits for that.
+            self._collect_from = self._execution.monotonic() + STATUS_INTERVAL_S
+            return False
         self._budget.made(self._execution.monotonic())
         self._checkpointer.wrote(self._destager.last_record_bytes)
         while self._arrivals and self._arrivals[0][0] <= made.end:

@@ -283,6 +283,32 @@ def test_a_flush_to_the_bucket_does_not_wait_for_the_collector(tmp_path: Path, m
     asyncio.run(main())
 
 
+def test_an_operation_does_not_wait_for_what_the_collector_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged object that is worth collecting is chosen again and again."""
+
+    async def main() -> None:
+        bench = WorkerBench(tmp_path)
+        await bench.attach()
+        collector = bench.worker._collector
+        assert collector is not None
+
+        async def nothing(busy: Callable[[int], bool]) -> Extras | None:
+            return None
+
+        monkeypatch.setattr(collector, "choose", lambda: True)
+        monkeypatch.setattr(collector, "slice", nothing)
+        bench.write(0, b"x" * 4096)
+        await bench.commit()
+        for number in range(3):
+            bench.worker.receive(link.Operate(number, "checkpoint", {}))
+            await asyncio.wait_for(bench.wait(link.Operated, lambda m, number=number: m.id == number), 20)
+        await bench.detach()
+
+    asyncio.run(main())
+
+
 def test_a_commit_for_age_waits_for_the_budget_and_one_for_bytes_does_not(tmp_path: Path) -> None:
     async def main() -> None:
         commit = CommitSettings(commit_bytes=64 * KIB, interval_s=0.05, per_hour_max=1)
