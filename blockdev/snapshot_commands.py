@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain, count
 from typing import Annotated
 from uuid import uuid4
 
@@ -285,7 +286,10 @@ def rollback(
     place = find(config, volume, key=key)
     with opened(config, place.store_url) as store, open_offline(volume_store(store, place.name), place.name) as found:
         to = found.snapshot(snapshot)
-    keep_as = datetime.now(UTC).strftime("before-rollback-%Y-%m-%d-%H%M%S")
+        taken = {item.name for item in found.snapshots}
+    moment_of_it = datetime.now(UTC).strftime("before-rollback-%Y-%m-%d-%H%M%S")
+    names = chain([moment_of_it], (f"{moment_of_it}-{number}" for number in count(2)))
+    keep_as = next(name for name in names if name not in taken)
     lost = f"the state of now is kept as snapshot {keep_as}" if keep else "all that was written since is given up"
     consent(
         f"make volume {place.name} what it was at {moment(to.time_us / 1e6)} (commit {to.seq})? {lost}",
