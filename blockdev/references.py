@@ -3,17 +3,16 @@
 One rule: a reference is there before the clone is and after it is gone. It may pin a snapshot for nothing, which costs
 storage; a clone without its reference could lose data.
 
-`ref/<uuid of the clone>` is JSON: child (name), uuid, snapshot (name), seq (commit).
+Format: `blockdev/segments/reference.py`.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from uuid import UUID
 
 from blockdev.errors import CorruptFormat
 from blockdev.offline import read_volume_file
 from blockdev.place import volume_store
-from blockdev.segments import paths
+from blockdev.segments import paths, reference
 from s3core.errors import NotFound
 from s3core.store import ObjectStore
 
@@ -32,11 +31,10 @@ class Reference:
     alive: bool = True
 
 
-def put(parent: ObjectStore, reference: Reference) -> None:
+def put(parent: ObjectStore, made: Reference) -> None:
     """Durable on return. `parent` is the volume's own part."""
-    document = asdict(reference)
-    del document["alive"]
-    parent.put(paths.ref(UUID(reference.uuid)), json.dumps(document, indent=2).encode() + b"\n")
+    hold = reference.Hold(made.child, made.uuid, made.snapshot, made.seq)
+    parent.put(paths.ref(UUID(made.uuid)), reference.encode(hold))
 
 
 def remove(parent: ObjectStore, child: UUID) -> None:
@@ -52,37 +50,31 @@ def references(store: ObjectStore, name: str, now: float) -> list[Reference]:
     for info in own.list(paths.ref_prefix()):
         key = f"{own.url}/{info.key}"
         try:
-            document = json.loads(own.get(info.key).data)
-            reference = Reference(
-                str(document["child"]), str(UUID(document["uuid"])), str(document["snapshot"]), int(document["seq"])
-            )
+            hold = reference.decode(own.get(info.key).data, what=key)
         except NotFound:
             continue  # removed since the listing
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptFormat(
-                f"is no reference of a clone: {error}",
-                what=key,
-                hint="remove that object by hand if you know that no clone needs it",
-            ) from error
-        alive = now - info.modified < CREATION_S_MAX or _exists(store, reference)
-        found.append(Reference(reference.child, reference.uuid, reference.snapshot, reference.seq, alive))
+        except CorruptFormat as error:
+            error.hint = "remove that object by hand if you know that no clone needs it"
+            raise
+        alive = now - info.modified < CREATION_S_MAX or _exists(store, hold)
+        found.append(Reference(hold.child, hold.uuid, hold.snapshot, hold.seq, alive))
     return found
 
 
 def remove_dead(store: ObjectStore, name: str, now: float) -> list[Reference]:
     """Remove the references of clones that were never finished or are gone; what was removed."""
-    dead = [reference for reference in references(store, name, now) if not reference.alive]
-    for reference in dead:
-        remove(volume_store(store, name), UUID(reference.uuid))
+    dead = [found for found in references(store, name, now) if not found.alive]
+    for found in dead:
+        remove(volume_store(store, name), UUID(found.uuid))
     return dead
 
 
-def _exists(store: ObjectStore, reference: Reference) -> bool:
+def _exists(store: ObjectStore, hold: reference.Hold) -> bool:
     """Whether that very clone is there, not another volume of its name."""
     try:
-        volume = read_volume_file(volume_store(store, reference.child), reference.child)
+        volume = read_volume_file(volume_store(store, hold.child), hold.child)
     except NotFound:
         return False
     except CorruptFormat:
         return True  # something is there that may be it
-    return str(volume.identity) == reference.uuid
+    return str(volume.identity) == hold.uuid

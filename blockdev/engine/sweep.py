@@ -8,7 +8,6 @@ Pages that two roots share are the same content and are passed over without read
 between the snapshots.
 """
 
-import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from blockdev.extents import history
 from blockdev.extents.extent_map import ExtentMap, merged_page
 from blockdev.extents.format import Base
 from blockdev.extents.history import Snapshot
-from blockdev.segments import paths
+from blockdev.segments import paths, reference
 from blockdev.segments.root import PAGE_EXTENTS, PageRef, Root
 from s3core.errors import Corrupt, NotFound
 from s3core.store import ObjectStore
@@ -106,12 +105,12 @@ class Sweeper:
             found = []
             for info in self._store.list(paths.ref_prefix()):
                 try:
-                    document = json.loads(self._store.get(info.key).data)
-                    if int(document["seq"]) == snapshot.seq:
-                        found.append(str(document["child"]))
+                    hold = reference.decode(self._store.get(info.key).data, what=info.key)
+                    if hold.seq == snapshot.seq:
+                        found.append(hold.child)
                 except NotFound:
                     continue
-                except (ValueError, KeyError, TypeError):
+                except CorruptFormat:
                     found.append(info.key)  # nobody can tell what it needs: it may be this one
             return found
 

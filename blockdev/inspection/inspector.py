@@ -31,7 +31,7 @@ from blockdev.inspection.findings import LIVE, Defect, Inspection, Stage, as_def
 from blockdev.inspection.points import Point, States, point_of
 from blockdev.keys import slots
 from blockdev.offline import Once, ReadingStore, read_volume_file, settle, temporary_map
-from blockdev.segments import extent_object, paths, root
+from blockdev.segments import extent_object, paths, reference, root
 from blockdev.segments.cipher import Cipher
 from blockdev.segments.paths import ContainerRef
 from blockdev.segments.root import PageRef, Root
@@ -295,12 +295,11 @@ class _Inspector:
         key = paths.ref(self._volume.identity)
         parent = f"{paths.volume_prefix(origin.name)}{key}"
         try:
-            document = json.loads(VolumePart(self._whole, origin.name).get(key).data)
-            seq = int(document["seq"])
+            seq = reference.decode(VolumePart(self._whole, origin.name).get(key).data, what=key).seq
         except NotFound:
             self._defect(parent, f"is missing: nothing keeps {origin.name} from deleting what this clone reads")
             return
-        except (ValueError, KeyError, TypeError, Corrupt) as error:
+        except (CorruptFormat, Corrupt) as error:
             self._defect(parent, f"does not parse: {error}")
             return
         if seq != origin.seq:
@@ -311,13 +310,12 @@ class _Inspector:
         kept = {snapshot.seq for snapshot in self._map.history.snapshots}
         for info in self._store.list(paths.ref_prefix()):
             try:
-                document = json.loads(self._store.get(info.key).data)
-                child, seq = str(document["child"]), int(document["seq"])
-                identity = UUID(document["uuid"])
+                hold = reference.decode(self._store.get(info.key).data, what=info.key)
+                child, seq, identity = hold.child, hold.seq, UUID(hold.uuid)
             except NotFound:
                 continue
-            except (ValueError, KeyError, TypeError, Corrupt) as error:
-                self._defect(info.key, f"is no reference of a clone: {error}")
+            except (CorruptFormat, Corrupt) as error:
+                self._defect(info.key, str(error).removeprefix(f"{info.key}: "))
                 continue
             if self._whole is not None and not _is_volume(self._whole, child, identity):
                 self._found.remarks.append(
