@@ -29,8 +29,8 @@ from tests.simulation.world import Plan, World, draw
 
 def test_a_few_episodes() -> None:
     """The beginning of the fixed set, for `make check`."""
-    happened = run(range(30))
-    assert happened["lives"] > 60
+    happened = run(range(12))
+    assert happened["lives"] > 24
 
 
 @pytest.mark.slow
@@ -145,11 +145,14 @@ def test_families(index: int) -> None:
         assert happened[event], f"no family of this block had: {event}"
 
 
-def test_a_family() -> None:
+def test_a_few_families() -> None:
+    """Several: what one seed meets changes with every change of the engine."""
+    happened: Counter[str] = Counter()
     with quiet():
-        happened = run_family(4)
+        for seed in range(4, 10):
+            happened.update(run_family(seed))
     for event in ("clones", "snapshots read", "rolled back"):
-        assert happened[event], f"the family had none: {event}"
+        assert happened[event], f"none of the families had: {event}"
 
 
 @pytest.mark.slow

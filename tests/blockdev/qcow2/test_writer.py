@@ -71,6 +71,7 @@ def test_the_header_comes_last() -> None:
     assert image.reader().size_bytes == 4 * MIB
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_image() -> None:
     """32 GiB of disk, 4 GiB of it written: tables of one stretch and counts of 4 GiB are held, never all."""
     written_bytes = 0
