@@ -213,6 +213,7 @@ def test_numbered_tags() -> None:
         assert tags.following(number) == next((other for other in present if other >= number), -1)
 
 
+@pytest.mark.slow
 def test_many_tags_at_once_and_taken_back() -> None:
     rng = random.Random(3)
     tags, model = NumberedTags(), NumberedTags()
