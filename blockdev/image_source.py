@@ -222,9 +222,11 @@ class StreamSource:
     def _take(self, length: int) -> bytes:
         """That many bytes, fewer only at the stream's end or when closed."""
         pieces: list[bytes] = []
+        waiting = select.poll()  # select knows files up to number 1,023 only
+        waiting.register(self._file, select.POLLIN)
         while length > 0 and not self._closed:
             # In short waits: a stream that stalls must not keep an interrupted command from ending.
-            if not select.select([self._file], [], [], _WAIT_S)[0]:
+            if not waiting.poll(_WAIT_S * 1000):
                 continue
             try:
                 piece = os.read(self._file, length)

@@ -379,7 +379,7 @@ class Attacher:
             ) from error
         self._map.apply(fence, digest, inline_offset, {})
         made = self._map.state
-        if made is not None and await self._newest_root() > made.root_seq:
+        if standing.takes_over and made is not None and await self._newest_root() > made.root_seq:
             # The writer that is fenced now made a root since ours was read, and may have deleted pages that ours names.
             log.info("the former writer wrote a newer root meanwhile; beginning again from there")
             self._map.clear()

@@ -157,6 +157,8 @@ class Front:
         self._stopped = False
         self._stopped_by: BlockError | None = None
         self._lease_until = math.inf
+        self._lapsed = False
+        """Whether the lease was out at the last tick: then writes are not even taken, since they could not be answered."""
         self._operating: dict[int, OperateDone] = {}
         self._next_operation = 1
         self._told = 0
@@ -256,7 +258,7 @@ class Front:
         """Have the worker do something to the volume as a whole, after everything acknowledged so far is in the bucket:
         see `engine.operations`. `done` gets the result, or what was raised."""
         try:
-            self.commit()
+            self._append()
         except BlockError as error:
             done(error)
             return
@@ -281,9 +283,7 @@ class Front:
         """Stop taking writes, let the worker carry everything to the bucket, then call `done(None)`, or `done(error)`
         if the volume fails before."""
         try:
-            self.commit()
-        except LeaseExpired:
-            pass  # nothing is acknowledged here; what is in the journal goes to the bucket all the same
+            self._append()
         except BlockError as error:
             done(error)
             return
@@ -307,7 +307,7 @@ class Front:
         journal = self._journal
         if journal.tail != journal.head:
             try:
-                self.commit()
+                self._append()
             except BlockError as error:
                 self._fail_later(done, error)
                 return None
@@ -381,6 +381,8 @@ class Front:
     def write(self, lba: int, data: Sequence[Buffer]) -> None:
         if self._writing_refused is not None:
             raise _again(self._writing_refused)
+        if self._lapsed:
+            raise self._out_of_lease()
         per_block = self._sectors_per_block
         if len(data) == 1 and len(data[0]) == BLOCK_BYTES and not lba % per_block:
             checksum = crc32c(data[0])
@@ -454,7 +456,7 @@ class Front:
 
     def _local_block(self, lba: int) -> Buffer | None:
         """The whole block around a sector if all of it is here and sound."""
-        self.commit()  # what is staged cannot be read back yet
+        self._append()  # what is staged cannot be read back yet
         block = lba // self._sectors_per_block
         try:
             buffers = self._local.read_blocks(block // self._blocks_per_frame, block, block + 1)
@@ -471,6 +473,8 @@ class Front:
     def _zero(self, ranges: Sequence[tuple[int, int]], kind: Kind) -> None:
         if self._writing_refused is not None:
             raise _again(self._writing_refused)
+        if self._lapsed:
+            raise self._out_of_lease()
         per_block = self._sectors_per_block
         steps: list[tuple[bool, int, int]] = []
         sizes: list[int] = []
@@ -513,13 +517,18 @@ class Front:
                 budget -= RECLAIM_TICK_BYTES
 
     def commit(self) -> None:
+        self._append()
+        # After the append: a process that was stopped in it must not acknowledge what it wrote.
+        if self._clock() >= self._lease_until:
+            raise self._out_of_lease()
+
+    def _append(self) -> None:
+        """`commit` without the question whether it may be acknowledged: for whoever only has to see what is staged."""
         journal = self._journal
         if self._stopped:
             raise _again(self._reading_refused)
         appended = journal.tail - journal.head
         if not appended:
-            if self._clock() >= self._lease_until:
-                raise self._out_of_lease()
             return
         try:
             journal.append()
@@ -528,9 +537,6 @@ class Front:
             raise
         if journal.head - self._told >= self._tell_bytes:
             self._tell()
-        # After the append: a process that was stopped in it must not acknowledge what it wrote.
-        if self._clock() >= self._lease_until:
-            raise self._out_of_lease()
         if journal.room < self._margin:
             # Twice what was taken, so that the margin is won back as fast as it is used, whatever the load.
             self._reclaimer.step(self._local.durable, 2 * appended)
@@ -637,6 +643,7 @@ class Front:
                     self.stop(error)
             case Lease(until):
                 self._lease_until = until
+                self._lapsed = self._lease_is_out()
             case Resized(size_bytes):
                 self.resized(size_bytes)
             case Operated():
@@ -654,14 +661,11 @@ class Front:
                     done(None)
 
     def _fetched(self, message: Fetched) -> None:
-        late: BlockError | None = None
         try:
-            self.commit()  # the reads that are answered now see what is staged, which is not in the file yet
-        except LeaseExpired as error:
-            late = error
+            self._append()  # the reads that are answered now see what is staged, which is not in the file yet
         except BlockError:
             return  # the volume has stopped and every read was told
-        self._misses.fetched(message, late)
+        self._misses.fetched(message, self._out_of_lease() if self._lease_is_out() else None)
 
     def _tell(self) -> None:
         """Let the worker know how far the journal goes."""
@@ -674,6 +678,7 @@ class Front:
     def tick(self, now: float) -> None:
         """Housekeeping, from the daemon every 50 to 100 ms; `now` is any clock in seconds that only goes forward."""
         self._now = now
+        self._lapsed = self._lease_is_out()
         if self._reading_refused is not None:
             return
         journal = self._journal

@@ -193,9 +193,15 @@ class RawInitiator:
             raise Gone(str(self._gone))
         return answers
 
+    def _ready(self, events: int, seconds: float) -> int:
+        """Which of these, or what is wrong, the socket has within that time. (poll, since select knows 1,024 files.)"""
+        waiting = select.poll()
+        waiting.register(self._socket, events)
+        return next((found for _, found in waiting.poll(seconds * 1000)), 0)
+
     def _push(self) -> None:
         try:
-            while self._out and select.select([], [self._socket], [], 0)[1]:
+            while self._out and self._ready(select.POLLOUT, 0.0):
                 del self._out[: self._socket.send(self._out)]
         except OSError:
             self._out.clear()  # broken; what had been answered before may still be read, and then recv says so
@@ -206,9 +212,10 @@ class RawInitiator:
         found = self._parse()
         if found or self._gone is not None:
             return found
-        ready, writable, _ = select.select([self._socket], [self._socket] if self._out else [], [], seconds)
+        events = self._ready(select.POLLIN | (select.POLLOUT if self._out else 0), seconds)
+        writable = events & select.POLLOUT
         self._push()
-        if ready:
+        if events & ~select.POLLOUT:
             try:
                 got = self._socket.recv(1 << 20)
             except OSError as error:
