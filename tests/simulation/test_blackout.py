@@ -99,12 +99,14 @@ def blackout_plan(seed: int, **changes: object) -> Plan:
     plan = draw(seed)
     worker = plan.settings.worker
     # Commits as large as the backlog wants them, or draining it takes longer than the store was away.
-    commit = replace(worker.commit, commit_bytes=512 * KIB, segment_bytes=64 * KIB)
+    # No budget: the backlog's commits are counted against it, and the last writes rightly wait until that is paid off.
+    commit = replace(worker.commit, commit_bytes=512 * KIB, segment_bytes=64 * KIB, per_hour_max=0)
     # As served: a shorter lease would be out before the store is back, and the volume would rightly wait.
     worker = replace(worker, commit=commit, lease_s=LEASE_S)
     settings = replace(plan.settings, worker=worker, delay_s=0.01, **changes)  # type: ignore[arg-type]  # by field
     ends = ("detach", "kill", "host", "power")
-    return replace(plan, lives=3, settings=settings, fault_rate=0.0, sync_fails=False, cache_flips=False, ends=ends)
+    plan = replace(plan, lives=3, settings=settings, fault_rate=0.0, sync_fails=False, cache_flips=False, ends=ends)
+    return replace(plan, mixed_flush=False)  # what a flush means is the test's to say
 
 
 @pytest.mark.slow
