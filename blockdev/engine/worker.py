@@ -468,11 +468,14 @@ class Worker:
         asked = self._asked[0] if self._asked else None
         if await self._commit_due(forced=asked is not None and asked.position > self._committed):
             return True
-        if asked is not None:
+        # Asked again, since looking for something to commit may have taken a while: what came meanwhile goes first.
+        if asked is not None and asked.position <= self._committed:
             self._asked.popleft()
             await self._operate(asked)
             return True
         if self.detaching:
+            if self._head > self._committed:
+                return True
             await self._detach()
             return False
         if await self._look_around():
