@@ -77,6 +77,7 @@ class Sweeper:
         persistence: Persistence,
         execution: Execution,
         read_root: RootReader,
+        checkpoint: Callable[[], Awaitable[None]],
     ) -> None:
         self._map = extent_map
         self._destager = destager
@@ -84,6 +85,7 @@ class Sweeper:
         self._persistence = persistence
         self._execution = execution
         self._read_root = read_root
+        self._checkpoint = checkpoint
         self._work: _Work | None = None
         self._held: set[int] = set()
         """Removed snapshots that cannot be swept now: a clone needs them, or something cannot be read."""
@@ -215,6 +217,9 @@ class Sweeper:
         if (work.snapshot.seq, work.snapshot.epoch) != (state.root_seq, state.root_epoch):
             names.append(paths.root(work.snapshot.seq, work.snapshot.epoch))
         await self._execution.run(self._map.bury, names)
+        # What was found is in this host's map alone. A root has it before the log says that nobody needs to look again.
+        await self._destager.mark({"purpose": "sweep"})
+        await self._checkpoint()
         self._work = None
         self._map.sweeping = 0
         self.freed += work.freed + len(names)

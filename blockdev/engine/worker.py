@@ -291,6 +291,7 @@ class Worker:
             persistence=self._persistence,
             execution=self._execution,
             read_root=attacher.read_root,
+            checkpoint=self._checkpointer.write,
         )
         self._operations = Operations(
             extent_map=self._map,

@@ -759,7 +759,9 @@ class World:
         for _ in range(8):
             file.flip(self._choices.randrange(len(file.image) * 8))
         self.happened["cache bits flipped"] += 8
-        self.loop.call_later(self._choices.random() * self.plan.settings.delay_s * 10, self._flip_cache)
+        # No more often than that: a long wait for a lease is long in virtual time, and each flip is a step.
+        pause = max(self.plan.settings.delay_s * 10, 0.25)
+        self.loop.call_later(self._choices.random() * pause, self._flip_cache)
 
     # --- endings -------------------------------------------------------------------------------------------------
 
