@@ -137,7 +137,14 @@ class CommitLog:
         def behind() -> list[str]:
             return [info.key for info in self._store.list(paths.root_prefix()) if paths.birth(info.key) >= seq]
 
-        keys = await self._persistence.call("list roots", behind)
+        try:
+            keys = await self._persistence.call("list roots", behind)
+        except Corrupt as error:
+            if self._lease.until:
+                raise
+            # An attach, which has read the log to its end a moment ago: a damaged root must not keep it out.
+            log.warning("roots cannot be listed (%s); nobody is taken to have trimmed the log meanwhile", error)
+            return True
         if any(paths.epoch_of_root(key) > epoch for key in keys):
             raise Fenced(
                 f"record {seq} was written after a root of another writer",
