@@ -736,7 +736,8 @@ class Worker:
         kept = {}
         for item in asked:
             newest = self._fetcher.newest(item.frame, by_extent[item.frame // per])
-            if 0 < newest <= item.as_of:
+            # After a rollback older generations are current again, and a slot from before it may hold younger content.
+            if 0 < newest <= item.as_of and item.as_of >= self._map.history.rolled_at:
                 kept[item.frame] = FetchedFrame(item.frame, item.slot, "kept", as_of=state.seq)
         return kept, state.end
 

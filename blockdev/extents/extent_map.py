@@ -333,7 +333,7 @@ class ExtentMap:
         change = _Change({}, [], set())
         with self._lock, self._kv.begin(write=True) as txn:
             if record.note:
-                self.history = self.history.after(record.note)
+                self.history = self.history.after(record.note, record.seq)
                 self._write_history(txn)
             if rolled is not None:
                 self._fill(txn, rolled)

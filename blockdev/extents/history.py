@@ -32,6 +32,8 @@ class History:
     snapshots: tuple[Snapshot, ...] = ()
     removed: tuple[Snapshot, ...] = ()
     branched: bool = False
+    rolled_at: int = 0
+    """Commit of the newest rollback: what was read before it says nothing about the content since."""
 
     def pins(self, birth: int, death: int, sweeping: int = 0) -> bool:
         """Whether a snapshot may need an object of that lifetime. One whose name is gone counts until it is swept, since a
@@ -46,8 +48,8 @@ class History:
                 return snapshot
         return None
 
-    def after(self, note: Mapping[str, Any]) -> "History":
-        """The history after a record with this note."""
+    def after(self, note: Mapping[str, Any], seq: int) -> "History":
+        """The history after record `seq`, which has this note."""
         change = note.get(NOTE)
         snapshots, removed = self.snapshots, self.removed
         if change:
@@ -61,6 +63,7 @@ class History:
             tuple(sorted(snapshots, key=lambda snapshot: snapshot.seq)),
             tuple(sorted(removed, key=lambda snapshot: snapshot.seq)),
             self.branched or "rollback" in note,
+            seq if "rollback" in note else self.rolled_at,
         )
 
     def others(self, chosen: Snapshot) -> list[Snapshot]:
@@ -79,6 +82,7 @@ class History:
             "snapshots": [snapshot._asdict() for snapshot in self.snapshots],
             "removed": [snapshot._asdict() for snapshot in self.removed],
             "branched": self.branched,
+            **({"rolled_at": self.rolled_at} if self.rolled_at else {}),
         }
 
 
@@ -89,7 +93,10 @@ def history_from(document: Mapping[str, Any]) -> History:
         return tuple(Snapshot(**item) for item in items)
 
     return History(
-        read(document.get("snapshots", ())), read(document.get("removed", ())), bool(document.get("branched", False))
+        read(document.get("snapshots", ())),
+        read(document.get("removed", ())),
+        bool(document.get("branched", False)),
+        int(document.get("rolled_at", 0)),
     )
 
 
