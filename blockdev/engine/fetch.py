@@ -65,8 +65,8 @@ class FetchCounters:
 
 
 @dataclass(slots=True)
-class _Blobs:
-    """Bytes at hand, by object: (offset, data) runs."""
+class Blobs:
+    """Bytes at hand, by object: (offset, data) runs. Objects never change, so what one try brought serves the next."""
 
     runs: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
     errors: dict[str, StoreError] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class _Found:
 
     state: MapState
     needs: dict[int, list[_Need]]
-    blobs: _Blobs
+    blobs: Blobs
     requests: list[tuple[str, int, int]]
     errors: dict[int, Exception]
     """Frames whose part of the map cannot be read."""
@@ -117,14 +117,19 @@ class Fetcher:
         self._threads = threading.local()
         self.counters = FetchCounters()
 
-    async def frames(self, wanted: Sequence[int]) -> tuple[MapState, dict[int, FrameContent]]:
+    async def frames(
+        self, wanted: Sequence[int], at_hand: Blobs | None = None
+    ) -> tuple[MapState, dict[int, FrameContent]]:
         """Contents of these frames (numbers over the whole volume), all as of the returned state.
 
-        Temporary store errors come back per frame; nothing is retried here but a lookup whose object was replaced."""
+        Temporary store errors come back per frame; nothing is retried here but a lookup whose object was replaced. Who tries
+        again hands in the same `at_hand`: then only what is still missing is requested, and a store that answers half of the
+        requests is read from in the end."""
+        blobs = Blobs() if at_hand is None else at_hand
         last: tuple[MapState, dict[int, FrameContent]] | None = None
         for _ in range(LOOKUPS_MAX):
             # Each hand-over to a thread costs as much as a local read: one object's frames need a single one.
-            found = await self._execution.run(self._look, wanted)
+            found = await self._execution.run(self._look, wanted, blobs)
             contents = found.contents
             if contents is None:
                 await self._fetch(found)
@@ -140,7 +145,7 @@ class Fetcher:
         assert last is not None
         return last
 
-    def _look(self, wanted: Sequence[int]) -> _Found:
+    def _look(self, wanted: Sequence[int], blobs: Blobs) -> _Found:
         """Map and local copies; where one request or none is left, that request and the frames as well."""
         per = self._geometry.frames_per_extent
         unread = self._read_pages({frame // per for frame in wanted})
@@ -149,7 +154,8 @@ class Fetcher:
         by_extent = dict(zip(extents, values, strict=True))
         needs = {frame: self._needs(frame, by_extent[frame // per]) for frame in wanted if frame // per in by_extent}
         errors = {frame: unread[frame // per] for frame in wanted if frame // per in unread}
-        found = _Found(state, needs, _Blobs(), [], errors)
+        blobs.errors.clear()
+        found = _Found(state, needs, blobs, [], errors)
         self._look_locally(found)
         if len(found.requests) <= 1:
             for request in found.requests:
@@ -233,7 +239,7 @@ class Fetcher:
         missing: dict[str, list[_Need]] = {}
         for items in found.needs.values():
             for need in items:
-                if not need.key:
+                if not need.key or found.blobs.find(need) is not None:
                     continue
                 data = self._local.get_range(need.key, need.offset, need.length)
                 if data is None:
@@ -283,10 +289,10 @@ class Fetcher:
         self.counters.bytes_down += len(data)
         return data
 
-    def _assemble_all(self, needs: dict[int, list[_Need]], blobs: _Blobs) -> dict[int, FrameContent]:
+    def _assemble_all(self, needs: dict[int, list[_Need]], blobs: Blobs) -> dict[int, FrameContent]:
         return {frame: self._assemble(frame, items, blobs) for frame, items in needs.items()}
 
-    def _assemble(self, frame: int, needs: list[_Need], blobs: _Blobs) -> FrameContent:
+    def _assemble(self, frame: int, needs: list[_Need], blobs: Blobs) -> FrameContent:
         geometry = self._geometry
         sector = geometry.sector_bytes
         first = frame % geometry.frames_per_extent * geometry.sectors_per_frame
@@ -321,6 +327,7 @@ class Fetcher:
                 if start > need.start or start + len(raw) // sector < need.end:
                     raise CorruptFormat("frame does not cover its place", what=need.key, offset=need.offset)
             except CorruptFormat as error:
+                blobs.runs.pop(need.key, None)
                 if need.key in blobs.local:
                     self.counters.corrupt_local += 1
                     self._local.drop(need.key)
@@ -338,7 +345,7 @@ class Fetcher:
         return FrameContent(buffer)
 
     @staticmethod
-    def _trouble(need: _Need, blobs: _Blobs) -> Exception:
+    def _trouble(need: _Need, blobs: Blobs) -> Exception:
         error = blobs.errors.get(need.key)
         if isinstance(error, NotFound):
             return NotFound("the map names this object and it is not there", key=need.key)

@@ -12,7 +12,7 @@ in the bucket. So an operation happened or did not, and whoever replays the log 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,8 @@ class Asked:
 
 
 class Operations:
-    """Owned by the worker's commit task. `resized(size_bytes)` is told of a new size."""
+    """Owned by the worker's commit task. `resized(size_bytes)` is told of a new size; `between` gives room for commits in
+    the middle of something long."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Operations:
         read_root: RootReader,
         persistence: Persistence,
         execution: Execution,
+        between: Callable[[], Awaitable[None]],
         resized: Callable[[int], None],
     ) -> None:
         self._map = extent_map
@@ -80,6 +82,7 @@ class Operations:
         self._read_root = read_root
         self._persistence = persistence
         self._execution = execution
+        self._between = between
         self._resized = resized
 
     async def perform(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -221,14 +224,14 @@ class Operations:
         orphans. Two roots are written, since what an older root may still need stays."""
         before = self._checkpointer.deleted
         while await self._sweeper.slice():
-            pass
+            await self._between()
         while not await self._persistence.call("read map pages", self._map.purge):
-            pass
+            await self._between()
         for _ in range(2):
             await self._destager.mark({"purpose": "collection"})
             await self._checkpointer.write()
         while await self._checkpointer.delete_dead():
-            pass
+            await self._between()
         found = await self._orphans.sweep() if orphans else {}
         held = [snapshot.name for snapshot in self._map.history.removed]
         return {"deleted": self._checkpointer.deleted - before, "held": held} | found

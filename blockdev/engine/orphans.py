@@ -8,7 +8,7 @@ Keys are listed and judged some thousands at a time, with room for commits betwe
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from itertools import islice
 from typing import Any
 
@@ -25,6 +25,9 @@ from s3core.errors import Corrupt, NotFound
 from s3core.store import ObjectInfo, ObjectStore
 
 log = logging.getLogger(__name__)
+
+_Placed = tuple[Root, dict[int, list[PageRef]]]
+"""A snapshot's root, and where its pages are."""
 
 KEYS_AT_ONCE = 4000
 DELETES_MAX = 1000
@@ -74,12 +77,12 @@ class OrphanSweeper:
                 after = listed[-1].key
                 old = [info for info in listed if self._is_old(info.key, state.seq)]
                 try:
-                    gone = await self._persistence.call("look for orphans", self._unnamed, prefix, old, snapshots)
+                    named = await self._named(prefix, old, snapshots)
                 except (NotFound, Corrupt, CorruptFormat) as error:
                     log.warning("%s is not looked through further: %s", prefix, error)
                     unclear += len(old)
                     break
-                await self._delete(gone)
+                await self._delete(await self._execution.run(self._unnamed, old, named))
                 await self._between()
                 if history != self._map.history:
                     log.warning("the snapshots changed; orphans are looked for again another time")
@@ -102,47 +105,53 @@ class OrphanSweeper:
         number = paths.number_of(key)
         return number is not None and number < seq
 
-    def _unnamed(
-        self, prefix: str, old: list[ObjectInfo], snapshots: list[tuple[Root, dict[int, list[PageRef]]]]
-    ) -> list[ObjectInfo]:
+    async def _named(self, prefix: str, old: list[ObjectInfo], snapshots: list[_Placed]) -> set[str]:
+        """Those of the prefix that somebody needs; of extents, on the pages of `old` alone."""
         if prefix == paths.page_prefix():
-            packs = packs_of(self._map.page_places())
+            packs = packs_of(await self._execution.run(self._map.page_places))
             for _, places in snapshots:
                 packs |= packs_of(places)
-            named = {paths.page_pack(*pack) for pack in packs}
-        elif prefix == paths.segment_prefix():
+            return {paths.page_pack(*pack) for pack in packs}
+        if prefix == paths.segment_prefix():
             refs: set[ContainerRef] = set(self._map.containers)
             for root, _ in snapshots:
                 refs |= {use.ref for use in root.containers}
-            named = {paths.container(ref) for ref in refs}
-        else:
-            named = set(self._named_extents(sorted({_extent_of(info.key) for info in old}), snapshots))
+            return {paths.container(ref) for ref in refs}
+        return await self._named_extents(sorted({_extent_of(info.key) for info in old}), snapshots)
+
+    def _unnamed(self, old: list[ObjectInfo], named: set[str]) -> list[ObjectInfo]:
         unnamed = [info for info in old if info.key not in named]
         # After the look at what is named: what dies meanwhile is found here.
         dying = {item.key for item in self._map.dead()} if unnamed else set()
         return [info for info in unnamed if info.key not in dying]
 
-    def _named_extents(
-        self, extents: list[int], snapshots: list[tuple[Root, dict[int, list[PageRef]]]]
-    ) -> Iterator[str]:
+    async def _named_extents(self, extents: list[int], snapshots: list[_Placed]) -> set[str]:
         pages: dict[int, list[int]] = {}
         for extent in extents:
             pages.setdefault(extent // PAGE_EXTENTS, []).append(extent)
+        named: set[str] = set()
         for page, members in pages.items():
-            self._map.fault(self._map.unloaded(members))
-            first = page * PAGE_EXTENTS
-            for extent, (gen, epoch) in self._map.raw_bases(first, first + PAGE_EXTENTS).items():
-                yield paths.extent(extent, gen, epoch)
-            seen: set[tuple[PageRef, ...]] = set()
-            for _, places in snapshots:
-                place = places.get(page, [])
-                if not place or tuple(place) in seen:
-                    continue
-                seen.add(tuple(place))
-                for index, blob in merged_page(place, self._map.read_page).items():
-                    base = mapformat.decode(first + index, blob).base
-                    if base is not None:
-                        yield paths.extent(first + index, base.gen, base.epoch)
+            # Each read is tried again by itself: a store that answers nine of ten requests lets the look come to its end.
+            named |= await self._persistence.call("look for orphans", self._named_live, page, members)
+            for place in dict.fromkeys(tuple(places.get(page, ())) for _, places in snapshots):
+                if place:
+                    named |= await self._persistence.call("look for orphans", self._named_at, page, place)
+        return named
+
+    def _named_live(self, page: int, members: list[int]) -> set[str]:
+        self._map.fault(self._map.unloaded(members))
+        first = page * PAGE_EXTENTS
+        bases = self._map.raw_bases(first, first + PAGE_EXTENTS)
+        return {paths.extent(extent, gen, epoch) for extent, (gen, epoch) in bases.items()}
+
+    def _named_at(self, page: int, place: tuple[PageRef, ...]) -> set[str]:
+        named = set()
+        for index, blob in merged_page(place, self._map.read_page).items():
+            extent = page * PAGE_EXTENTS + index
+            base = mapformat.decode(extent, blob).base
+            if base is not None:
+                named.add(paths.extent(extent, base.gen, base.epoch))
+        return named
 
     async def _delete(self, gone: list[ObjectInfo]) -> None:
         for start in range(0, len(gone), DELETES_MAX):

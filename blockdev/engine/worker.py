@@ -24,7 +24,7 @@ from blockdev.engine.budget import CommitBudget
 from blockdev.engine.checkpoint import Checkpointer, CheckpointSettings
 from blockdev.engine.collector import Collector, CollectorSettings
 from blockdev.engine.destager import CommitSettings, Destager, Extras, Records
-from blockdev.engine.fetch import Fetcher, FrameContent
+from blockdev.engine.fetch import Blobs, Fetcher, FrameContent
 from blockdev.engine.lease import LEASE_S, Lease, renew_interval_s, wait_s
 from blockdev.engine.link import FetchedFrame, FetchFrame
 from blockdev.engine.local_objects import LocalObjects
@@ -65,6 +65,8 @@ STOP_PATIENCE_S = 5.0
 """How long to wait for the front to say that it acknowledges nothing more, before others are told so."""
 EXPIRY_S = 60.0
 """How often to look for snapshots whose time is over, and whether what clones held is free."""
+LOOK_AROUND_S = 0.25
+"""While there is always something to commit, one slice of what otherwise waits for a pause is done so often."""
 PURGE_DEAD_MAX = 100_000
 """Objects that wait for their deletion before a discard is worked further into the map: every root lists them all, which
 takes about 500 bytes of memory for each while it is written."""
@@ -192,6 +194,7 @@ class Worker:
         self._front_stopped = asyncio.Event()
         self._collect_from = 0.0
         self._looked_for_expired = 0.0
+        self._looked_around = 0.0
         self._deleting = False
         self._purge_dead_max = PURGE_DEAD_MAX
 
@@ -309,6 +312,7 @@ class Worker:
             read_root=attacher.read_root,
             persistence=self._persistence,
             execution=self._execution,
+            between=self._between,
             resized=lambda size_bytes: self._send(link.Resized(size_bytes)),
         )
         self._head = position
@@ -467,19 +471,20 @@ class Worker:
         """One look at what is due; False when detached."""
         assert self._collector is not None
         asked = self._asked[0] if self._asked else None
-        if await self._commit_due(forced=asked is not None and asked.position > self._committed):
-            return True
-        # Asked again, since looking for something to commit may have taken a while: what came meanwhile goes first.
+        made = await self._commit_due(forced=asked is not None and asked.position > self._committed)
+        # Whether or not more is due by now: an initiator that never stops writing must not keep an operation waiting.
         if asked is not None and asked.position <= self._committed:
             self._asked.popleft()
             await self._operate(asked)
+            return True
+        if made and (self.detaching or self.urgent or not self._look_around_is_due()):
             return True
         if self.detaching:
             if self._head > self._committed:
                 return True
             await self._detach()
             return False
-        if await self._look_around():
+        if await self._look_around() or made:
             return True
         wait = STATUS_INTERVAL_S
         if self._arrivals:
@@ -546,8 +551,9 @@ class Worker:
             self._collect_from = now + (now - began) * (1 / self._collector.share - 1)
 
     async def _between(self) -> None:
-        """Room for commits in the middle of something long."""
-        while not self._stopped and await self._commit_due():
+        """Room for commits in the middle of something long: of what there is now, since writes may never end."""
+        until = self._head
+        while not self._stopped and await self._commit_due() and self._committed < until:
             pass
 
     async def _operate(self, asked: Asked) -> None:
@@ -560,8 +566,12 @@ class Worker:
         self._send(link.Operated(asked.id, result))
         self._status()
 
+    def _look_around_is_due(self) -> bool:
+        return self._execution.monotonic() - self._looked_around >= LOOK_AROUND_S
+
     async def _look_around(self) -> bool:
-        """What is done when nothing is due; whether something was."""
+        """What is done when nothing is due, and now and then beside commits; whether something was."""
+        self._looked_around = self._execution.monotonic()
         assert self._checkpointer is not None
         assert self._sweeper is not None
         assert self._operations is not None
@@ -745,15 +755,16 @@ class Worker:
         """Ask again while the store is away, for a while: most blackouts are shorter than the initiator's patience."""
         deadline = self._execution.monotonic() + FETCH_PATIENCE_S
         pause = 0.1
-        state, contents = await self._fetcher.frames(frames)
+        at_hand = Blobs()
+        state, contents = await self._fetcher.frames(frames, at_hand)
         while not speculative and self._execution.monotonic() < deadline and not self._stopped:
             missing = [f for f in frames if _temporary(contents[f].error)]
             if not missing:
                 break
             await self._execution.sleep(pause)
             pause = min(pause * 2, 2.0)
-            # All of them again: one answer is one map state.
-            state, contents = await self._fetcher.frames(frames)
+            # All of them again, since one answer is one map state; requested is what is missing.
+            state, contents = await self._fetcher.frames(frames, at_hand)
         return state, contents
 
     def _deliver(self, item: FetchFrame, content: FrameContent, seq: int) -> FetchedFrame:
