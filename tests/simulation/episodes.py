@@ -15,7 +15,7 @@ EPISODES = int(os.environ.get("SIM_EPISODES", "1200"))
 FRESH = int(os.environ.get("SIM_FRESH", "200"))
 """How many more with seeds nobody has run before."""
 BLOCKS = 10
-FAMILIES = int(os.environ.get("SIM_FAMILIES", "40"))
+FAMILIES = int(os.environ.get("SIM_FAMILIES", "80"))
 """Volumes with clones; each is worth several episodes."""
 FAMILY_BLOCKS = 4
 
