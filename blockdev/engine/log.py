@@ -115,6 +115,8 @@ class CommitLog:
                 if theirs is None:
                     raise Fenced(f"{key} exists and cannot be read: somebody is deleting records") from None
                 if theirs.record.nonce == nonce:
+                    if self._lease is not None:
+                        await self._refuse_trimmed(seq)
                     return
                 raise Fenced(
                     f"record {seq} was written by epoch {theirs.record.epoch} on {theirs.record.note.get('host', '?')}",

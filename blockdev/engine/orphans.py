@@ -95,7 +95,26 @@ class OrphanSweeper:
         old = [info for info in listed if self._is_old(info.key, newest.root_seq) and info.key not in kept]
         dying = {item.key for item in await self._execution.run(self._map.dead)}
         await self._delete([info for info in old if info.key not in dying])
+        await self._release_records(roots, state.root_seq)
         return {"orphans": self._found, "orphan_bytes": self._bytes, "unclear": unclear}
+
+    async def _release_records(self, roots: list[Root], before: int) -> None:
+        """Commit records that were kept for a snapshot which, after a rollback, never needed their patches: nobody would
+        look at them again. From now on they go the way of all old records."""
+        refs = set(self._map.containers)
+        for root in roots:
+            refs |= {use.ref for use in root.containers}
+        named = {paths.container(ref) for ref in refs}
+        after = ""
+        while listed := await self._persistence.call("list records", self._list, paths.log_prefix(), after):
+            after = listed[-1].key
+            waiting = {
+                paths.log(seq) for seq in await self._execution.run(self._map.old_records, 1 << 62, 1 << 62, 1 << 62)
+            }
+            free = [info.key for info in listed if self._is_old(info.key, before) and info.key not in named | waiting]
+            if free:
+                log.info("%d commit records are not needed by any snapshot", len(free))
+                await self._execution.run(self._map.bury, free)
 
     def _list(self, prefix: str, after: str) -> list[ObjectInfo]:
         return list(islice(self._store.list(prefix, start_after=after), KEYS_AT_ONCE))

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from blockdev.engine.ports import ThreadExecution
 from blockdev.engine.worker import WorkerSettings
 from blockdev.errors import CorruptFormat, Fenced
 from blockdev.extents.memory_map import MemoryKeyValueStore
-from blockdev.segments import paths
-from blockdev.units import KIB
+from blockdev.segments import paths, record
+from blockdev.units import GIB, KIB
+from s3core.errors import OutcomeUnknown
 from s3core.memory import MemoryStore
+from s3core.store import Buffer
 from tests.blockdev.worker_bench import VOLUME, WorkerBench
 
 TRIMMING = WorkerSettings(lease_s=0.3, checkpoint=CheckpointSettings(records=1, trim_age_s=0.0))
@@ -45,6 +48,49 @@ def test_a_number_that_is_free_again_is_nobodys() -> None:
         assert not lease.until
         await log.append(8, [b"record"], b"n")
         assert lease.until
+        execution.close()
+
+    asyncio.run(main())
+
+
+class _FirstReplyLost(MemoryStore):
+    lost = False
+
+    def put_if_absent(
+        self, key: str, data: Buffer | Sequence[Buffer], *, metadata: dict[str, str] | None = None
+    ) -> str:
+        tag = super().put_if_absent(key, data, metadata=metadata)
+        if not self.lost:
+            self.lost = True
+            raise OutcomeUnknown("the reply was lost", key=key)
+        return tag
+
+
+def test_a_number_that_is_free_again_is_nobodys_when_the_reply_is_lost_either() -> None:
+    """The second try finds the record of the first one, which was as late (seed 143)."""
+
+    async def main() -> None:
+        store = _FirstReplyLost()
+        store.put(paths.root(7, 3), b"of the successor")
+        log, lease, execution = _log(store, 10.0)
+        late = record.Record(
+            seq=5,
+            epoch=2,
+            kind=record.RecordKind.FENCE,
+            nonce=bytes(16),
+            parent=record.NO_DIGEST,
+            volume=VOLUME,
+            lineage=VOLUME,
+            journal=VOLUME,
+            begin=4096,
+            end=4096,
+            time_us=0,
+            size_bytes=GIB,
+        )
+        with pytest.raises(Fenced, match="after a root of another writer"):
+            await log.append(5, record.encode(late)[0], late.nonce)
+        assert store.lost
+        assert not lease.until
         execution.close()
 
     asyncio.run(main())

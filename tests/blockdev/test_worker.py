@@ -4,8 +4,10 @@ import asyncio
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,12 +19,19 @@ from blockdev.engine.destager import CommitSettings, Extras
 from blockdev.engine.worker import COLLECT_BESIDE_FLUSHES_S, WorkerSettings
 from blockdev.errors import AttachRefused
 from blockdev.extents.memory_map import MemoryKeyValueStore
+from blockdev.segments import paths
 from blockdev.segments.cipher import FrameCipher
 from blockdev.segments.key_slot import Secret
+from blockdev.segments.root import PAGE_EXTENTS
 from blockdev.segments.volume_file import cipher_of
 from blockdev.units import KIB, MIB
+from s3core.errors import Unavailable
 from s3core.memory import MemoryStore
+from s3core.store import ObjectStore
+from s3core.wrapper import Call, StoreWrapper
 from tests.blockdev.worker_bench import WorkerBench, volume_file
+
+T = TypeVar("T")
 
 SMALL = WorkerSettings(
     lease_s=0.3,
@@ -328,6 +337,155 @@ def test_a_commit_for_age_waits_for_the_budget_and_one_for_bytes_does_not(tmp_pa
         bench.write(16, b"c" * 128 * KIB)
         bench.worker.receive(link.Appended(bench.journal.head))
         await bench.wait(link.Durable, lambda m: m.position > head)
+        await bench.detach()
+
+    asyncio.run(main())
+
+
+def test_an_initiator_that_never_stops_writing_keeps_no_operation_waiting(tmp_path: Path) -> None:
+    """Each commit finds the next one due already; nor does it keep a sweep from going on."""
+    last = 3000
+
+    async def main() -> None:
+        bench = WorkerBench(tmp_path, settings=replace(SMALL, commit=CommitSettings(commit_bytes=1)))
+        await bench.attach()
+        written = 0
+
+        def more(message: link.ToFront) -> None:
+            nonlocal written
+            received(message)
+            if isinstance(message, link.Durable) and written < last:
+                written += 1
+                bench.write(written % 512 * 8, b"w" * 4096)
+                bench.worker.receive(link.Appended(bench.journal.head))
+
+        received = bench._receive
+        bench.worker._send = more
+        bench.write(0, b"w" * 4096)
+        bench.worker.receive(link.Appended(bench.journal.head))
+        await bench.wait(link.Durable)
+        asked: list[tuple[str, dict[str, Any]]] = [
+            ("snapshot", {"name": "s"}),
+            ("snapshot-delete", {"name": "s"}),
+            ("gc", {"orphans": True}),
+        ]
+        for number, (name, arguments) in enumerate(asked):
+            bench.worker.receive(link.Operate(number, name, arguments))
+            answer = await bench.wait(link.Operated, lambda m, number=number: m.id == number)
+            assert isinstance(answer, link.Operated)
+            assert not answer.error
+            if name == "snapshot-delete":
+                while bench.map.history.removed and written < last:
+                    await asyncio.sleep(0.01)  # what it held is looked for
+        assert written < last, "some of it was done only once nothing more was written"
+        written = last
+        await bench.detach()
+
+    asyncio.run(main())
+
+
+def test_a_slot_from_before_a_rollback_is_not_kept(tmp_path: Path) -> None:
+    """It holds what the rollback took back, and the frame's own generation is older than the slot."""
+
+    async def main() -> None:
+        bench = WorkerBench(tmp_path)
+        await bench.attach()
+        bench.write(0, b"a" * 4096)
+        await bench.commit()
+        bench.worker.receive(link.Operate(1, "snapshot", {"name": "s"}))
+        await bench.wait(link.Operated, lambda m: m.id == 1)
+        bench.write(0, b"b" * 4096)
+        await bench.commit()
+        assert bench.map.state is not None
+        filled = bench.map.state.seq
+        bench.worker.receive(link.Operate(2, "rollback", {"to": "s"}))
+        await bench.wait(link.Operated, lambda m: m.id == 2)
+        bench.worker.receive(link.Fetch(77, (link.FetchFrame(0, 0, filled),)))
+        answer = await bench.wait(link.Fetched, lambda m: m.id == 77)
+        assert isinstance(answer, link.Fetched)
+        assert answer.frames[0].state == "data"
+        assert bench.slots.slots[0].startswith(b"a" * 4096)
+        await bench.detach()
+
+    asyncio.run(main())
+
+
+class _Flaky(StoreWrapper):
+    """Refuses the GETs that `refuses` chooses by their number."""
+
+    asked = 0
+
+    def __init__(self, inner: ObjectStore) -> None:
+        super().__init__(inner)
+        self.refuses: Callable[[int], bool] = lambda number: False
+
+    def _perform(self, call: Call, action: Callable[[], T]) -> T:
+        if call.operation in ("get", "get_range"):
+            self.asked += 1
+            if self.refuses(self.asked):
+                raise Unavailable("not this time", key=call.key)
+        return action()
+
+
+def test_a_read_keeps_what_its_tries_have_brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame of sixteen objects from a store that answers one request in seven."""
+
+    async def main() -> None:
+        store = _Flaky(MemoryStore())
+        bench = WorkerBench(tmp_path, store=store, settings=replace(SMALL, collector=CollectorSettings(wave_bytes=MIB)))
+        await bench.attach()
+        blocks = [os.urandom(4096) for _ in range(16)]
+        for number, block in enumerate(blocks):
+            bench.write(number * 8, block)
+            await bench.commit()
+        for info in store.list():
+            bench.local.drop(info.key)
+        slept: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+        monkeypatch.setattr(bench.execution, "sleep", sleep)
+        store.refuses = lambda number: number % 7 > 0
+        assert await bench.read(0, 128) == b"".join(blocks)
+        assert slept
+        store.refuses = lambda number: False
+        await bench.detach()
+
+    asyncio.run(main())
+
+
+def test_a_look_for_orphans_comes_to_its_end_though_requests_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every read is tried again by itself: not all pages of all snapshots whenever one of them cannot be had."""
+
+    async def main() -> None:
+        store = _Flaky(MemoryStore())
+        volume = volume_file(512 * MIB, extent_bytes=128 * KIB, frame_bytes=16 * KIB)
+        settings = replace(SMALL, collector=CollectorSettings(value_bytes_max=0), lease_s=60.0)
+        bench = WorkerBench(tmp_path, store=store, volume=volume, settings=settings)
+        await bench.attach()
+        for number in range(6):
+            for page in range(4):
+                bench.write(page * PAGE_EXTENTS * 256 + number * 8, os.urandom(4096))
+            await bench.commit()
+            bench.worker.receive(link.Operate(number, "snapshot", {"name": f"s{number}"}))
+            await bench.wait(link.Operated, lambda m, number=number: m.id == number)
+        left = paths.extent(5, 2, 1)
+        store.put(left, b"left by a crash")
+
+        async def sleep(seconds: float) -> None:
+            await asyncio.sleep(0)
+
+        monkeypatch.setattr(bench.execution, "sleep", sleep)
+        store.refuses = lambda number: number % 7 == 0
+        bench.worker.receive(link.Operate(99, "gc", {"orphans": True}))
+        answer = await bench.wait(link.Operated, lambda m: m.id == 99)
+        store.refuses = lambda number: False
+        assert isinstance(answer, link.Operated)
+        assert answer.result["orphans"] == 1, answer
+        assert left not in {info.key for info in store.list("ext/")}
         await bench.detach()
 
     asyncio.run(main())

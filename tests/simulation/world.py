@@ -513,15 +513,17 @@ class World:
         lineage = self._lineage()
         self.host = self._new_host()
         self._journal_was_lost = True
-        if self.flush_to == "local" and r.random() < 0.5:
-            self.accept_loss = True
+        # Nor is it left over from an attach that was cut off: there is nothing to accept where everything is in the bucket.
+        self.accept_loss = self.flush_to == "local" and r.random() < 0.5
         asked_before = self.happened["loss accepted"]
         new = await self._attach()
         asked = self.happened["loss accepted"] > asked_before
         old.superseded = True
         # From here on each has a history of its own, and the first one's is not the volume's any more.
         old.model = copy.deepcopy(self.model)
-        if (self._lineage() != lineage) != asked:
+        changed = self._lineage() != lineage
+        # After a refusal a writer with flush = "s3" may still have carried everything to the bucket: then nothing is lost.
+        if changed != asked and not (asked and self.flush_to == "s3"):
             raise Violation(f"a loss was {'' if asked else 'not '}accepted, and the lineage is {self._lineage()}")
         if not asked:
             self._must_not_vanish = max(self.model.in_bucket, self.model.held if self.flush_to == "s3" else 0)

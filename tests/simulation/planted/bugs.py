@@ -272,11 +272,11 @@ def _records_of_any_age(found: ExtentMap, before: int, time_us: int, most: int) 
         return [seq for seq in (KEY.unpack(key)[0] for key, _ in txn.scan("records")) if seq < before][:most]
 
 
-_unnamed = orphans.OrphanSweeper._unnamed
+_named = orphans.OrphanSweeper._named
 
 
-def _orphans_of_the_live_map(found: orphans.OrphanSweeper, prefix: str, old: Any, snapshots: Any) -> Any:
-    return _unnamed(found, prefix, old, [])
+async def _orphans_of_the_live_map(found: orphans.OrphanSweeper, prefix: str, old: Any, snapshots: Any) -> set[str]:
+    return await _named(found, prefix, old, [])
 
 
 _delta_entries = ExtentMap.delta_entries
@@ -455,7 +455,7 @@ OPERATION_BUGS = [
         "orphans without snapshots",
         "what only snapshots name counts as an orphan",
         orphans.OrphanSweeper,
-        "_unnamed",
+        "_named",
         _orphans_of_the_live_map,
     ),
     Bug("delta without deletions", "discarded extents come back", ExtentMap, "delta_entries", _delta_without_deletions),
