@@ -11,6 +11,7 @@ from blockdev import (
     content_commands,
     image_commands,
     key_commands,
+    new_volume,
     serve_command,
     snapshot_commands,
     top_command,
@@ -74,7 +75,7 @@ app.add_typer(key_commands.app)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        write_line(f"s3block {volume_commands.program_version()}")
+        write_line(f"s3block {new_volume.program_version()}")
         raise typer.Exit
 
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import typer
 
-from blockdev import keys, volumes
+from blockdev import keys
 from blockdev.arguments import (
     CompressionOption,
     EncryptOption,
@@ -33,13 +33,20 @@ from blockdev.errors import Fenced, Refused
 from blockdev.image import ImageFile, ImageStream, Qcow2Image
 from blockdev.image_source import FORMATS, ImageSource, StreamSource, open_image
 from blockdev.importing import Imported, import_image
+from blockdev.new_volume import (
+    ExtentSizeOption,
+    FrameSizeOption,
+    SectorSizeOption,
+    UnfencedOption,
+    drafted,
+    note_unfenced,
+    require_fence,
+)
 from blockdev.offline import OfflineVolume, commit_of, open_offline
 from blockdev.place import VolumePlace, volume_store
 from blockdev.qcow2.format import Compression
 from blockdev.segments.volume_file import VolumeFile, cipher_of
 from blockdev.units import BLOCK_BYTES
-from blockdev.volume_commands import program_version
-from s3core.clock import system_random
 from s3core.console import JsonOption, write_json, write_line, write_note
 from s3core.endpoint_commands import ConfigOption
 from s3core.quantities import shown_duration, shown_size
@@ -68,16 +75,13 @@ def import_volume(
     volume: VolumeArgument,
     form: FormatOption = None,
     size: Annotated[int | None, size_option("size_bytes", "--size")] = None,
-    sector_size: Annotated[int | None, size_option("sector_bytes", "--sector-size")] = None,
-    extent_size: Annotated[int | None, size_option("extent_bytes", "--extent-size")] = None,
-    frame_size: Annotated[int | None, size_option("frame_bytes", "--frame-size")] = None,
+    sector_size: SectorSizeOption = None,
+    extent_size: ExtentSizeOption = None,
+    frame_size: FrameSizeOption = None,
     compression: CompressionOption = "zstd",
     encrypt: EncryptOption = False,
     key: KeyOption = None,
-    unfenced: Annotated[
-        bool,
-        typer.Option("--unfenced", help="Make it even where the store cannot keep two hosts from writing at once."),
-    ] = False,
+    unfenced: UnfencedOption = False,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,48 +93,28 @@ def import_volume(
     config = load_config(config_path)
     place = find(config, volume, key=key)
     _check_form(form)
-    settings = place.settings
     with _source(file, form, size) as source:
         whole = -(-source.size_bytes // BLOCK_BYTES) * BLOCK_BYTES
-        wanted = whole if size == source.size_bytes else size or settings.size_bytes or whole
+        wanted = whole if size == source.size_bytes else size or place.settings.size_bytes or whole
         if wanted < source.size_bytes:
             usage(f"the image has {source.size_bytes} bytes, a volume of {wanted} cannot hold it")
-        try:
-            volumes.check_compression(compression)
-            geometry = volumes.check_geometry(
-                wanted,
-                sector_size or settings.sector_bytes,
-                frame_size or settings.frame_bytes,
-                extent_size or settings.extent_bytes,
-            )
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-        made = VolumeFile(
-            name=place.name,
-            identity=uuid4(),
-            lineage=uuid4(),
-            geometry=geometry,
+        made = drafted(
+            place,
+            wanted,
+            sector_bytes=sector_size,
+            frame_bytes=frame_size,
+            extent_bytes=extent_size,
             compression=compression,
-            created=time.time(),
-            creator=f"bucketworks {program_version()}",
         )
         secret = secret_for_new(place, encrypt)
         made, slot, data_key = keys.sealed(made, secret, random=os.urandom)
         with opened(config, place.store_url) as store:
-            volumes.require_free(store, place.name)
-            tested = volumes.fence_test(store, system_random())
-            if not tested.ok and not (unfenced or settings.unfenced):
-                said = (
-                    "cannot keep two hosts from writing to a volume at once"
-                    if tested.conclusive
-                    else "cannot be tested"
-                )
-                raise Refused(f"{place.store_url} {said}: {tested.detail}", hint=tested.hint)
+            tested = require_fence(store, place, unfenced=unfenced)
             began = time.monotonic()
             with keys.slot_in_place(volume_store(store, place.name), slot):
                 done = _import(store, place, made, source, data_key, quiet=as_json)
             seconds = max(time.monotonic() - began, 0.001)
-    mapped = done.extents * geometry.extent_bytes
+    mapped = done.extents * made.geometry.extent_bytes
     if as_json:
         write_json(
             {
@@ -156,10 +140,7 @@ def import_volume(
         )
     if wanted != source.size_bytes:
         write_note(f"the image has {source.size_bytes} bytes; the volume has {wanted}, with zeros behind the image")
-    if not tested.ok:
-        write_note(
-            f"UNFENCED: {tested.detail}. If two hosts serve this volume at once, they destroy it, and nothing stops them."
-        )
+    note_unfenced(tested)
 
 
 def _import(

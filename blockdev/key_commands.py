@@ -12,12 +12,12 @@ import typer
 from blockdev import keys
 from blockdev.arguments import KeyOption, VolumeArgument, find, moment, opened, secret_from, secret_of, usage
 from blockdev.errors import Refused
+from blockdev.new_volume import program_version
 from blockdev.offline import read_volume_file
 from blockdev.place import VolumePlace, volume_store
 from blockdev.segments import key_slot
 from blockdev.segments.key_slot import KeySlot, Secret
 from blockdev.segments.volume_file import VolumeFile
-from blockdev.volume_commands import program_version
 from s3core.console import Column, JsonOption, new_app, write_json, write_line, write_note, write_records
 from s3core.credentials import KEY_SOURCES
 from s3core.endpoint_commands import ConfigOption

@@ -36,12 +36,12 @@ from blockdev.difference import Range, candidates, differences
 from blockdev.engine.operations import check_snapshot_name
 from blockdev.errors import Refused
 from blockdev.extents.history import Snapshot
+from blockdev.new_volume import program_version
 from blockdev.offline import OfflineVolume, commit_of, open_offline
 from blockdev.place import VolumePlace, check_name, is_url, volume_store
 from blockdev.segments.key_slot import Secret
 from blockdev.segments.volume_file import CLONE, VolumeFile
 from blockdev.session import operate, reach
-from blockdev.volume_commands import program_version
 from s3core.console import (
     Column,
     JsonOption,

@@ -8,7 +8,6 @@ import os
 import shlex
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 from uuid import uuid4
 
@@ -33,14 +32,21 @@ from blockdev.arguments import (
     steps,
     usage,
 )
-from blockdev.errors import Refused
+from blockdev.new_volume import (
+    ExtentSizeOption,
+    FrameSizeOption,
+    SectorSizeOption,
+    UnfencedOption,
+    drafted,
+    note_unfenced,
+    require_fence,
+)
 from blockdev.offline import open_offline
 from blockdev.place import volume_store
 from blockdev.segments.record import RecordKind
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.volumes import Listed, LocalState
 from s3core.build import parse_store_url
-from s3core.clock import system_random
 from s3core.console import (
     Column,
     JsonOption,
@@ -57,62 +63,36 @@ from s3core.quantities import shown_duration, shown_size
 from s3core.settings import Config, load_config
 
 
-def program_version() -> str:
-    try:
-        return version("bucketworks")
-    except PackageNotFoundError:  # run from a source tree that nobody installed
-        return "0"
-
-
 def create(
     volume: VolumeArgument,
     size: Annotated[int | None, size_option("size_bytes", "--size")] = None,
-    sector_size: Annotated[int | None, size_option("sector_bytes", "--sector-size")] = None,
-    extent_size: Annotated[int | None, size_option("extent_bytes", "--extent-size")] = None,
-    frame_size: Annotated[int | None, size_option("frame_bytes", "--frame-size")] = None,
+    sector_size: SectorSizeOption = None,
+    extent_size: ExtentSizeOption = None,
+    frame_size: FrameSizeOption = None,
     compression: CompressionOption = "zstd",
     encrypt: EncryptOption = False,
     key: KeyOption = None,
-    unfenced: Annotated[
-        bool,
-        typer.Option("--unfenced", help="Make it even where the store cannot keep two hosts from writing at once."),
-    ] = False,
+    unfenced: UnfencedOption = False,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a volume: one small object in the store, after a test whether the store can keep two hosts apart."""
     config = load_config(config_path)
     place = find(config, volume, key=key)
-    settings = place.settings
-    size = size if size is not None else settings.size_bytes
+    size = size if size is not None else place.settings.size_bytes
     if size is None:
         usage("say how large the volume is to be, such as --size 10G")
-    try:
-        volumes.check_compression(compression)
-        geometry = volumes.check_geometry(
-            size,
-            sector_size or settings.sector_bytes,
-            frame_size or settings.frame_bytes,
-            extent_size or settings.extent_bytes,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    made = drafted(
+        place,
+        size,
+        sector_bytes=sector_size,
+        frame_bytes=frame_size,
+        extent_bytes=extent_size,
+        compression=compression,
+    )
     secret = secret_for_new(place, encrypt)
     with opened(config, place.store_url) as store:
-        volumes.require_free(store, place.name)
-        tested = volumes.fence_test(store, system_random())
-        if not tested.ok and not (unfenced or settings.unfenced):
-            said = "cannot keep two hosts from writing to a volume at once" if tested.conclusive else "cannot be tested"
-            raise Refused(f"{place.store_url} {said}: {tested.detail}", hint=tested.hint)
-        made = VolumeFile(
-            name=place.name,
-            identity=uuid4(),
-            lineage=uuid4(),
-            geometry=geometry,
-            compression=compression,
-            created=time.time(),
-            creator=f"bucketworks {program_version()}",
-        )
+        tested = require_fence(store, place, unfenced=unfenced)
         made, slot, _ = keys.sealed(made, secret, random=os.urandom)
         with keys.slot_in_place(volume_store(store, place.name), slot):
             volumes.create_volume(store, made)
@@ -121,10 +101,7 @@ def create(
     else:
         encrypted = "encrypted " if made.encryption is not None else ""
         write_line(f"{encrypted}volume {place.name} of {shown_size(size)} created at {place.store_url}")
-    if not tested.ok:
-        write_note(
-            f"UNFENCED: {tested.detail}. If two hosts serve this volume at once, they destroy it, and nothing stops them."
-        )
+    note_unfenced(tested)
     given = "" if not key else f" --key {shlex.quote(key)}"
     write_note(f"next: s3block serve {volume}{given}{'' if tested.ok else ' --unfenced'}")
     if made.encryption is not None:
