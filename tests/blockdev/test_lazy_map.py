@@ -83,7 +83,7 @@ def test_a_page_is_read_once_and_only_when_it_is_wanted(tmp_path: Path) -> None:
 def test_reads_wait_for_a_page_that_is_away_and_the_volume_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockdev.engine.worker.FETCH_PATIENCE_S", 0.2)
+    monkeypatch.setattr("blockdev.engine.delivery.FETCH_PATIENCE_S", 0.2)
 
     async def main() -> None:
         inner = MemoryStore()
