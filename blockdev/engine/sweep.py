@@ -50,7 +50,9 @@ class _Work:
     others: list[_Point]
     pages: list[int]
     freed: int = 0
-    found: list[str] = field(default_factory=list)
+    read: dict[tuple[PageRef, ...], dict[int, Base]] = field(default_factory=dict)
+    """What was read for the page at hand: a try that fails in the middle does not begin anew, and states that share a page
+    cost one read."""
 
 
 def places_of(root: Root) -> dict[int, list[PageRef]]:
@@ -138,6 +140,7 @@ class Sweeper:
             for _ in range(min(PAGES_AT_ONCE, len(work.pages))):
                 names += await self._persistence.call("compare map pages", self._compare, work, work.pages[-1])
                 work.pages.pop()
+                work.read.clear()
         except (NotFound, Corrupt, CorruptFormat) as error:
             self._hold(work.snapshot, error)
             return True
@@ -174,9 +177,9 @@ class Sweeper:
         place = work.point.places[page]
         if self._map.page_place(page) == place and not self._map.changed(page):
             return []
-        mine = self._bases(place)
+        mine = dict(self._bases(work, place))
         for other in work.others:
-            for extent, base in self._bases(other.places.get(page, [])).items():
+            for extent, base in self._bases(work, other.places.get(page, [])).items():
                 if mine.get(extent) == base:
                     del mine[extent]
         if not mine:
@@ -189,12 +192,15 @@ class Sweeper:
             if live.get(first + index) != (base.gen, base.epoch)
         ]
 
-    def _bases(self, place: Sequence[PageRef]) -> dict[int, Base]:
-        found = {}
-        for index, blob in merged_page(place, self._map.read_page).items():
-            base = mapformat.decode(place[0].page * PAGE_EXTENTS + index, blob).base
-            if base is not None:
-                found[index] = base
+    def _bases(self, work: _Work, place: Sequence[PageRef]) -> dict[int, Base]:
+        found = work.read.get(tuple(place))
+        if found is None:
+            found = {}
+            for index, blob in merged_page(place, self._map.read_page).items():
+                base = mapformat.decode(place[0].page * PAGE_EXTENTS + index, blob).base
+                if base is not None:
+                    found[index] = base
+            work.read[tuple(place)] = found
         return found
 
     def _live(self, first: int, end: int) -> dict[int, tuple[int, int]]:
