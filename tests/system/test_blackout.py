@@ -73,7 +73,8 @@ def test_a_store_that_is_in_trouble(radosgw: Radosgw, tmp_path: Path, refuse_eve
 
 
 class Flood:
-    """One connection that always has `depth` writes under way, each to a place of its own, BUSY ones sent again."""
+    """One connection that always has `depth` writes under way, each to a place of its own, BUSY ones sent again. From the
+    disk's end it goes back to its beginning: how far it comes depends on the machine."""
 
     def __init__(self, url: str, *, depth: int = 8, length: int = 64 * 1024, begin: int = 0) -> None:
         self.fill = 0.0
@@ -84,7 +85,7 @@ class Flood:
         self._initiator = RawInitiator(url)
         self._depth = depth
         self._length = length
-        self._next = begin
+        self._begin = self._next = begin
         self._under_way: dict[int, tuple[float, float, Write]] = {}
         self._again: list[Write] = []
         self._source = random.Random(4)
@@ -107,10 +108,13 @@ class Flood:
         self._initiator.close()
 
     def _send(self) -> None:
-        write = self._again.pop() if self._again else Write(self._next, self._length, self._source.randrange(1, 256))
-        if write.offset == self._next:
+        if self._again:
+            write = self._again.pop()
+        else:
+            if self._next + self._length > SIZE_MIB * MIB:
+                self._next = self._begin
+            write = Write(self._next, self._length, self._source.randrange(1, 256))
             self._next += self._length
-        assert self._next <= SIZE_MIB * MIB, "the disk is too small for this flood"
         tag = self._initiator.write(write.offset // SECTOR, bytes([write.stamp]) * write.length)
         self._under_way[tag] = (time.monotonic(), self.fill, write)
 
