@@ -489,3 +489,46 @@ def test_a_look_for_orphans_comes_to_its_end_though_requests_fail(
         await bench.detach()
 
     asyncio.run(main())
+
+
+def test_orphans_a_record_that_a_rollback_left_pinned_is_let_go(tmp_path: Path) -> None:
+    """Its patch died while a snapshot of the other branch, which never had it, seemed to need it (seed 336)."""
+
+    async def main() -> None:
+        bench = WorkerBench(tmp_path)
+        await bench.attach()
+        numbers = iter(range(100))
+
+        async def operate(what: str, /, **arguments: Any) -> None:
+            number = next(numbers)
+            bench.worker.receive(link.Operate(number, what, arguments))
+            answer = await bench.wait(link.Operated, lambda m: m.id == number)
+            assert isinstance(answer, link.Operated)
+            assert not answer.error, answer
+
+        def unneeded() -> list[int]:
+            return bench.map.old_records(1 << 62, 1 << 62, 1000)
+
+        bench.write(0, b"a" * 4096)
+        await bench.commit()
+        assert bench.map.state is not None
+        born = bench.map.state.seq
+        await operate("snapshot", name="with it")
+        bench.write(0, b"b" * 4096)
+        await bench.commit()
+        await operate("snapshot", name="without it")
+        await operate("rollback", to="with it", keep_as="before")
+        await operate("snapshot-delete", name="with it")
+        await operate("gc")  # the live map has it: it stays
+        assert not bench.map.history.removed
+        bench.write(0, b"c" * 4096)
+        await bench.commit()
+        assert born not in unneeded()
+        await operate("gc", orphans=True)
+        assert born in unneeded()
+        assert await bench.read(0, 8) == b"c" * 4096
+        await operate("rollback", to="without it", keep_as="again")
+        assert await bench.read(0, 8) == b"b" * 4096
+        await bench.detach()
+
+    asyncio.run(main())
