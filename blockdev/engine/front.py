@@ -65,13 +65,16 @@ from blockdev.errors import (
     NotReady,
     Refused,
 )
-from blockdev.journal.format import Kind
+from blockdev.journal.format import MORE, Kind
 from blockdev.journal.journal import Journal
 from blockdev.target import Buffer
 from blockdev.units import BLOCK_BYTES, MIB, Geometry
 from s3core import errors as store_errors
 
 log = logging.getLogger(__name__)
+
+_Piece = tuple[int, int, int, list[Buffer], list[int]]
+"""(lba, sectors, bytes, buffers, checksums) of one WRITE record."""
 
 FlushDone = Callable[[Exception | None], None]
 OperateDone = Callable[[dict[str, Any] | Exception], None]
@@ -406,7 +409,13 @@ class Front:
         sectors, rest = divmod(size, self.sector_bytes)
         if rest or not sectors:
             raise ValueError(f"a write of {size} bytes is not whole sectors")
-        buffers = list(data)
+        pieces = self._pieces(lba, sectors, list(data))
+        self._make_room([self._journal.record_bytes(len(sums), length) for _, _, length, _, sums in pieces])
+        self._stage(pieces)
+        return size
+
+    def _pieces(self, lba: int, sectors: int, buffers: list[Buffer]) -> list[_Piece]:
+        """The records of one write. Appends what is staged where it has to look at it."""
         first, count = lba, sectors
         before, after = lba % self._sectors_per_block, -(lba + sectors) % self._sectors_per_block
         if before or after:
@@ -417,23 +426,21 @@ class Front:
             if after and (tail := self._local_block(lba + sectors)) is not None:
                 buffers.append(memoryview(tail)[BLOCK_BYTES - after * self.sector_bytes :])
                 count += after
-        checksums = block_checksums(buffers, first * self.sector_bytes)
-        pieces = self._split(first, count, buffers, checksums)
-        self._make_room([self._journal.record_bytes(len(sums), length) for _, _, length, _, sums in pieces])
-        for start, run, length, parts, sums in pieces:
-            position = self._journal.stage_write(start, run, parts, length, sums)
-            self._index.write(start, run, position, sums)
-        return size
+        return self._split(first, count, buffers, block_checksums(buffers, first * self.sector_bytes))
 
-    def _split(
-        self, lba: int, sectors: int, buffers: list[Buffer], checksums: list[int]
-    ) -> list[tuple[int, int, int, list[Buffer], list[int]]]:
-        """(lba, sectors, bytes, buffers, checksums) of each record for one write, cut at block boundaries."""
+    def _stage(self, pieces: list[_Piece], *, more: bool = False) -> None:
+        """Stage the records of one command, or of a part of it that is followed by `more`."""
+        for left, (start, run, length, parts, sums) in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+            position = self._journal.stage_write(start, run, parts, length, sums, MORE if left or more else 0)
+            self._index.write(start, run, position, sums)
+
+    def _split(self, lba: int, sectors: int, buffers: list[Buffer], checksums: list[int]) -> list[_Piece]:
+        """The records for one write, cut at block boundaries."""
         most = self._journal.data_bytes_max
         length = sectors * self.sector_bytes
         if length <= most:
             return [(lba, sectors, length, buffers, checksums)]
-        pieces: list[tuple[int, int, int, list[Buffer], list[int]]] = []
+        pieces: list[_Piece] = []
         whole = memoryview(b"".join(buffers))
         step = most - BLOCK_BYTES  # leaves room for a cut first block
         begin = 0
@@ -476,27 +483,28 @@ class Front:
         if self._lapsed:
             raise self._out_of_lease()
         per_block = self._sectors_per_block
-        steps: list[tuple[bool, int, int]] = []
+        steps: list[tuple[list[tuple[int, int]], int, int]] = []
         sizes: list[int] = []
         for lba, count in ranges:
             end = lba + count
             first, last = -(-lba // per_block) * per_block, end // per_block * per_block
             # Blocks that are only partly inside are written with zeros, as the format takes whole blocks alone.
             edges = [(lba, first), (last, end)] if first <= last else [(lba, end)]
-            for start, stop in edges:
-                if start < stop:
-                    steps.append((False, start, stop))
-                    sizes.append(self._journal.record_bytes(1, BLOCK_BYTES))
-            if first < last:
-                steps.append((True, first, last))
-                sizes.append(self._journal.record_bytes(0, 0))
+            edges = [(start, stop) for start, stop in edges if start < stop]
+            steps.append((edges, first, max(first, last)))
+            sizes += [self._journal.record_bytes(1, BLOCK_BYTES)] * len(edges)
+            sizes += [self._journal.record_bytes(0, 0)] * (first < last)
         self._make_room(sizes)
-        for whole, start, stop in steps:
-            if whole:
-                position = self._journal.stage_range(kind, start, stop - start)
-                self._index.discard(start // per_block, stop // per_block, position)
-            else:
-                self._write_run(start, [ZEROS[: (stop - start) * self.sector_bytes]])
+        for edges, first, last in steps:
+            # All of a range before its first record is staged: looking at cut blocks appends what is.
+            pieces = [
+                self._pieces(start, stop - start, [ZEROS[: (stop - start) * self.sector_bytes]])[0]
+                for start, stop in edges
+            ]
+            self._stage(pieces, more=first < last)
+            if first < last:
+                position = self._journal.stage_range(kind, first, last - first)
+                self._index.discard(first // per_block, last // per_block, position)
         self.discards += len(ranges)
 
     def _make_room(self, sizes: list[int]) -> None:

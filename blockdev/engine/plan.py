@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from blockdev.extents.format import ExtentValue
 from blockdev.extents.intervals import Overlay, Run
-from blockdev.journal.format import Kind, Record
+from blockdev.journal.format import MORE, Kind, Record
 from blockdev.units import Geometry
 
 WHOLE_FRACTION = 4
@@ -38,32 +38,39 @@ class Batch:
 
 
 def gather(records: Iterable[tuple[Record, memoryview]], geometry: Geometry, begin: int, limit_bytes: int) -> Batch:
-    """Coalesce records from journal position `begin` until about `limit_bytes` of data; `end` says where it stopped."""
+    """Coalesce records from journal position `begin` until about `limit_bytes` of data; `end` says where it stopped, which
+    is never within a command of several records. ValueError when they end within one: nobody announces such a place."""
     batch = Batch(begin, begin)
-    size = geometry.sectors_per_extent
-    volume_end = geometry.sector_count
+    flags = 0
     for record, data in records:
-        lba, count = record.lba, record.sectors
         if record.kind == Kind.WRITE:
-            _write(batch, geometry, lba, data)
+            _write(batch, geometry, record.lba, data)
             batch.written_bytes += len(data)
         else:
-            first = -(-lba // size)
-            end = lba + count
-            # The last extent may reach beyond the volume; discarding up to the volume's end discards all of it.
-            last = -(-end // size) if end >= volume_end else end // size
-            if first < last:
-                batch.discards.put(first, last, None)
-                _forget(batch, first, last)
-                _zero(batch, size, lba, first * size)
-                _zero(batch, size, last * size, end)
-            else:
-                _zero(batch, size, lba, end)
+            _discard(batch, geometry, record.lba, record.sectors)
         batch.records += 1
         batch.end = record.end
-        if batch.written_bytes >= limit_bytes:
+        flags = record.flags
+        if batch.written_bytes >= limit_bytes and not flags & MORE:
             break
+    if flags & MORE:
+        raise ValueError(f"position {batch.end} of the journal is in the middle of a command")
     return batch
+
+
+def _discard(batch: Batch, geometry: Geometry, lba: int, count: int) -> None:
+    size = geometry.sectors_per_extent
+    first = -(-lba // size)
+    end = lba + count
+    # The last extent may reach beyond the volume; discarding up to the volume's end discards all of it.
+    last = -(-end // size) if end >= geometry.sector_count else end // size
+    if first < last:
+        batch.discards.put(first, last, None)
+        _forget(batch, first, last)
+        _zero(batch, size, lba, first * size)
+        _zero(batch, size, last * size, end)
+    else:
+        _zero(batch, size, lba, end)
 
 
 def _forget(batch: Batch, first: int, last: int) -> None:

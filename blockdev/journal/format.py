@@ -55,6 +55,10 @@ class Kind(IntEnum):
     """Nothing; the next record begins at the ring's start."""
 
 
+MORE = 1
+"""Flag of a record: the command that it is part of goes on in the next one. A commit never ends behind it, and recovery
+takes a command whole or not at all."""
+
 _WRITE, _PAD = int(Kind.WRITE), int(Kind.PAD)  # a member costs more to look up than the rest of its comparison
 
 
@@ -183,13 +187,14 @@ def encode_head(
     synced: int,
     data_bytes: int = 0,
     checksums: Sequence[int] = (),
+    flags: int = 0,
 ) -> bytes:
     """A record without its data: header and checksum table. The data follows directly."""
     count = len(checksums)
     if count == 1:
-        body = _pack_body_one(position, epoch, lba, sectors, synced, data_bytes, 1, kind, 0, checksums[0])
+        body = _pack_body_one(position, epoch, lba, sectors, synced, data_bytes, 1, kind, flags, checksums[0])
     else:
-        body = _pack_body(position, epoch, lba, sectors, synced, data_bytes, count, kind, 0)
+        body = _pack_body(position, epoch, lba, sectors, synced, data_bytes, count, kind, flags)
         if count:
             body += struct.pack(f"<{count}I", *checksums).ljust(head_bytes(count) - HEADER_BYTES, b"\0")
     return _pack_tag(RECORD_MAGIC, crc32c(body, seed)) + body
@@ -228,7 +233,7 @@ def decode_head(
     if crc32c(data[offset + 8 : offset + head], seed) != checksum:
         raise BadRecord("header checksum does not hold")
     # From here on the writer meant what it wrote; what does not fit is a version we do not know, or a bug.
-    if flags:
+    if flags & ~MORE or (flags and kind == _PAD):
         raise BadRecord(f"unknown flags {flags:#x}")
     if kind == _WRITE:
         if not sectors or data_bytes != sectors * superblock.sector_bytes:

@@ -23,6 +23,7 @@ from blockdev.journal.format import (
     ALIGNMENT,
     DATA_BYTES_MAX,
     HEADER_BYTES,
+    MORE,
     RECORD_MAGIC,
     RING_START,
     SUPERBLOCK_BYTES,
@@ -112,10 +113,17 @@ class Journal:
     # --- append -------------------------------------------------------------------------------------------------
 
     def stage_write(
-        self, lba: int, sectors: int, data: Sequence[Buffer], data_bytes: int, checksums: Sequence[int]
+        self,
+        lba: int,
+        sectors: int,
+        data: Sequence[Buffer],
+        data_bytes: int,
+        checksums: Sequence[int],
+        flags: int = 0,
     ) -> int:
         """Stage one WRITE record; the position of its data's first byte. The buffers are not copied: they must stay
-        unchanged until `append`. At most `data_bytes_max` bytes. Raises JournalFull; then nothing was staged."""
+        unchanged until `append`. At most `data_bytes_max` bytes. `flags`: MORE if the command goes on in the next record,
+        which must be staged before `append`. Raises JournalFull; then nothing was staged."""
         head = (HEADER_BYTES + 4 * len(checksums) + 15) & -16
         position = self._place(head + data_bytes)
         header = encode_head(
@@ -128,16 +136,19 @@ class Journal:
             self.synced,
             data_bytes,
             checksums,
+            flags,
         )
         iov = self._iov
         iov.append(header)
         iov += data
         return position + head
 
-    def stage_range(self, kind: Kind, lba: int, sectors: int) -> int:
-        """Stage a ZERO or UNMAP record; its position. Raises JournalFull; then nothing was staged."""
+    def stage_range(self, kind: Kind, lba: int, sectors: int, flags: int = 0) -> int:
+        """Stage a ZERO or UNMAP record; its position. `flags` as with `stage_write`. Raises JournalFull; then nothing was
+        staged."""
         position = self._place(HEADER_BYTES)
-        self._iov.append(encode_head(self._seed, kind, position, self.epoch, lba, sectors, self.synced))
+        head = encode_head(self._seed, kind, position, self.epoch, lba, sectors, self.synced, flags=flags)
+        self._iov.append(head)
         return position
 
     def require(self, sizes: Sequence[int]) -> None:
@@ -280,7 +291,8 @@ class Journal:
 
     def recover(self, from_position: int, visit: Callable[[Record], None]) -> int:
         """Find the end of what a crash left and hand every whole record from `from_position` on to `visit` (PAD
-        excepted), data verified. The new head, which is durable on return.
+        excepted), data verified. The new head, which is durable on return. A command of several records is handed out when
+        its last one is there; without it the head is before its first one.
 
         `from_position` is where the bucket ends; what lies before is not looked at. The scan stops at the first record
         that is not whole. That is a lost tail, which nobody was promised, unless the superblock or a later record says
@@ -295,6 +307,7 @@ class Journal:
                 hint="this is not the journal that continues the bucket's content",
             )
         position, epoch = from_position, 0
+        command: list[Record] = []
         limit = from_position + self._ring_bytes
         scanner = RecordScanner(self.file, self.superblock, READ_BYTES)
         try:
@@ -312,8 +325,14 @@ class Journal:
                     self._refuse_damage(position, limit, bad.reason)
                     break
                 if record.kind != Kind.PAD:
-                    visit(record)
+                    command.append(record)
+                    if not record.flags & MORE:
+                        for part in command:
+                            visit(part)
+                        command.clear()
                 position, epoch = record.end, record.epoch
+            if command:
+                position = command[0].position
             # The records found may be in the page cache only; from here on they count as synced.
             self.file.fdatasync()
         except OSError as error:

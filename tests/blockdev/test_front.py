@@ -26,7 +26,7 @@ from blockdev.errors import (
     NotReady,
     StoreUnreachable,
 )
-from blockdev.journal.format import RING_START, Kind
+from blockdev.journal.format import MORE, RING_START, Kind
 from blockdev.journal.reader import JournalReader
 from blockdev.target import BlockTarget, Buffer
 from blockdev.units import KIB, MIB, TIB, Geometry
@@ -44,6 +44,11 @@ def kinds(world: World) -> list[tuple[int, int, int]]:
     reader = JournalReader(world.journal_file)
     records = reader.records(world.bucket.position, world.journal.head)
     return [(record.kind, record.lba, record.sectors) for record, _ in records]
+
+
+def flags(world: World) -> list[int]:
+    reader = JournalReader(world.journal_file)
+    return [record.flags for record, _ in reader.records(world.bucket.position, world.journal.head)]
 
 
 def fetches(world: World) -> list[Fetch]:
@@ -176,6 +181,7 @@ def test_a_write_larger_than_the_journal_takes_at_once_is_cut_at_blocks() -> Non
     world.front.commit()
     assert len(kinds(world)) > 1
     assert all((lba + sectors) % 8 == 0 for _, lba, sectors in kinds(world)[:-1])
+    assert flags(world) == [MORE] * (len(kinds(world)) - 1) + [0]
     assert world.read(3, 300) == data
 
 
@@ -208,6 +214,7 @@ def test_blocks_partly_inside_a_discard_are_zeroed_by_writing() -> None:
     world.front.unmap([(3, 20)])
     world.front.commit()
     assert (Kind.UNMAP, 8, 8) in kinds(world)
+    assert flags(world) == [0, MORE, MORE, 0]
     assert world.read(0, 32) == fill(1, 3) + bytes(20 * 512) + fill(1, 9)
     world.restart()
     assert world.read(0, 32) == fill(1, 3) + bytes(20 * 512) + fill(1, 9)

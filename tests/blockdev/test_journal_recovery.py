@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blockdev.checksum import block_checksums
 from blockdev.errors import CorruptJournal
-from blockdev.journal.format import RING_START, Kind, Record
+from blockdev.journal.format import MORE, RING_START, Kind, Record
 from blockdev.journal.journal import Journal
 from blockdev.journal.reader import JournalReader
 from tests.blockdev.memory_file import MemoryFile
@@ -208,3 +209,56 @@ def test_any_bytes_in_the_ring_parse_or_end_the_scan(junk: bytes, at: int) -> No
     file.content[place + at : place + at + len(junk)] = junk
     _, found = recover(file, 4096)
     assert found == records
+
+
+def command(journal: Journal, parts: int) -> list[Record]:
+    """A write in so many records, as one command; what comes before it is given up."""
+    journal.reclaim(journal.head)
+    begin = journal.head
+    data = bytes(range(1, 9)) * 512
+    for part in range(parts):
+        flags = MORE if part < parts - 1 else 0
+        journal.stage_write(8 * part, 8, [data], 4096, block_checksums([data], 0), flags)
+    journal.append()
+    return [record for record, _ in JournalReader(journal.file).records(begin, journal.head)]
+
+
+@pytest.mark.parametrize("before", range(16))
+def test_a_command_of_several_records_is_recovered_whole_or_not_at_all(before: int) -> None:
+    """Wherever in the ring it lies: the ring's end, with its padding, may be in the middle of it."""
+    for lost in (None, 0, 2, 4):
+        file = MemoryFile()
+        journal = new_journal(file)
+        for _ in range(before):
+            write(journal, 0, b"b" * 4096)
+            journal.append()
+            journal.reclaim(journal.head)
+        last = journal.head
+        parts = command(journal, 5)
+        assert [part.flags for part in parts] == [MORE] * 4 + [0]
+        if lost is not None:
+            file.content[RING_START + parts[lost].data_position % RING + 100] ^= 1
+        journal, found = recover(file, last)
+        assert found == (parts if lost is None else [])
+        if lost is None:
+            assert journal.head == parts[-1].end
+        else:
+            assert journal.head in (last, parts[0].position)
+        journal.begin(2)
+        write(journal, 3, b"n" * 512)
+        journal.append()
+        again, later = recover(file, last)
+        assert later[:-1] == found
+        assert again.head == journal.head
+
+
+def test_a_command_that_was_durable_is_not_given_up_quietly() -> None:
+    file = MemoryFile()
+    journal = new_journal(file)
+    parts = command(journal, 3)
+    journal.sync()
+    write(journal, 3, b"n" * 512)
+    journal.append()
+    file.content[RING_START + parts[2].data_position % RING + 100] ^= 1
+    with pytest.raises(CorruptJournal, match="it was durable"):
+        recover(file, parts[0].position)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 from blockdev import keys
+from blockdev.checksum import crc32c
 from blockdev.engine import link
 from blockdev.engine.checkpoint import CheckpointSettings
 from blockdev.engine.collector import CollectorSettings
@@ -19,6 +20,7 @@ from blockdev.engine.destager import CommitSettings, Extras
 from blockdev.engine.worker import COLLECT_BESIDE_FLUSHES_S, WorkerSettings
 from blockdev.errors import AttachRefused
 from blockdev.extents.memory_map import MemoryKeyValueStore
+from blockdev.journal.format import MORE
 from blockdev.segments import paths
 from blockdev.segments.cipher import FrameCipher
 from blockdev.segments.key_slot import Secret
@@ -39,6 +41,27 @@ SMALL = WorkerSettings(
     checkpoint=CheckpointSettings(records=3),
     collector=CollectorSettings(wave_bytes=64 * KIB, nearly_empty_bytes=64 * KIB, slice_bytes=1 * MIB),
 )
+
+
+def test_a_commit_never_ends_within_a_command(tmp_path: Path) -> None:
+    """A host that is lost for good leaves whole writes in the bucket, however large they were."""
+
+    async def main() -> None:
+        bench = WorkerBench(tmp_path, settings=replace(SMALL, commit=CommitSettings(commit_bytes=4096)))
+        await bench.attach()
+        ends = []
+        for length in (1, 4, 2):
+            for part in range(length):
+                data = os.urandom(4096)
+                flags = MORE if part < length - 1 else 0
+                bench.journal.stage_write(8 * part, 8, [data], 4096, [crc32c(data)], flags)
+            bench.journal.append()
+            ends.append(bench.journal.head)
+        await bench.commit()
+        assert [m.position for m in bench.messages if isinstance(m, link.Durable)] == ends
+        await bench.detach()
+
+    asyncio.run(main())
 
 
 def test_commit_then_read(tmp_path: Path) -> None:

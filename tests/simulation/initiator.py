@@ -291,11 +291,13 @@ class Initiators:
 
     def _write(self, r: random.Random) -> None:
         """A burst as one receive brings it: staged one by one, committed once, then acknowledged."""
-        sector_bytes, per_block = self._geometry.sector_bytes, self._geometry.sectors_per_block
-        # A quarter of the ring is the most one record carries; up to a block on each side may be added to a write.
-        longest = self._settings.ring_bytes // 4 // sector_bytes - 2 * per_block
+        sector_bytes = self._geometry.sector_bytes
+        # More than a quarter of the ring takes several records, and is there whole or not at all like any other write.
+        longest = self._settings.ring_bytes // 2 // sector_bytes
         sequential = r.random() < 0.15
         lba, count = self._place(r, longest)
+        if r.random() < 0.05:
+            count = min(count * 16, longest, self._geometry.sector_count - lba)
         full: JournalFull | None = None
         for _ in range(r.choice([1, 1, 2, 4]) if not sequential else 12):
             token = self.model.new_token()
@@ -326,9 +328,8 @@ class Initiators:
         self.model.acknowledge(journal.head)
 
     def _discard(self, r: random.Random) -> None:
-        """The journal takes whole blocks; the front writes the edges as zeros, each a record and so a step of its own."""
+        """With cut blocks at its ends a range takes up to three records."""
         geometry = self._geometry
-        per_block = geometry.sectors_per_block
         if r.random() < 0.3:
             size = geometry.sectors_per_extent
             first_extent = r.randrange(geometry.extent_count)
@@ -339,20 +340,14 @@ class Initiators:
             lba, count = self._place(r, geometry.sector_count)
             if r.random() < 0.5:
                 count = max(1, min(count * 8, geometry.sector_count - lba))
-        end = lba + count
-        first, last = -(-lba // per_block) * per_block, end // per_block * per_block
-        steps = [(lba, first), (last, end), (first, last)] if first <= last else [(lba, end)]
-        steps = [(start, stop) for start, stop in steps if start < stop]
-        for start, stop in steps:
-            self.model.staged(Operation(ZERO, start, stop - start))
+        self.model.staged(Operation(ZERO, lba, count))
         try:
             if r.random() < 0.5:
                 self.serving.front.unmap([(lba, count)])
             else:
                 self.serving.front.write_zeroes(lba, count, may_unmap=r.random() < 0.5)
         except BlockError:
-            for _ in steps:
-                self.model.refused()
+            self.model.refused()
             raise
         self._commit()
 
