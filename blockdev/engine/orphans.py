@@ -108,10 +108,9 @@ class OrphanSweeper:
         after = ""
         while listed := await self._persistence.call("list records", self._list, paths.log_prefix(), after):
             after = listed[-1].key
-            waiting = {
-                paths.log(seq) for seq in await self._execution.run(self._map.old_records, 1 << 62, 1 << 62, 1 << 62)
-            }
-            free = [info.key for info in listed if self._is_old(info.key, before) and info.key not in named | waiting]
+            waiting = await self._execution.run(self._map.old_records, 1 << 62, 1 << 62, 1 << 62)
+            kept = named.union(map(paths.log, waiting))
+            free = [info.key for info in listed if self._is_old(info.key, before) and info.key not in kept]
             if free:
                 log.info("%d commit records are not needed by any snapshot", len(free))
                 await self._execution.run(self._map.bury, free)
