@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from blockdev.units import MIB
 from tests.simulation.episodes import (
     BLOCKS,
     FAMILIES,
@@ -108,7 +109,15 @@ class Operated(World):
 
 OPERATED_PARTS = 5
 """So that no single test runs for minutes."""
-OPERATED = Plan(extents=3, page_extents=2, steps_per_life=1, crash_at=1 << 40, leaks=True)
+OPERATED = Plan(
+    extents=3,
+    page_extents=2,
+    steps_per_life=1,
+    crash_at=1 << 40,
+    leaks=True,
+    settings=replace(Plan().settings, ring_bytes=MIB),
+)
+"""With a journal that takes all that the script writes."""
 
 
 @pytest.mark.slow
