@@ -98,6 +98,8 @@ def test_interrupted_while_its_stream_stalls(file_place: Place, tmp_path: Path) 
             stdin=ours,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell's background job, and all that it starts, ignores SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         log = tmp_path / "store" / "objects" / "v1" / "vm" / "log"
         give_up = time.monotonic() + 30
