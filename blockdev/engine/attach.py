@@ -194,6 +194,10 @@ class Attacher:
         try:
             await self._refuse_cut_log(1 if origin is None else origin.seq + 1, roots)
         except CorruptFormat:
+            if gone is None and await self._roots() != roots:
+                gone = NotFound(
+                    "a root came, and old records went, since the roots were listed", key=paths.root_prefix()
+                )
             if gone is not None:
                 raise gone from None  # the writer that has the volume made newer ones since the listing
             raise

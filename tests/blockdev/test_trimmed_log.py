@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from blockdev.errors import CorruptFormat, Fenced
 from blockdev.extents.memory_map import MemoryKeyValueStore
 from blockdev.segments import paths, record
 from blockdev.units import GIB, KIB
-from s3core.errors import OutcomeUnknown
+from s3core.errors import NotFound, OutcomeUnknown
 from s3core.memory import MemoryStore
-from s3core.store import Buffer
+from s3core.store import Body, Buffer, ObjectInfo
 from tests.blockdev.worker_bench import VOLUME, WorkerBench
 
 TRIMMING = WorkerSettings(lease_s=0.3, checkpoint=CheckpointSettings(records=1, trim_age_s=0.0))
@@ -162,6 +162,48 @@ def test_without_a_root_a_log_with_gaps_is_no_history(tmp_path: Path) -> None:
         with pytest.raises(CorruptFormat, match="record 3 is not there"):
             await again.attach()
         again.execution.close()
+
+    asyncio.run(main())
+
+
+class _RootsComeLater(MemoryStore):
+    """The first look at head and roots finds none, as before the writer made its first one."""
+
+    young = False
+
+    def get(self, key: str) -> Body:
+        if self.young and key == paths.head():
+            raise NotFound("no such object", key=key)
+        return super().get(key)
+
+    def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
+        if self.young and prefix == paths.root_prefix():
+            self.young = False
+            return iter(())
+        return super().list(prefix, start_after=start_after)
+
+
+def test_a_first_root_that_comes_during_an_attach_is_no_damage(tmp_path: Path) -> None:
+    """Records went with it, so that the log no longer reached back to its beginning (seed 110091880973089)."""
+
+    async def main() -> None:
+        store = _RootsComeLater()
+        bench = WorkerBench(tmp_path, store, settings=TRIMMING)
+        await bench.attach()
+        for number in range(8):
+            bench.write(0, bytes([number + 1]) * 4096)
+            await bench.commit()
+        async with asyncio.timeout(20):
+            while paths.log(1) in {info.key for info in store.list(paths.log_prefix())}:
+                await asyncio.sleep(0.02)
+        await bench.detach()
+        (tmp_path / "other").mkdir()
+        store.young = True
+        again = WorkerBench(tmp_path / "other", store, settings=TRIMMING)
+        await again.attach()
+        assert not store.young
+        assert await again.read(0, 8) == bytes([8]) * 4096
+        await again.detach()
 
     asyncio.run(main())
 
