@@ -18,6 +18,7 @@ from s3core.settings_table import reason
 
 def serve(
     names: Annotated[list[str], typer.Argument(metavar="VOLUME", help="Volumes, by name or URL.", show_default=False)],
+    door: Annotated[str | None, option("door", "--door", metavar="portal|lio")] = None,
     listen: Annotated[list[str] | None, option("listen", "--listen", metavar="HOST:PORT")] = None,
     state_dir: StateDirOption = None,
     journal_size: Annotated[int | None, size_option("journal_bytes", "--journal-size")] = None,
@@ -61,6 +62,7 @@ def serve(
     """Serve volumes over iSCSI until SIGTERM or Ctrl-C; then leave them clean in the bucket."""
     config = _with_metrics(load_config(config_path), metrics_listen)
     given = {
+        "door": door,
         "listen": tuple(listen) if listen else None,
         "journal_bytes": journal_size,
         "cache_bytes": cache_size,

@@ -183,6 +183,11 @@ class VolumeSettings(_Table):
         None, "acknowledged writes not yet in the bucket; unset: as `[s3block]`", ge=MIB
     )
     state_dir: str = _setting("", "journal, map and cache; empty: a folder of the volume's name in `[s3block]`'s")
+    door: Literal["portal", "lio"] = _setting(
+        "portal",
+        "who speaks iSCSI for it: this program's own portal, or the kernel's target (LIO), which"
+        " `s3block lio attach` sets up",
+    )
     listen: Addresses | None = _setting(None, "addresses of its portal; unset: as `[s3block]`")
     iqn: IscsiName | None = _setting(None, "name of its target; unset: `iqn_prefix:NAME`")
     lun: int = _setting(0, "logical unit number within the target; volumes may share an iqn", ge=0, le=255)
