@@ -39,32 +39,12 @@ from blockdev.iscsi.pdu import (
     serial_less,
 )
 from blockdev.iscsi.transfer import Inbound, put_data_in, residual_flags
-from blockdev.latency import FLUSH, OTHER, READ, WRITE
+from blockdev.latency import OTHER, READ, WRITE
 from blockdev.scsi.device import LogicalUnit, absent
-from blockdev.scsi.operation import (
-    Buffer,
-    CompareAndWrite,
-    Flush,
-    NeedData,
-    Operation,
-    OrWrite,
-    Read,
-    Response,
-    Status,
-    Unmap,
-    Write,
-    WriteAndVerify,
-    WriteSame,
-)
-from blockdev.scsi.perform import perform
+from blockdev.scsi.operation import Buffer, NeedData, Operation, Response, Status
+from blockdev.scsi.perform import KIND_OF, MODIFYING, perform
 from blockdev.scsi.sense import GOOD, TRANSFER_LENGTH_MISMATCH, Condition, check, response_for
 
-_MODIFYING = (Write, Unmap, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify)
-_KIND_OF: dict[type[object], int] = {
-    Read: READ,
-    Flush: FLUSH,
-    **dict.fromkeys((Write, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify), WRITE),
-}
 _TASK_SET_FULL = Response(Status.TASK_SET_FULL)
 _WORD = 0xFFFFFFFF
 _HELD_BYTES_MAX = 4 * 1024 * 1024
@@ -515,8 +495,8 @@ class Session:
             self._finish(task, answer)
             return
         self.settle()
-        task.kind = _KIND_OF.get(type(answer), OTHER)
-        task.modifies = isinstance(answer, _MODIFYING)
+        task.kind = KIND_OF.get(type(answer), OTHER)
+        task.modifies = isinstance(answer, MODIFYING)
         self.tasks[task.itt] = task
         perform(answer, task.place.target, task)
 

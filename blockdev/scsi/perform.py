@@ -18,6 +18,7 @@ from itertools import repeat
 from struct import pack
 
 from blockdev.errors import BlockError
+from blockdev.latency import FLUSH, READ, WRITE
 from blockdev.scsi.operation import (
     Buffer,
     CompareAndWrite,
@@ -39,6 +40,15 @@ from blockdev.target import BlockTarget
 from blockdev.units import KIB, MIB
 
 Done = Callable[[Response], None]
+
+MODIFYING = (Write, Unmap, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify)
+"""Operations whose GOOD a door may only give after its commit."""
+KIND_OF: dict[type[object], int] = {
+    Read: READ,
+    Flush: FLUSH,
+    **dict.fromkeys((Write, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify), WRITE),
+}
+"""What the latency of an operation is counted as; all others are `latency.OTHER`."""
 
 _PATTERN_BUFFER = 64 * KIB
 _PATTERN_COMMIT = 4 * MIB
