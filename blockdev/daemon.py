@@ -39,10 +39,13 @@ from blockdev.journal.journal import Journal, open_journal
 from blockdev.keys import unlock
 from blockdev.latency import Latency
 from blockdev.metrics import MetricsServer, Status
+from blockdev.scsi.device import LogicalUnit
 from blockdev.segments import paths
 from blockdev.segments.key_slot import Secret
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.target import BlockTarget
+from blockdev.tcmu.handler import Handler
+from blockdev.tcmu.names import device_config
 from s3core.build import build_store, parse_store_url
 from s3core.console import write_line
 from s3core.credentials import read_secret
@@ -105,6 +108,8 @@ class RunningVolume:
         self._prices = prices_of(config, served.store_url)
         self.nodes: Nodes | None = None
         """Of the portal that serves it, once there is one."""
+        self.handler: Handler | None = None
+        """Of the kernel's target, where that is its door, once there is one."""
 
     async def start(self, volume: VolumeFile) -> Front:
         """Lock, start the worker, wait until it has attached, recover the journal. Raises what the worker met."""
@@ -262,6 +267,7 @@ class RunningVolume:
             "uptime_seconds": time.monotonic() - self._began,
             "flush": settings.flush,
             "read_only": settings.read_only,
+            "door": settings.door,
             "iqn": str(settings.iqn),
             "lun": settings.lun,
             "epoch": self._epoch,
@@ -271,6 +277,8 @@ class RunningVolume:
             "latency": self.latency.snapshot(),
             "prices": asdict(self._prices),
         }
+        if self.handler is not None:
+            told["lio"] = self.handler.status(served.name)
         if front is not None:
             told |= {
                 "identity": str(front.identity),
@@ -337,6 +345,7 @@ class Daemon:
             RunningVolume(served, config, accept_loss=accept_loss, host_is_off=host_is_off) for served in volumes
         ]
         self._portals: list[Portal] = []
+        self._handler: Handler | None = None
         self._metrics: MetricsServer | None = None
         self._stopping = asyncio.Event()
         self._bug: Exception | None = None
@@ -354,6 +363,8 @@ class Daemon:
             if not await self._attach(files):
                 return
             await self._open_portals()
+            await self._open_handler()
+            sys.stdout.flush()
             gc.collect()
             gc.freeze()
             ticker = asyncio.create_task(self._tick())
@@ -361,8 +372,7 @@ class Daemon:
         finally:
             if ticker is not None:
                 ticker.cancel()
-            for portal in self._portals:
-                await portal.stop()
+            await self._close_doors()
             if self._metrics is not None:
                 await asyncio.to_thread(self._metrics.close)
             for running in self._running:
@@ -387,7 +397,7 @@ class Daemon:
 
     async def _try_addresses(self) -> None:
         """Raises PortalError for one that cannot be listened on, before a volume is attached and an epoch spent."""
-        listen = {address for running in self._running for address in running.served.settings.listen or ()}
+        listen = {address for running in self._behind("portal") for address in running.served.settings.listen or ()}
         await Portal(Nodes(), listen=tuple(_address(text) for text in sorted(listen))).try_addresses()
 
     def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -419,7 +429,7 @@ class Daemon:
 
     async def _open_portals(self) -> None:
         groups: dict[tuple[str, ...], list[RunningVolume]] = {}
-        for running in self._running:
+        for running in self._behind("portal"):
             groups.setdefault(tuple(running.served.settings.listen or ()), []).append(running)
         for listen, members in groups.items():
             nodes = Nodes()
@@ -450,13 +460,40 @@ class Daemon:
                 for lun, running in units.items():
                     for address in portal.addresses:
                         write_line(f"serving {running.served.name} at iscsi://{address}/{iqn}/{lun}")
-        sys.stdout.flush()
+
+    async def _open_handler(self) -> None:
+        """The kernel's target, for the volumes whose door it is. Raises NoTcmu."""
+        units: dict[str, LogicalUnit] = {}
+        members = self._behind("lio")
+        for running in members:
+            assert running.front is not None
+            settings = running.served.settings
+            units[running.served.name] = LogicalUnit(running.front, lun=settings.lun, latency=running.latency)
+        if not units:
+            return
+        self._handler = handler = Handler(units)
+        await handler.start()
+        for running in members:
+            running.handler = handler
+            write_line(f"serving {running.served.name} behind LIO as {device_config(running.served.name)}")
+
+    def _behind(self, door: str) -> list[RunningVolume]:
+        return [running for running in self._running if running.served.settings.door == door]
+
+    async def _close_doors(self) -> None:
+        portals, self._portals = self._portals, []
+        for portal in portals:
+            await portal.stop()
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            await handler.stop()
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(TICK_S)
-            alone = sum(portal.connection_count for portal in self._portals) <= 1
+            devices = self._handler.device_count if self._handler is not None else 0
+            alone = sum(portal.connection_count for portal in self._portals) + devices <= 1
             now = loop.time()
             for running in self._running:
                 if running.front is not None:
@@ -477,9 +514,7 @@ class Daemon:
         everything.cancel()
         if self._bug is not None:
             raise self._bug
-        for portal in self._portals:
-            await portal.stop()
-        self._portals.clear()
+        await self._close_doors()
         problems = await asyncio.gather(*(running.detach() for running in self._running))
         for running, problem in zip(self._running, problems, strict=True):
             if problem is None:
@@ -492,8 +527,8 @@ class Daemon:
 
 
 def serve(config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool, host_is_off: bool = False) -> None:
-    """Serve the volumes over iSCSI until SIGTERM or SIGINT. Writes one line per volume and portal to standard output
-    when it listens. Raises what made a volume fail to attach; then nothing is served."""
+    """Serve the volumes until SIGTERM or SIGINT. Writes one line per volume and portal, or volume behind LIO, to standard
+    output when it listens. Raises what made a volume fail to attach; then nothing is served."""
     configure_logging(config.s3block.log_level, config.s3block.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_freed_memory()
