@@ -99,8 +99,8 @@ class Ring:
         if len(view) < 4096:
             raise RingBroken(f"a map of {len(view)} bytes")
         self.view = view
-        version, self.flags, self._offset, size = MAILBOX.unpack_from(view, 0)
-        self._size = int(size)
+        mailbox: tuple[int, int, int, int] = MAILBOX.unpack_from(view, 0)
+        version, self.flags, self._offset, self._size = mailbox
         if version != VERSION:
             raise RingBroken(f"mailbox version {version}; this handler knows {VERSION}")
         if not self.flags & MailboxFlag.OUT_OF_ORDER:
