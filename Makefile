@@ -4,8 +4,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 READY := $(VENV)/.ready
-# The system packages that tests drive: real initiators, a real file system checker, a real S3 server.
-TEST_PACKAGES := qemu-utils qemu-block-extra libiscsi-bin e2fsprogs radosgw ceph-mon ceph-osd ceph-common openssl
+# The system packages that tests drive: real initiators, a real file system checker, a real S3 server;
+# and what builds and boots a Debian of its own, for initiators and targets that live in a kernel.
+TEST_PACKAGES := qemu-utils qemu-block-extra libiscsi-bin e2fsprogs radosgw ceph-mon ceph-osd ceph-common openssl \
+	qemu-system-x86 seabios mmdebstrap debian-archive-keyring kmod
 DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
 BENCH_PACKAGES := qemu-utils qemu-block-extra tgt
 UV_VERSION := 0.13.8
@@ -39,7 +41,7 @@ lint: $(READY)
 	@$(VENV)/bin/lint-imports
 
 check: lint ## format, lint, types, imports and the fast tests: run it before every commit
-	@$(PY) -m pytest -q -m "not slow and not rgw and not initiator"
+	@$(PY) -m pytest -q -m "not slow and not rgw and not initiator and not guest"
 
 test: ## everything, set-up included: what continuous integration runs
 	@.ci/system-packages $(TEST_PACKAGES)
