@@ -431,8 +431,10 @@ class Daemon:
         groups: dict[tuple[str, ...], list[RunningVolume]] = {}
         for running in self._behind("portal"):
             groups.setdefault(tuple(running.served.settings.listen or ()), []).append(running)
+        together: list[Nodes] = []
         for listen, members in groups.items():
-            nodes = Nodes()
+            nodes = Nodes(together=together)
+            together.append(nodes)
             targets: dict[str, dict[int, RunningVolume]] = {}
             for running in members:
                 settings = running.served.settings
@@ -452,6 +454,7 @@ class Daemon:
                     latencies={lun: r.latency for lun, r in units.items()},
                     credentials=_credentials(settings),
                     initiators=frozenset(settings.initiators) if settings.initiators else None,
+                    later=asyncio.get_running_loop().call_later,
                 )
             portal = Portal(nodes, listen=tuple(_address(text) for text in listen))
             await portal.start()

@@ -82,6 +82,7 @@ class AtTarget:
     __slots__ = (
         "answer",
         "began",
+        "cancel",
         "counted",
         "done",
         "drained",
@@ -126,6 +127,8 @@ class AtTarget:
         """What it does changes the medium: its answer waits for a commit."""
         self.done = False
         """Answered or aborted: whatever comes now is dropped."""
+        self.cancel: Callable[[], None] | None = None
+        """Makes something long end early."""
         self.drained: Callable[[], None] | None = None
         """Called once an aborted task has truly ended."""
 

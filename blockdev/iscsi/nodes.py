@@ -15,7 +15,10 @@ from blockdev.iscsi.login import Identity
 from blockdev.iscsi.nexus import AtTarget
 from blockdev.latency import Latency
 from blockdev.scsi.device import LogicalUnit
+from blockdev.scsi.extended_copy import Reach
+from blockdev.scsi.inquiry import naa
 from blockdev.scsi.limits import Limits
+from blockdev.scsi.operation import Later
 from blockdev.target import BlockTarget
 
 SESSIONS_MAX = 256
@@ -72,6 +75,8 @@ class Nodes:
     sessions_max: int = SESSIONS_MAX
     sessions: dict[int, OpenSession] = field(default_factory=dict)
     """By TSIH."""
+    together: list["Nodes"] = field(default_factory=list)
+    """All portal groups of the daemon, for copies from one volume to another; this one alone if empty."""
     _last_tsih: int = 0
 
     @classmethod
@@ -95,8 +100,9 @@ class Nodes:
         initiators: frozenset[str] | None = None,
         limits: Limits | None = None,
         latencies: Mapping[int, Latency] | None = None,
+        later: Later | None = None,
     ) -> Node:
-        """Makes a target of volumes, by LUN, and adds it. `latencies`, by LUN, are counted in."""
+        """Makes a target of volumes, by LUN, and adds it. `latencies`, by LUN, are counted in; `later` is the loop's."""
         luns = sorted(targets)
         units: dict[int, LogicalUnit] = {}
 
@@ -112,10 +118,26 @@ class Nodes:
                 luns=lambda: luns,
                 abort_tasks=abort(lun),
                 latency=latencies.get(lun) if latencies is not None else None,
+                find_unit=self.reach,
+                later=later,
             )
         node = Node(name, units, alias, credentials, initiators)
         self.add(node)
         return node
+
+    def reach(self, designator: bytes, nexus: Hashable) -> Reach | None:
+        """The logical unit with that NAA name, if the initiator of `nexus` is logged in to its target just now: whoever
+        may not log in may not copy either."""
+        initiator = str(nexus).split(",i,0x", 1)[0]
+        for nodes in self.together or [self]:
+            for session in nodes.sessions.values():
+                if session.identity.initiator != initiator:
+                    continue
+                node = nodes.nodes.get(session.identity.target)
+                for unit in node.units.values() if node is not None else ():
+                    if naa(unit.target.identity) == designator:
+                        return Reach(unit, session.nexus)
+        return None
 
     def _abort(self, logical: LogicalUnit, nexus: Hashable) -> None:
         self.clear_tasks(logical, nexus=str(nexus))

@@ -41,7 +41,7 @@ from blockdev.iscsi.pdu import (
 from blockdev.iscsi.transfer import Inbound, put_data_in, residual_flags
 from blockdev.latency import OTHER, READ, WRITE
 from blockdev.scsi.device import LogicalUnit, absent
-from blockdev.scsi.operation import Buffer, NeedData, Operation, Response, Status
+from blockdev.scsi.operation import Buffer, Copy, NeedData, Operation, Response, Status
 from blockdev.scsi.perform import KIND_OF, MODIFYING, perform
 from blockdev.scsi.sense import GOOD, TRANSFER_LENGTH_MISMATCH, Condition, check, response_for
 
@@ -497,6 +497,8 @@ class Session:
         self.settle()
         task.kind = KIND_OF.get(type(answer), OTHER)
         task.modifies = isinstance(answer, MODIFYING)
+        if isinstance(answer, Copy):
+            task.cancel = answer.progress.cancel
         self.tasks[task.itt] = task
         perform(answer, task.place.target, task)
 
@@ -606,6 +608,8 @@ class Session:
                 entry.done = True
                 if entry.answer == self._read_arrived:
                     self._reading -= entry.expected
+                if entry.cancel is not None:
+                    entry.cancel()
                 if entry.modifies:
                     running.append(entry)
         self.told()

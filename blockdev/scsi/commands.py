@@ -174,6 +174,21 @@ COMMANDS: tuple[Command, ...] = (
             (0x06, "REGISTER AND IGNORE EXISTING KEY"),
         )
     ),
+    _row(
+        "EXTENDED COPY(LID1)", "83 00 0000000000000000 ffffffff 00 00", _OUT, _BYTES, (10, 4), _WRITES,
+        "extended_copy", "SPC-4", service_action=0x00,
+    ),
+    *(
+        _row(
+            f"RECEIVE COPY RESULTS: {name}", f"84 {action:02x} ff 00000000000000 ffffffff 00 00", _IN, _BYTES, (10, 4),
+            _WRITES, "receive_copy_results", "SPC-4", service_action=action,
+        )
+        for action, name in (
+            (0x00, "COPY STATUS(LID1)"),
+            (0x03, "OPERATING PARAMETERS"),
+            (0x04, "FAILED SEGMENT DETAILS(LID1)"),
+        )
+    ),
     _row("READ(16)", "88 1a ffffffffffffffff ffffffff 1f 00", _IN, _SECTORS, (10, 4), _READS, "read", "SBC-3"),
     _row(
         "COMPARE AND WRITE", "89 1a ffffffffffffffff 000000 ff 1f 00", _OUT, Amount.TWICE, (13, 1), _WRITES,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Hashable, Iterable
 from enum import Enum
 
 from blockdev.latency import Latency
-from blockdev.scsi import blocks, commands, inquiry, primary
+from blockdev.scsi import blocks, commands, extended_copy, inquiry, primary
 from blockdev.scsi.limits import Limits
-from blockdev.scsi.operation import Buffer, NeedData, Operation, Response
+from blockdev.scsi.operation import Buffer, Later, NeedData, Operation, Response
 from blockdev.scsi.reservations import Reservations
 from blockdev.scsi.sense import RESERVATION_CONFLICT, Condition, check, fixed_sense, invalid_field
 from blockdev.target import BlockTarget
@@ -60,6 +60,8 @@ HANDLERS: dict[str, Handler] = {
     "read_defect_data_10": blocks.read_defect_data_10,
     "read_defect_data_12": blocks.read_defect_data_12,
     "start_stop": blocks.start_stop,
+    "extended_copy": extended_copy.extended_copy,
+    "receive_copy_results": extended_copy.receive_copy_results,
 }
 """The handler column of the command table, resolved."""
 
@@ -71,7 +73,8 @@ class LogicalUnit:
     should be "initiator-name,i,0xISID" as in an iSCSI TransportID (a further ",t,0x..." is ignored there).
     `port` and `port_group` are the relative target port and target port group identifiers that VPD 83h and
     REPORT TARGET PORT GROUPS tell. `luns` gives the target's LUNs for REPORT LUNS. `abort_tasks(nexus)` is called
-    when PREEMPT AND ABORT ends the tasks of an open nexus.
+    when PREEMPT AND ABORT ends the tasks of an open nexus. `find_unit` says which other units an initiator of this one can
+    reach, for EXTENDED COPY; `later` lets something long give others their turn, and without it nothing waits.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class LogicalUnit:
         luns: Callable[[], Iterable[int]] | None = None,
         abort_tasks: Callable[[Hashable], None] | None = None,
         latency: Latency | None = None,
+        find_unit: extended_copy.FindUnit = lambda designator, nexus: None,
+        later: Later | None = None,
     ) -> None:
         self.target = target
         self.latency = latency if latency is not None else Latency()
@@ -99,6 +104,9 @@ class LogicalUnit:
         )
         self.luns: Callable[[], Iterable[int]] = luns if luns is not None else lambda: (lun,)
         self.reservations = Reservations(self._attention_by_name, self._abort_by_name)
+        self.copies = extended_copy.Copies(limits.copies_at_once)
+        self.find_unit = find_unit
+        self.later = later
         self._abort_tasks = abort_tasks
         self._transfer_sectors = limits.transfer_bytes // target.sector_bytes
         self._open: dict[str, Hashable] = {}
@@ -163,6 +171,7 @@ class LogicalUnit:
         self._open.pop(str(nexus), None)
         self._attentions.pop(nexus, None)
         self.reservations.nexus_lost(str(nexus))
+        self.copies.nexus_lost(str(nexus))
 
     def capacity_changed(self) -> None:
         """The volume has another size: CAPACITY DATA HAS CHANGED (2Ah/09h, SBC-4 4.10) to every nexus. Need not be
@@ -178,6 +187,7 @@ class LogicalUnit:
         """Logical unit or target reset; ending the tasks is the door's part. Older unit attentions give way (SAM-5),
         RESERVE(6) ends, persistent reservations stay."""
         self.reservations.reset()
+        self.copies.reset()
         self._attentions.clear()
         self.attention_to_all(cause.value)
 

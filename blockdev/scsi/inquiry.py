@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from struct import pack
 from uuid import UUID
 
-from blockdev.scsi.limits import Limits
+from blockdev.scsi import commands
+from blockdev.scsi.limits import COPY_DESCRIPTORS, Limits
 
 _LOCAL_OUI = 0x024B57
 """Company identifier of the NAA name. It has the locally administered bit (02h in the first octet) set, so it
@@ -57,7 +58,7 @@ def standard(unit: Unit) -> bytes:
     data[2] = VERSION_SPC_4
     data[3] = 0x12  # HISUP, response data format 2
     data[4] = len(data) - 5
-    data[5] = 0x10  # TPGS=01b: implicit asymmetric access only
+    data[5] = 0x10 | 0x08  # TPGS=01b: implicit asymmetric access only; 3PC: EXTENDED COPY is known
     data[7] = 0x02  # CMDQUE
     data[8:16] = padded(unit.vendor, 8)
     data[16:32] = padded(unit.product, 16)
@@ -136,11 +137,46 @@ def _provisioning(unit: Unit) -> bytes:
     return bytes((0, 0x80 | 0x40 | 0x20 | 0x04, _THIN, 0))
 
 
+def _copy_descriptor(kind: int, body: bytes) -> bytes:
+    body += bytes(-len(body) % 4)
+    return pack(">HH", kind, len(body)) + body
+
+
+def _third_party_copy(unit: Unit) -> bytes:
+    """SPC-4 7.8.17. There is no descriptor of tokens: Windows does not try
+    ODX then."""
+    limits = unit.limits
+    by_code: dict[int, list[int]] = {}
+    for row in commands.COMMANDS:
+        if row.handler in ("extended_copy", "receive_copy_results") and row.service_action is not None:
+            by_code.setdefault(row.opcode, []).append(row.service_action)
+    supported = b"".join(bytes((code, len(actions), *actions)) for code, actions in sorted(by_code.items()))
+    general = pack(
+        ">IIIBB",
+        limits.copies_at_once,
+        limits.copies_at_once,
+        limits.copy_segment_bytes,
+        unit.sector_bytes.bit_length() - 1,
+        0,
+    )
+    return (
+        _copy_descriptor(0x0001, bytes((len(supported),)) + supported)
+        + _copy_descriptor(
+            0x0004,
+            pack(">xxxxHHII", limits.copy_targets, limits.copy_segments, limits.copy_list_bytes, 0) + bytes(12),
+        )
+        + _copy_descriptor(0x0008, bytes((len(COPY_DESCRIPTORS),)) + bytes(COPY_DESCRIPTORS))
+        + _copy_descriptor(0x000C, pack(">H", 0))
+        + _copy_descriptor(0x8001, general + bytes(18))
+    )
+
+
 PAGES: dict[int, tuple[str, Callable[[Unit], bytes]]] = {
     0x00: ("Supported VPD Pages", _supported_pages),
     0x80: ("Unit Serial Number", _serial_number),
     0x83: ("Device Identification", _identification),
     0x86: ("Extended INQUIRY Data", _extended),
+    0x8F: ("Third-party Copy", _third_party_copy),
     0xB0: ("Block Limits", _block_limits),
     0xB1: ("Block Device Characteristics", _characteristics),
     0xB2: ("Logical Block Provisioning", _provisioning),

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 from blockdev.units import KIB, MIB
 
+COPY_TARGET, COPY_TARGET_BYTES = 0xE4, 32
+"""CSCD descriptor of EXTENDED COPY that is known: identification descriptor (SPC-4 6.4.5)."""
+COPY_SEGMENT, COPY_SEGMENT_BYTES = 0x02, 28
+"""Segment descriptor that is known: block device to block device (SPC-4 6.4.6)."""
+COPY_DESCRIPTORS = (COPY_SEGMENT, COPY_TARGET)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -28,6 +34,19 @@ class Limits:
     unmap_descriptors: int = 256
     unmap_granularity_bytes: int = 64 * KIB
     """One frame. Below 1 MiB, as VMFS-6 reclaims space automatically only then."""
+
+    copy_targets: int = 8
+    copy_segments: int = 64
+    copy_segment_bytes: int = 32 * MIB
+    """EXTENDED COPY: what one command may list. Enough for whoever asks what the limits are; a command of 2 GiB ends before
+    an initiator loses patience."""
+    copies_at_once: int = 8
+    """EXTENDED COPY: under way at one logical unit; each holds a piece in memory."""
+
+    @property
+    def copy_list_bytes(self) -> int:
+        """MAXIMUM DESCRIPTOR LIST LENGTH."""
+        return self.copy_targets * COPY_TARGET_BYTES + self.copy_segments * COPY_SEGMENT_BYTES
 
     def sectors(self, length: int, sector_bytes: int, ceiling: int = 0xFFFFFFFF) -> int:
         """A length in sectors, as much of it as a field with that highest value can say."""

@@ -7,8 +7,10 @@ recognised by the door's fast path through `commands.decode_read_write` and neve
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
+
+from blockdev.target import BlockTarget
 
 Buffer = bytes | bytearray | memoryview
 
@@ -142,6 +144,49 @@ class Prefetch:
     immediate: bool
 
 
+Later = Callable[[float, Callable[[], None]], object]
+"""Call something in so many seconds, on the same thread and never within the call itself."""
+
+
+@dataclass(slots=True)
+class CopyProgress:
+    """How far a copy is; RECEIVE COPY RESULTS tells. A door that ends the command calls `cancel`, and the copy ends after the
+    piece it is at."""
+
+    segments: int = 0
+    bytes: int = 0
+    answer: Response | None = None
+    """How it ended; None while it is under way."""
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@dataclass(frozen=True, slots=True)
+class CopySegment:
+    """`length` bytes from one place to another, perhaps of the same volume. `refused` says whether a reservation forbids
+    it just now."""
+
+    source: BlockTarget
+    source_lba: int
+    destination: BlockTarget
+    destination_lba: int
+    length: int
+    refused: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """EXTENDED COPY: the segments, one after the other. `target` is the volume the command came to, `later` None where nobody
+    can wait: then the copy runs in one go."""
+
+    segments: tuple[CopySegment, ...]
+    target: BlockTarget
+    progress: CopyProgress = field(default_factory=CopyProgress)
+    later: Later | None = None
+
+
 Operation = (
     Read
     | Write
@@ -154,4 +199,5 @@ Operation = (
     | OrWrite
     | WriteAndVerify
     | Prefetch
+    | Copy
 )

@@ -19,9 +19,11 @@ from struct import pack
 
 from blockdev.errors import BlockError
 from blockdev.latency import FLUSH, READ, WRITE
+from blockdev.scsi.copying import copy
 from blockdev.scsi.operation import (
     Buffer,
     CompareAndWrite,
+    Copy,
     Flush,
     LbaStatus,
     Operation,
@@ -41,7 +43,7 @@ from blockdev.units import KIB, MIB
 
 Done = Callable[[Response], None]
 
-MODIFYING = (Write, Unmap, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify)
+MODIFYING = (Write, Unmap, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify, Copy)
 """Operations whose GOOD a door may only give after its commit."""
 KIND_OF: dict[type[object], int] = {
     Read: READ,
@@ -85,6 +87,8 @@ def perform(operation: Operation, target: BlockTarget, done: Done) -> None:
             _lba_status(operation, target, done)
         case Prefetch():
             _prefetch(operation, target, done)
+        case Copy():
+            copy(operation, done)
 
 
 def _read(target: BlockTarget, lba: int, count: int, done: Done, then: Callable[[Sequence[Buffer]], None]) -> None:

@@ -28,6 +28,7 @@ class Key(IntEnum):
     ILLEGAL_REQUEST = 0x5
     UNIT_ATTENTION = 0x6
     DATA_PROTECT = 0x7
+    COPY_ABORTED = 0xA
     ABORTED_COMMAND = 0xB
     MISCOMPARE = 0xE
 
@@ -44,6 +45,7 @@ class Condition(Enum):
 
     INTERNAL_TARGET_FAILURE = (Key.HARDWARE_ERROR, 0x44, 0x00, "internal target failure")
 
+    OPERATION_IN_PROGRESS = (Key.ILLEGAL_REQUEST, 0x00, 0x16, "operation in progress")
     PARAMETER_LIST_LENGTH_ERROR = (Key.ILLEGAL_REQUEST, 0x1A, 0x00, "parameter list length error")
     INVALID_OPERATION_CODE = (Key.ILLEGAL_REQUEST, 0x20, 0x00, "invalid command operation code")
     LBA_OUT_OF_RANGE = (Key.ILLEGAL_REQUEST, 0x21, 0x00, "logical block address out of range")
@@ -51,6 +53,11 @@ class Condition(Enum):
     LOGICAL_UNIT_NOT_SUPPORTED = (Key.ILLEGAL_REQUEST, 0x25, 0x00, "logical unit not supported")
     INVALID_FIELD_IN_PARAMETER_LIST = (Key.ILLEGAL_REQUEST, 0x26, 0x00, "invalid field in parameter list")
     INVALID_RELEASE = (Key.ILLEGAL_REQUEST, 0x26, 0x04, "invalid release of persistent reservation")
+    TOO_MANY_TARGET_DESCRIPTORS = (Key.ILLEGAL_REQUEST, 0x26, 0x06, "too many target descriptors")
+    UNSUPPORTED_TARGET_DESCRIPTOR = (Key.ILLEGAL_REQUEST, 0x26, 0x07, "unsupported target descriptor type code")
+    TOO_MANY_SEGMENT_DESCRIPTORS = (Key.ILLEGAL_REQUEST, 0x26, 0x08, "too many segment descriptors")
+    UNSUPPORTED_SEGMENT_DESCRIPTOR = (Key.ILLEGAL_REQUEST, 0x26, 0x09, "unsupported segment descriptor type code")
+    INLINE_DATA_LENGTH_EXCEEDED = (Key.ILLEGAL_REQUEST, 0x26, 0x0B, "inline data length exceeded")
     SAVING_PARAMETERS_NOT_SUPPORTED = (Key.ILLEGAL_REQUEST, 0x39, 0x00, "saving parameters not supported")
     INSUFFICIENT_REGISTRATION_RESOURCES = (Key.ILLEGAL_REQUEST, 0x55, 0x04, "insufficient registration resources")
 
@@ -66,6 +73,12 @@ class Condition(Enum):
     LUNS_CHANGED = (Key.UNIT_ATTENTION, 0x3F, 0x0E, "reported LUNs data has changed")
 
     WRITE_PROTECTED = (Key.DATA_PROTECT, 0x27, 0x00, "write protected")
+
+    COPY_ENDED = (Key.COPY_ABORTED, 0x00, 0x00, "no additional sense information")
+    THIRD_PARTY_DEVICE_FAILURE = (Key.COPY_ABORTED, 0x0D, 0x01, "third party device failure")
+    COPY_TARGET_NOT_REACHABLE = (Key.COPY_ABORTED, 0x0D, 0x02, "copy target device not reachable")
+    INCORRECT_COPY_TARGET_TYPE = (Key.COPY_ABORTED, 0x0D, 0x03, "incorrect copy target device type")
+    UNEXPECTED_INEXACT_SEGMENT = (Key.COPY_ABORTED, 0x26, 0x0A, "unexpected inexact segment")
 
     PROTOCOL_SERVICE_CRC_ERROR = (Key.ABORTED_COMMAND, 0x47, 0x05, "protocol service CRC error")
 
@@ -86,7 +99,13 @@ _FIXED = struct.Struct(">BBBIBIBBBBH")
 
 
 def fixed_sense(
-    key: int, asc: int, ascq: int, information: int | None = None, *, field: FieldPointer | None = None
+    key: int,
+    asc: int,
+    ascq: int,
+    information: int | None = None,
+    *,
+    field: FieldPointer | None = None,
+    command_specific: int = 0,
 ) -> bytes:
     """Current errors, fixed format, 18 bytes (SPC-4 4.5.3). An INFORMATION value above 32 bits does not fit this
     format: VALID stays 0 then, rather than a wrong address being reported (SPC-4 4.5.3, INFORMATION field)."""
@@ -102,7 +121,7 @@ def fixed_sense(
         key,
         information if valid and information else 0,
         10,
-        0,
+        command_specific,
         asc,
         ascq,
         0,
@@ -129,8 +148,18 @@ def invalid_parameter(byte: int, bit: int | None = None) -> Response:
     return check(Condition.INVALID_FIELD_IN_PARAMETER_LIST, field=(False, byte, bit))
 
 
+def copy_aborted(condition: Condition, segment: int, left: int = 0) -> Response:
+    """COPY ABORTED at that segment of an EXTENDED COPY, `left` blocks of which were not copied (SPC-4 6.4.3: INFORMATION, and
+    the last two bytes of COMMAND-SPECIFIC INFORMATION)."""
+    return Response(
+        Status.CHECK_CONDITION,
+        sense=fixed_sense(condition.key, condition.asc, condition.ascq, left, command_specific=segment & 0xFFFF),
+    )
+
+
 GOOD = Response()
 BUSY = Response(Status.BUSY)
+TASK_ABORTED = Response(Status.TASK_ABORTED)
 RESERVATION_CONFLICT = Response(Status.RESERVATION_CONFLICT)
 TRANSFER_LENGTH_MISMATCH = check(Condition.INVALID_FIELD_IN_CDB)
 """The transport's expected length is not what the CDB says and the command cannot do with that (NeedData.exact): the

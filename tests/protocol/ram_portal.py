@@ -73,7 +73,7 @@ class FlatTarget:
 
 async def serve(target: BlockTarget, port: int, credentials: Credentials | None) -> None:
     nodes = Nodes()
-    nodes.serve(IQN, {0: target}, credentials=credentials)
+    nodes.serve(IQN, {0: target}, credentials=credentials, later=asyncio.get_running_loop().call_later)
     portal = Portal(nodes, listen=(Address("127.0.0.1", port),))
     await portal.start()
     gc.collect()

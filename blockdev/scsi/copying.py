@@ -1,0 +1,210 @@
+"""Carry an EXTENDED COPY out, piece by piece, between volumes of this daemon.
+
+One rule: between two pieces other commands have their turn, the copy may be ended, and the journal's pacing is obeyed; within a
+piece everything is read before anything is staged. So sectors are never torn, overlapping ranges come out as if
+the source had been read first, and no more than one piece is in memory.
+
+Ranges the source does not hold are discarded at the destination: they cost one range in the log, whatever their length. A copy
+that ends early has written a part of the destination and nothing else; SPC-4 6.4 promises no more, and repeating it is right.
+What is written becomes durable as any write does: by a flush of the destination.
+"""
+
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+from blockdev.errors import BlockError, JournalFull, MediumError, StoreUnreachable
+from blockdev.scsi.operation import Copy, CopySegment, Later, Response
+from blockdev.scsi.sense import BUSY, GOOD, TASK_ABORTED, Condition, copy_aborted, response_for
+from blockdev.units import KIB, MIB
+
+Done = Callable[[Response], None]
+Resume = Callable[[Any], None]
+Request = Callable[[Resume], None]
+"""Something to ask; it calls its argument with the answer, at once or later."""
+Run = tuple[int, int, bool]
+"""(offset within the segment, bytes, whether the source may hold something there)."""
+
+PIECE_BYTES = 256 * KIB
+"""Copied in one turn of the front, so that others hardly notice."""
+WINDOW_BYTES = 16 * MIB
+"""What is asked at once whether the source holds it."""
+FULL_PAUSE_S = 0.1
+FULL_PAUSES_MAX = 50
+"""A full journal is waited for so many times; then the initiator is told BUSY and begins again."""
+
+
+def copy(operation: Copy, done: Done) -> None:
+    """Call `done` exactly once, with what was written committed. A cancelled copy answers TASK ABORTED, which a door that
+    has ended the command drops."""
+    progress = operation.progress
+
+    def finished(response: Response) -> None:
+        progress.answer = response
+        done(response)
+
+    _drive(_segments(operation), lambda: progress.cancelled, finished)
+
+
+def _drive(steps: Generator[Request, Any, Response], cancelled: Callable[[], bool], done: Done) -> None:
+    """Run the generator: ask what it yields, send it the answer. Answers that come at once are looped over, not recursed
+    into."""
+    answers: list[Any] = []
+    running = False
+
+    def resume(answer: Any) -> None:
+        answers.append(answer)
+        if not running:
+            go()
+
+    def go() -> None:
+        nonlocal running
+        running = True
+        try:
+            while answers:
+                answer = answers.pop()
+                if cancelled():
+                    steps.close()
+                    done(TASK_ABORTED)
+                    return
+                steps.send(answer)(resume)
+        except StopIteration as ended:
+            done(ended.value)
+        finally:
+            running = False
+
+    resume(None)
+
+
+class _Refused(Exception):
+    """A reservation came in between."""
+
+
+def _segments(operation: Copy) -> Generator[Request, Any, Response]:
+    progress = operation.progress
+    for number, segment in enumerate(operation.segments):
+        copied = progress.bytes
+        try:
+            yield from _segment(segment, operation)
+        except _Refused:
+            condition = Condition.THIRD_PARTY_DEVICE_FAILURE
+        except BlockError as error:
+            # BUSY for what passes: the initiator repeats the command. A failure of the volume the command came to is
+            # told as for every command, so that multipath leaves this path.
+            if isinstance(error, JournalFull | StoreUnreachable):
+                return BUSY
+            if isinstance(error, MediumError):
+                condition = Condition.THIRD_PARTY_DEVICE_FAILURE
+            elif segment.source is segment.destination is operation.target:
+                return response_for(error)
+            else:
+                condition = Condition.COPY_TARGET_NOT_REACHABLE
+        else:
+            progress.segments = number + 1
+            continue
+        left = segment.length - (progress.bytes - copied)
+        return copy_aborted(condition, number, left // segment.source.sector_bytes)
+    try:
+        # Time has passed since the pieces were: what is acknowledged may still be acknowledged now.
+        for segment in operation.segments:
+            segment.destination.commit()
+    except BlockError as error:
+        return response_for(error)
+    return GOOD
+
+
+def _segment(segment: CopySegment, operation: Copy) -> Generator[Request, Any, None]:
+    source, destination = segment.source, segment.destination
+    # Where the destination lies behind the source and both overlap, the end goes first.
+    backward = (
+        source is destination
+        and segment.source_lba < segment.destination_lba < segment.source_lba + segment.length // source.sector_bytes
+    )
+    order: Callable[[list[Any]], list[Any]] = (lambda items: items[::-1]) if backward else (lambda items: items)
+    windows = [(at, min(WINDOW_BYTES, segment.length - at)) for at in range(0, segment.length, WINDOW_BYTES)]
+    for start, size in order(windows):
+        runs = yield from _runs(segment, start, size)
+        for piece in order(list(_pieces(runs, max(source.sector_bytes, destination.sector_bytes)))):
+            if segment.refused():
+                raise _Refused
+            pause = yield from _piece(segment, piece, operation.later)
+            operation.progress.bytes += piece[1]
+            if operation.later is not None:
+                yield partial(_wait, operation.later, pause)  # no pause, too: others have their turn
+
+
+def _runs(segment: CopySegment, start: int, size: int) -> Generator[Request, Any, list[Run]]:
+    """What of a window the source holds. What the answer leaves out counts as held."""
+    source = segment.source
+    sector = source.sector_bytes
+    lba, count = segment.source_lba + start // sector, size // sector
+    answer = yield partial(source.allocated, lba, count)
+    if isinstance(answer, Exception):
+        raise answer
+    runs: list[Run] = []
+    at, end = lba, lba + count
+    for first, length, mapped in answer:
+        low, high = max(first, at), min(first + length, end)
+        if low > at:
+            break
+        if low < high:
+            runs.append((start + (low - lba) * sector, (high - low) * sector, mapped))
+            at = high
+    if at < end:
+        runs.append((start + (at - lba) * sector, (end - at) * sector, True))
+    return runs
+
+
+def _pieces(runs: list[Run], unit: int) -> Generator[Run, None, None]:
+    """The runs, what is held cut to pieces. Borders lie at multiples of `unit`, so that both volumes have sectors there; a
+    unit that is held in part is held."""
+    begin, end = runs[0][0], runs[-1][0] + runs[-1][1]
+    holes = [(-(-at // unit) * unit, (at + count) // unit * unit) for at, count, mapped in runs if not mapped]
+    for low, high in [*(hole for hole in holes if hole[0] < hole[1]), (end, end)]:
+        while begin < low:
+            size = min(low - begin, PIECE_BYTES)
+            yield begin, size, True
+            begin += size
+        if low < high:
+            yield low, high - low, False
+        begin = high
+
+
+def _piece(segment: CopySegment, piece: Run, later: Later | None) -> Generator[Request, Any, float]:
+    """Copy one piece and commit it. How long the journal's pacing wants to be left alone afterwards."""
+    source, destination = segment.source, segment.destination
+    at, size, mapped = piece
+    to = segment.destination_lba + at // destination.sector_bytes
+    data = b""
+    if mapped:
+        sector = source.sector_bytes
+        lba, count = segment.source_lba + at // sector, size // sector
+
+        def read(resume: Resume) -> None:
+            buffers = source.read(lba, count, resume)
+            if buffers is not None:
+                resume(buffers)
+
+        found = yield read
+        if isinstance(found, Exception):
+            raise found
+        # A copy of its own: a target's buffers are valid until its next call, which is the write.
+        data = b"".join(found)
+    pauses = 0
+    while True:
+        try:
+            if mapped:
+                destination.write(to, (data,))
+            else:
+                destination.unmap(((to, size // destination.sector_bytes),))
+            destination.commit()
+            return destination.hold_back(size) if mapped else 0.0
+        except JournalFull:
+            pauses += 1
+            if later is None or pauses > FULL_PAUSES_MAX:
+                raise
+        yield partial(_wait, later, FULL_PAUSE_S)
+
+
+def _wait(later: Later, seconds: float, resume: Resume) -> None:
+    later(seconds, lambda: resume(None))
