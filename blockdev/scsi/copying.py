@@ -24,6 +24,8 @@ Request = Callable[[Resume], None]
 """Something to ask; it calls its argument with the answer, at once or later."""
 Run = tuple[int, int, bool]
 """(offset within the segment, bytes, whether the source may hold something there)."""
+Window = tuple[int, int]
+"""(offset within the segment, bytes)."""
 
 PIECE_BYTES = 256 * KIB
 """Copied in one turn of the front, so that others hardly notice."""
@@ -82,10 +84,11 @@ class _Refused(Exception):
 
 def _segments(operation: Copy) -> Generator[Request, Any, Response]:
     progress = operation.progress
+    questions = _Questions([(segment, window) for segment in operation.segments for window in _windows(segment)])
     for number, segment in enumerate(operation.segments):
         copied = progress.bytes
         try:
-            yield from _segment(segment, operation)
+            yield from _segment(segment, operation, questions)
         except _Refused:
             condition = Condition.THIRD_PARTY_DEVICE_FAILURE
         except BlockError as error:
@@ -113,18 +116,24 @@ def _segments(operation: Copy) -> Generator[Request, Any, Response]:
     return GOOD
 
 
-def _segment(segment: CopySegment, operation: Copy) -> Generator[Request, Any, None]:
-    source, destination = segment.source, segment.destination
-    # Where the destination lies behind the source and both overlap, the end goes first.
-    backward = (
-        source is destination
-        and segment.source_lba < segment.destination_lba < segment.source_lba + segment.length // source.sector_bytes
-    )
-    order: Callable[[list[Any]], list[Any]] = (lambda items: items[::-1]) if backward else (lambda items: items)
+def _backward(segment: CopySegment) -> bool:
+    """Whether the end goes first: the destination lies behind the source and both overlap."""
+    first, sectors = segment.source_lba, segment.length // segment.source.sector_bytes
+    return segment.source is segment.destination and first < segment.destination_lba < first + sectors
+
+
+def _windows(segment: CopySegment) -> list[Window]:
+    """The segment in the order in which it is copied."""
     windows = [(at, min(WINDOW_BYTES, segment.length - at)) for at in range(0, segment.length, WINDOW_BYTES)]
-    for start, size in order(windows):
-        runs = yield from _runs(segment, start, size)
-        for piece in order(list(_pieces(runs, max(source.sector_bytes, destination.sector_bytes)))):
+    return windows[::-1] if _backward(segment) else windows
+
+
+def _segment(segment: CopySegment, operation: Copy, questions: "_Questions") -> Generator[Request, Any, None]:
+    unit = max(segment.source.sector_bytes, segment.destination.sector_bytes)
+    for window in _windows(segment):
+        runs = _runs(segment, window, (yield from questions.next()))
+        pieces = list(_pieces(runs, unit))
+        for piece in reversed(pieces) if _backward(segment) else pieces:
             if segment.refused():
                 raise _Refused
             pause = yield from _piece(segment, piece, operation.later)
@@ -133,14 +142,63 @@ def _segment(segment: CopySegment, operation: Copy) -> Generator[Request, Any, N
                 yield partial(_wait, operation.later, pause)  # no pause, too: others have their turn
 
 
-def _runs(segment: CopySegment, start: int, size: int) -> Generator[Request, Any, list[Run]]:
+class _Questions:
+    """What the source holds, window by window. The next window is asked about while one is copied, since the answer comes
+    from a worker that is busy with what was copied before; but not where the copy is about to change it."""
+
+    def __init__(self, windows: list[tuple[CopySegment, Window]]) -> None:
+        self._windows = windows
+        self._at = 0
+        self._asked = 0
+        self._answer: Any = None
+        self._resume: Resume | None = None
+
+    def next(self) -> Generator[Request, Any, Any]:
+        if self._asked == self._at:
+            self._ask()
+        answer = yield self._wait
+        self._at += 1
+        if self._at < len(self._windows) and not self._changes(self._windows[self._at - 1], self._windows[self._at]):
+            self._ask()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _ask(self) -> None:
+        segment, (start, size) = self._windows[self._asked]
+        self._asked += 1
+        sector = segment.source.sector_bytes
+        segment.source.allocated(segment.source_lba + start // sector, size // sector, self._answered)
+
+    def _answered(self, answer: Any) -> None:
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            resume(answer)
+        else:
+            self._answer = answer
+
+    def _wait(self, resume: Resume) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            resume(answer)
+        else:
+            self._resume = resume
+
+    @staticmethod
+    def _changes(copied: tuple[CopySegment, Window], asked: tuple[CopySegment, Window]) -> bool:
+        (one, (start, size)), (other, (from_start, from_size)) = copied, asked
+        if one.destination is not other.source:
+            return False
+        written = one.destination_lba * one.destination.sector_bytes + start
+        read = other.source_lba * other.source.sector_bytes + from_start
+        return written < read + from_size and read < written + size
+
+
+def _runs(segment: CopySegment, window: Window, answer: list[Run]) -> list[Run]:
     """What of a window the source holds. What the answer leaves out counts as held."""
-    source = segment.source
-    sector = source.sector_bytes
+    start, size = window
+    sector = segment.source.sector_bytes
     lba, count = segment.source_lba + start // sector, size // sector
-    answer = yield partial(source.allocated, lba, count)
-    if isinstance(answer, Exception):
-        raise answer
     runs: list[Run] = []
     at, end = lba, lba + count
     for first, length, mapped in answer:

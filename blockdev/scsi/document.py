@@ -113,6 +113,11 @@ def _limits() -> str:
             ),
             ("MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT", str(limits.unmap_descriptors)),
             ("OPTIMAL UNMAP GRANULARITY", f"{_size(limits.unmap_granularity_bytes)}, aligned at sector 0"),
+            (
+                "EXTENDED COPY (no field of this page)",
+                f"{limits.copy_targets} CSCD descriptors (E4h), {limits.copy_segments} segments (02h) of at most "
+                f"{_size(limits.copy_segment_bytes)}, {limits.copies_at_once} commands at once",
+            ),
         ),
     )
 

@@ -152,7 +152,7 @@ def test_test_unit_ready_of_a_fenced_volume() -> None:
     assert said(run(unit, TEST_UNIT_READY)) is Condition.MANUAL_INTERVENTION_REQUIRED
 
 
-@pytest.mark.parametrize("opcode", [0x01, 0x04, 0x9C, 0xC0, 0xFF, 0x83, 0x84, 0x48])
+@pytest.mark.parametrize("opcode", [0x01, 0x04, 0xC0, 0xFF, 0x85, 0x48])
 def test_unknown_operation_code(opcode: int) -> None:
     assert said(run(unit_over(), bytes((opcode,)) + bytes(15))) is Condition.INVALID_OPERATION_CODE
 
