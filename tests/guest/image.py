@@ -210,8 +210,8 @@ def _put_own_files(tree: Path) -> None:
             wanted = tree / "etc/systemd/system/multi-user.target.wants"
             wanted.mkdir(exist_ok=True)
             (wanted / file.name).symlink_to(f"../{file.name}")
-    for folder in ("opt/packages", "opt/bucketworks", "mnt/a", "mnt/b"):
-        (tree / folder).mkdir(parents=True)
+    for mount_point in ("opt/packages", "opt/bucketworks", "mnt/a", "mnt/b"):
+        (tree / mount_point).mkdir(parents=True)
     # Ahead of Debian's own modules, as an installation in a virtual environment would have them.
     paths = tree / "usr/local/lib/python3.11/dist-packages/bucketworks.pth"
     paths.parent.mkdir(parents=True, exist_ok=True)
