@@ -358,7 +358,7 @@ class Daemon:
         loop.set_exception_handler(self._unexpected)
         ticker: asyncio.Task[None] | None = None
         try:
-            await self._try_addresses()
+            await self._try_doors()
             await self._open_metrics()
             if not await self._attach(files):
                 return
@@ -395,8 +395,11 @@ class Daemon:
         self._metrics = await asyncio.to_thread(MetricsServer, address.host, address.port, statuses)
         log.info("metrics at %s", self._metrics.url)
 
-    async def _try_addresses(self) -> None:
-        """Raises PortalError for one that cannot be listened on, before a volume is attached and an epoch spent."""
+    async def _try_doors(self) -> None:
+        """Raises PortalError for an address that cannot be listened on, NoTcmu where the kernel lacks its part, before a
+        volume is attached and an epoch spent."""
+        if self._behind("lio"):
+            await Handler.check()
         listen = {address for running in self._behind("portal") for address in running.served.settings.listen or ()}
         await Portal(Nodes(), listen=tuple(_address(text) for text in sorted(listen))).try_addresses()
 

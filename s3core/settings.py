@@ -185,8 +185,7 @@ class VolumeSettings(_Table):
     state_dir: str = _setting("", "journal, map and cache; empty: a folder of the volume's name in `[s3block]`'s")
     door: Literal["portal", "lio"] = _setting(
         "portal",
-        "who speaks iSCSI for it: this program's own portal, or the kernel's target (LIO), which"
-        " `s3block lio attach` sets up",
+        "who speaks iSCSI for it: this program's own portal, or the kernel's target (LIO)",
     )
     listen: Addresses | None = _setting(None, "addresses of its portal; unset: as `[s3block]`")
     iqn: IscsiName | None = _setting(None, "name of its target; unset: `iqn_prefix:NAME`")

@@ -186,6 +186,11 @@ class Handler:
                 error = await self._open(place)
                 self._answer_waiting(place, Command.ADDED_DONE, error)
 
+    @classmethod
+    async def check(cls) -> None:
+        """Raises NoTcmu where `start` would, as far as that can be known before."""
+        (await cls({})._connect()).close()
+
     async def stop(self) -> None:
         """Let go of every device, after what its commands staged has been answered. Commands that wait for the bucket are left
         to the next handler."""
@@ -254,10 +259,24 @@ class Handler:
     # ---- netlink
 
     async def _listen(self) -> socket.socket:
+        sock = await self._connect()
+        try:
+            sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, self._family.group)
+            self._ask(sock, netlink.set_features(self._family.number, self._next()))
+        except (OSError, netlink.NetlinkError) as error:
+            sock.close()
+            hint = "run it as root" if isinstance(error, PermissionError) else ""
+            raise NoTcmu(f"the kernel's user space backstore does not take a handler: {error}", hint=hint) from error
+        sock.setblocking(False)
+        return sock
+
+    async def _connect(self) -> socket.socket:
+        """A netlink socket, the family known, its module loaded."""
+        cure = "serve the volume with --door portal"
         try:
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_GENERIC)
         except OSError as error:
-            raise NoTcmu(f"no generic netlink here: {error.strerror}", hint="serve it with --door portal") from error
+            raise NoTcmu(f"this system has no generic netlink: {error.strerror}", hint=cure) from error
         try:
             sock.bind((0, 0))
             sock.settimeout(REPLY_PATIENCE_S)
@@ -266,13 +285,15 @@ class Handler:
             except FileNotFoundError:
                 await asyncio.to_thread(_load_module)
                 self._family = self._find_family(sock)
-            sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, self._family.group)
-            self._ask(sock, netlink.set_features(self._family.number, self._next()))
+        except FileNotFoundError as error:
+            sock.close()
+            raise NoTcmu(
+                f"this kernel has no {MODULE}, the user space backstore of its target",
+                hint=f"install the distribution's full kernel, run `modprobe {MODULE}` as root, or {cure}",
+            ) from error
         except (OSError, netlink.NetlinkError) as error:
             sock.close()
-            hint = "run it as root" if isinstance(error, PermissionError) else f"modprobe {MODULE}, or --door portal"
-            raise NoTcmu(f"the kernel's user space backstore cannot be used: {error}", hint=hint) from error
-        sock.setblocking(False)
+            raise NoTcmu(f"the kernel's target cannot be asked: {error}", hint=cure) from error
         return sock
 
     def _find_family(self, sock: socket.socket) -> netlink.Family:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blockdev.metrics import metrics_markdown
 from blockdev.scsi import document as scsi_document
+from blockdev.tcmu import document as tcmu_document
 from s3core.exit_codes import exit_codes_markdown
 from s3core.settings_table import settings_markdown
 
@@ -18,6 +19,7 @@ DOCUMENTS: dict[str, Callable[[], str]] = {
     "docs/exit-codes.md": exit_codes_markdown,
     "docs/metrics.md": metrics_markdown,
     "docs/protocol/scsi.md": scsi_document.render,
+    "docs/protocol/tcmu.md": tcmu_document.render,
 }
 
 

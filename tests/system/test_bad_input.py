@@ -304,6 +304,19 @@ def test_a_port_in_use(file_place: Place, tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+def test_a_kernel_without_its_part(file_place: Place, tmp_path: Path) -> None:
+    """Said before the volume is attached: no state directory, no epoch spent."""
+    if (
+        shutil.which("modprobe")
+        and subprocess.run(["modprobe", "-n", "target_core_user"], capture_output=True).returncode == 0
+    ):
+        pytest.skip("this kernel has target_core_user")
+    create(file_place.volume)
+    server = Server(tmp_path, file_place.volume, "--door", "lio")
+    refused_serve(server, ExitCode.REFUSED, "target_core_user", "--door portal")
+    assert not server.state_dir.exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for 24 MiB."""
