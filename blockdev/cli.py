@@ -11,6 +11,7 @@ from blockdev import (
     content_commands,
     image_commands,
     key_commands,
+    lio_commands,
     new_volume,
     serve_command,
     snapshot_commands,
@@ -71,6 +72,7 @@ app.command("gc")(upkeep_commands.gc)
 app.command("resize")(upkeep_commands.resize)
 app.command("promote")(upkeep_commands.promote)
 app.add_typer(key_commands.app)
+app.add_typer(lio_commands.app)
 
 
 def _print_version(wanted: bool) -> None:
