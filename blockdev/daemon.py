@@ -474,7 +474,9 @@ class Daemon:
         for running in members:
             assert running.front is not None
             settings = running.served.settings
-            units[running.served.name] = LogicalUnit(running.front, lun=settings.lun, latency=running.latency)
+            units[running.served.name] = LogicalUnit(
+                running.front, lun=settings.lun, latency=running.latency, later=asyncio.get_running_loop().call_later
+            )
         if not units:
             return
         self._handler = handler = Handler(units)
