@@ -11,22 +11,23 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from bench import cost, disk, scale, tgt
+from bench import cost, disk, doors, scale, tgt
 from bench.initiator import BLOCK_BYTES, MIB, fill
 from bench.measure import Bench, Measured
 from bench.plan import FULL, LATENCIES_MS, QUICK
 from bench.processes import BenchFailed, end, start, wait_for_line
 from bench.report import Report, Section
 from bench.store import READY, Client
+from tests.guest.image import ImageFailed
 
 RESULTS = Path(".results")
-SECTIONS = ("speed", "cost", "scale")
+SECTIONS = ("speed", "cost", "scale", "doors")
 CEILING_S = 2.0
 WIDTH = 140
 """Of the tables where nothing says how wide they may be."""
@@ -108,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "scale" in wanted:
             scaled = scale.ScaleBench(directory, client, say).run(scale.QUICK if options.quick else scale.FULL)
             sections.append(Section("scale", scale.tables(scaled), [], scale.document(scaled)))
+        if "doors" in wanted:
+            sections.append(_doors(directory, quick=options.quick, say=say))
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -124,6 +127,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.show(console)
     print(f"kept in {RESULTS / 'bench.json'} and {RESULTS / 'bench.md'}")
     return 0
+
+
+def _doors(directory: Path, *, quick: bool, say: Callable[[str], None]) -> Section:
+    missing = doors.missing()
+    if missing:
+        return Section("doors", [], [f"the doors were left out: {missing}"], [])
+    try:
+        found = doors.DoorsBench(directory, say).run(doors.QUICK if quick else doors.FULL)
+    except ImageFailed as error:
+        return Section("doors", [], [f"the doors were left out: the guest's image cannot be built: {error}"], [])
+    return Section("doors", doors.tables(found), [], doors.document(found))
 
 
 if __name__ == "__main__":

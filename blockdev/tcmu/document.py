@@ -35,9 +35,9 @@ _LATER = f"""\
 ## Order, batches, durability
 
 A wake-up takes in up to {BATCH_COMMANDS} commands, then one commit appends what they wrote to the journal, then they are
-answered, and the kernel is told once. After {BATCHES_PER_TURN} such batches other devices and sockets have their turn. Reads that
-need the bucket and flushes are answered later, out of order: the next answer goes into the oldest slot that is owed to the
-kernel, under its own command's number.
+answered, and the kernel is told once. After {BATCHES_PER_TURN} such batches other devices and sockets have their turn. Reads
+that need the bucket and flushes are answered later, out of order: the next answer goes into the oldest slot that is owed to
+the kernel, under its own command's number.
 
 A handler that finds entries in the ring when it starts (the last one was killed, or commands came while there was none) has
 the kernel reset the ring: those commands end with BUSY, and initiators send them again. What had been written is in the

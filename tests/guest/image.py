@@ -40,6 +40,7 @@ _PACKAGES = (
     "xfsprogs",
     "ntfs-3g",
     "fio",
+    "tgt",
     "kmod",
     "iproute2",
     "procps",
