@@ -93,3 +93,13 @@ def attribute(device: str, name: str) -> str:
 def size_of(device: str) -> int:
     """In bytes, as the kernel has it now."""
     return int(attribute(device, "size")) * 512
+
+
+def forget(portal: str, target: str) -> None:
+    """The node record of a target that refused."""
+    run("iscsiadm", "-m", "node", "-T", target, "-p", portal, "-o", "delete")
+
+
+def naa(device: str) -> str:
+    """The name of the unit by which all paths to it are known (SPC-4 section 7.8.6), such as `naa.6...`."""
+    return attribute(device, "device/wwid")
