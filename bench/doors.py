@@ -86,7 +86,7 @@ class DoorsBench:
             program = Path(name) / "program.img"
             image = find_or_build()
             build_program(program)
-            guest = Guest(image, program, Path(name) / "machine", Hardware(memory_mib=3072))
+            guest = Guest(image, program, Path(name) / "machine", Hardware(memory_mib=4096))
             try:
                 return self._measure(guest, plan)
             finally:
@@ -125,7 +125,7 @@ class DoorsBench:
         return found
 
     def _serve(self, guest: Guest, plan: DoorPlan) -> Running:
-        lines = ["[s3block]", f'state_dir = "{FOLDER}/state"', 'journal_bytes = "512M"', 'cache_bytes = "512M"']
+        lines = ["[s3block]", f'state_dir = "{FOLDER}/state"', 'journal_bytes = "192M"', 'cache_bytes = "320M"']
         for target in ("portal", "lio"):
             lines += [f"[volume.{target}]", f'url = "file://{FOLDER}/store/{target}"', f'door = "{target}"']
             lines += [
