@@ -475,7 +475,11 @@ class Daemon:
             assert running.front is not None
             settings = running.served.settings
             units[running.served.name] = LogicalUnit(
-                running.front, lun=settings.lun, latency=running.latency, later=asyncio.get_running_loop().call_later
+                running.front,
+                lun=settings.lun,
+                latency=running.latency,
+                later=asyncio.get_running_loop().call_later,
+                keeps_reservations=False,
             )
         if not units:
             return

@@ -9,7 +9,7 @@ issued after staged writes sees them (it commits first where it must).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 Buffer = bytes | bytearray | memoryview
@@ -78,4 +78,15 @@ class BlockTarget(Protocol):
 
     def allocated(self, lba: int, count: int, done: Callable[[list[tuple[int, int, bool]] | Exception], None]) -> None:
         """GET LBA STATUS: (lba, count, mapped) runs that cover the range from `lba`, at least the first run."""
+        ...
+
+    @property
+    def kept_reservations(self) -> dict[str, Any] | None:
+        """The persistent reservations that `keep_reservations` kept last, on this host or another one; None for none."""
+        ...
+
+    def keep_reservations(self, state: dict[str, Any] | None, done: Callable[[Exception | None], None]) -> None:
+        """Keep this state (plain values for JSON) in the bucket in place of the one before, then call `done(None)`. With
+        `done(error)` nobody knows which of the two is kept. Waits for as long as the store is away; one call at a time.
+        May call back before returning."""
         ...

@@ -51,6 +51,7 @@ from blockdev.engine.link import (
 from blockdev.engine.local_index import CHECKSUM_MASK, LocalIndex
 from blockdev.engine.local_read import ZEROS, LocalReader
 from blockdev.engine.misses import Misses, ReadDone, Waiting, Want
+from blockdev.engine.operations import RESERVATIONS
 from blockdev.engine.pacing import PACED_FILL, Pacer
 from blockdev.engine.readahead import ReadAhead
 from blockdev.engine.reclaim import Reclaimer
@@ -130,6 +131,7 @@ class Front:
         self.on_ready: Callable[[], None] = _nothing
         self.on_stopped: Callable[[Exception], None] = _ignore
         self.sequence = 0
+        self.kept_reservations: dict[str, Any] | None = None
 
         self._sectors_per_block = geometry.sectors_per_block
         self._sectors_per_frame = geometry.sectors_per_frame
@@ -191,6 +193,7 @@ class Front:
         journal.take_up(ready.position, ready.epoch, self._index.replay)
         self._local.durable = self._told = ready.position
         self.sequence = ready.sequence
+        self.kept_reservations = ready.reservations
         self._lease_until = ready.lease_until
         self.resized(ready.size_bytes)
         self._reading_refused = None
@@ -271,11 +274,28 @@ class Front:
         if name == "rollback" or (name == "resize" and arguments.get("shrink")):
             done(Refused(f"{name} changes what initiators have read; the volume is being served", hint="stop it first"))
             return
+        self._tell()
+        self._ask(name, arguments, done)
+
+    def _ask(self, name: str, arguments: dict[str, Any], done: OperateDone) -> None:
         number = self._next_operation
         self._next_operation += 1
         self._operating[number] = done
-        self._tell()
         self._link.send(Operate(number, name, arguments))
+
+    def keep_reservations(self, state: dict[str, Any] | None, done: FlushDone) -> None:
+        if self._reading_refused is not None:
+            done(_again(self._reading_refused))
+            return
+
+        def kept(result: dict[str, Any] | Exception) -> None:
+            if isinstance(result, Exception):
+                done(result if isinstance(result, BlockError) else NotReady(str(result)))
+                return
+            self.kept_reservations = state
+            done(self._out_of_lease() if self._lease_is_out() else None)
+
+        self._ask(RESERVATIONS, {"state": state}, kept)
 
     def _operated(self, message: Operated) -> None:
         done = self._operating.pop(message.id, None)

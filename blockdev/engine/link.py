@@ -135,13 +135,15 @@ class Operated:
 @dataclass(frozen=True, slots=True)
 class Ready:
     """worker -> front: the volume is attached; replay what the journal holds from `position` on.
-    Nothing before `position` may be reclaimed or acknowledged differently. `lease_until`: as in `Lease`."""
+    Nothing before `position` may be reclaimed or acknowledged differently. `lease_until`: as in `Lease`. `reservations`: the
+    persistent ones that are kept."""
 
     position: int
     sequence: int
     epoch: int
     size_bytes: int
     lease_until: float = math.inf
+    reservations: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ in the bucket. So an operation happened or did not, and whoever replays the log 
 | snapshot-delete | before the record: nothing; after: the name is gone, what only it needed is looked for again (`sweep`) |
 | rollback | before the record: a root more; after: the volume as of the snapshot, and a snapshot of what it was before |
 | resize | before the record: nothing; after: the new size, which every attach reads |
+| reservations | before the record: those kept before; after: the new ones, which every attach reads |
 """
 
 import logging
@@ -44,6 +45,9 @@ NAMES = (
     "resize",
     "gc",
 )
+"""For people. `RESERVATIONS` is the front's own."""
+RESERVATIONS = "reservations"
+"""Keep this `state` of the persistent reservations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,9 @@ class Operations:
                     return await self._resize(int(arguments["size_bytes"]), shrink=bool(arguments.get("shrink")))
                 case "gc":
                     return await self._collect(orphans=bool(arguments.get("orphans")))
+                case "reservations":
+                    await self._destager.mark(history.reserved(arguments["state"]))
+                    return {}
         except KeyError as error:
             raise Refused(f"{name} needs {error}") from error
         except (TypeError, ValueError) as error:

@@ -28,7 +28,7 @@ from blockdev.engine.fetch import Fetcher
 from blockdev.engine.lease import LEASE_S, Lease, renew_interval_s, wait_s
 from blockdev.engine.local_objects import LocalObjects
 from blockdev.engine.log import CommitLog, Persistence
-from blockdev.engine.operations import Asked, Operations
+from blockdev.engine.operations import RESERVATIONS, Asked, Operations
 from blockdev.engine.orphans import OrphanSweeper
 from blockdev.engine.ports import Execution
 from blockdev.engine.sweep import Sweeper
@@ -184,6 +184,7 @@ class Worker:
         self._sweeper: Sweeper | None = None
         self._operations: Operations | None = None
         self._asked: deque[Asked] = deque()
+        self._asked_soon: deque[Asked] = deque()
         self._first_head = -1
         self._serving = False
         self._front_stopped = asyncio.Event()
@@ -312,7 +313,17 @@ class Worker:
         )
         self._head = position
         self._serving = True
-        self._send(link.Ready(position, attached.seq, attached.epoch, attached.size_bytes, self._lease.until))
+        kept = self._map.history.reservations
+        self._send(
+            link.Ready(
+                position,
+                attached.seq,
+                attached.epoch,
+                attached.size_bytes,
+                self._lease.until,
+                dict(kept) if kept is not None else None,
+            )
+        )
 
     # --- the lease -----------------------------------------------------------------------------------------------
 
@@ -408,7 +419,9 @@ class Worker:
             case link.AskAllocated(id, lba, count):
                 self._spawn(self._delivery.allocated(id, lba, count))
             case link.Operate(id, name, arguments):
-                self._asked.append(Asked(id, name, arguments, self._head))
+                # Reservations say nothing of the content: they wait neither for data nor for other operations.
+                queue = self._asked_soon if name == RESERVATIONS else self._asked
+                queue.append(Asked(id, name, arguments, self._head))
                 self._wake.set()
             case link.Stopped():
                 self._front_stopped.set()
@@ -465,6 +478,7 @@ class Worker:
     async def _turn(self) -> bool:
         """One look at what is due; False when detached."""
         assert self._collector is not None
+        await self._operate_soon()
         asked = self._asked[0] if self._asked else None
         made = await self._commit_due(forced=asked is not None and asked.position > self._committed)
         # Whether or not more is due by now: an initiator that never stops writing must not keep an operation waiting.
@@ -547,9 +561,14 @@ class Worker:
 
     async def _between(self) -> None:
         """Room for commits in the middle of something long: of what there is now, since writes may never end."""
+        await self._operate_soon()
         until = self._head
         while not self._stopped and await self._commit_due() and self._committed < until:
             pass
+
+    async def _operate_soon(self) -> None:
+        while self._asked_soon and not self._stopped:
+            await self._operate(self._asked_soon.popleft())
 
     async def _operate(self, asked: Asked) -> None:
         assert self._operations is not None

@@ -1,4 +1,5 @@
-"""Snapshots of a volume as the log tells of them: names for commits, and which dead objects they still need. Pure.
+"""What the log's notes say of a volume: snapshots, which are names for commits, and which dead objects they still need; and the
+persistent reservations that outlive a host. Pure.
 
 One rule: an object lives from the commit it was written for (`birth`) to the commit that made it unnecessary (`death`); a
 snapshot of commit s needs it when birth <= s < death. So nothing is counted and nothing pauses for a snapshot.
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 
 NOTE = "snapshots"
 """Member of a record's note that says what it does to the snapshots."""
+RESERVATIONS = "reservations"
+"""Member of a record's note: the persistent reservations that are kept from here on, null for none."""
 
 
 class Snapshot(NamedTuple):
@@ -34,6 +37,9 @@ class History:
     branched: bool = False
     rolled_at: int = 0
     """Commit of the newest rollback: what was read before it says nothing about the content since."""
+    reservations: Mapping[str, Any] | None = None
+    """Persistent reservations (SPC-4, APTPL) as `blockdev.scsi.reservations` wrote them; nothing here looks inside. They belong
+    to the hosts, not to the content: a rollback leaves them, a clone begins without."""
 
     def pins(self, birth: int, death: int, sweeping: int = 0) -> bool:
         """Whether a snapshot may need an object of that lifetime. One whose name is gone counts until it is swept, since a
@@ -64,6 +70,7 @@ class History:
             tuple(sorted(removed, key=lambda snapshot: snapshot.seq)),
             self.branched or "rollback" in note,
             seq if "rollback" in note else self.rolled_at,
+            note.get(RESERVATIONS, self.reservations),
         )
 
     def others(self, chosen: Snapshot) -> list[Snapshot]:
@@ -83,6 +90,7 @@ class History:
             "removed": [snapshot._asdict() for snapshot in self.removed],
             "branched": self.branched,
             **({"rolled_at": self.rolled_at} if self.rolled_at else {}),
+            **({RESERVATIONS: self.reservations} if self.reservations is not None else {}),
         }
 
 
@@ -97,6 +105,7 @@ def history_from(document: Mapping[str, Any]) -> History:
         read(document.get("removed", ())),
         bool(document.get("branched", False)),
         int(document.get("rolled_at", 0)),
+        document.get(RESERVATIONS),
     )
 
 
@@ -113,3 +122,8 @@ def removed(*names: str) -> dict[str, Any]:
 def swept(*numbers: int) -> dict[str, Any]:
     """The note of a record after which nobody looks for what the removed snapshots of these commits needed."""
     return {NOTE: {"swept": list(numbers)}}
+
+
+def reserved(state: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The note of a record from which on these persistent reservations are kept."""
+    return {RESERVATIONS: state}

@@ -5,13 +5,15 @@ is unit attentions per nexus and reservations, and it lives on the volume's fron
 Next: `commands.py` for what is known, `blocks.py` and `primary.py` for what it means, `perform.py` for the deed.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from enum import Enum
 
 from blockdev.latency import Latency
 from blockdev.scsi import blocks, commands, extended_copy, inquiry, primary
+from blockdev.scsi.keeping import Keeper
 from blockdev.scsi.limits import Limits
 from blockdev.scsi.operation import Buffer, Later, NeedData, Operation, Response
+from blockdev.scsi.ports import Port
 from blockdev.scsi.reservations import Reservations
 from blockdev.scsi.sense import RESERVATION_CONFLICT, Condition, check, fixed_sense, invalid_field
 from blockdev.target import BlockTarget
@@ -72,9 +74,11 @@ class LogicalUnit:
     A nexus is any hashable; `str(nexus)` is its lasting name, by which reservations know it after a reconnect, and
     should be "initiator-name,i,0xISID" as in an iSCSI TransportID (a further ",t,0x..." is ignored there).
     `port` and `port_group` are the relative target port and target port group identifiers that VPD 83h and
-    REPORT TARGET PORT GROUPS tell. `luns` gives the target's LUNs for REPORT LUNS. `abort_tasks(nexus)` is called
-    when PREEMPT AND ABORT ends the tasks of an open nexus. `find_unit` says which other units an initiator of this one can
-    reach, for EXTENDED COPY; `later` lets something long give others their turn, and without it nothing waits.
+    REPORT TARGET PORT GROUPS tell, or, with several, `ports`: the name of a nexus tells which one it goes through.
+    `keeps_reservations` False: somebody before this unit does persistent reservations, so what is kept is left alone.
+    `luns` gives the target's LUNs for REPORT LUNS. `abort_tasks(nexus)` is called when PREEMPT AND ABORT ends the tasks of an
+    open nexus. `find_unit` says which other units an initiator of this one can reach, for EXTENDED COPY; `later` lets something
+    long give others their turn, and without it nothing waits.
     """
 
     def __init__(
@@ -88,6 +92,8 @@ class LogicalUnit:
         limits: Limits = _DEFAULT_LIMITS,
         port: int = 1,
         port_group: int = 1,
+        ports: Sequence[Port] = (),
+        keeps_reservations: bool = True,
         luns: Callable[[], Iterable[int]] | None = None,
         abort_tasks: Callable[[Hashable], None] | None = None,
         latency: Latency | None = None,
@@ -103,7 +109,9 @@ class LogicalUnit:
             target.identity, vendor, product, revision, target.sector_bytes, limits, port, port_group
         )
         self.luns: Callable[[], Iterable[int]] = luns if luns is not None else lambda: (lun,)
-        self.reservations = Reservations(self._attention_by_name, self._abort_by_name)
+        self.ports = tuple(ports) if ports else (Port(port, port_group),)
+        self.reservations = Reservations(self._attention_by_name, self._abort_by_name, self.ports)
+        self.keeper = Keeper(self.reservations, target if keeps_reservations else None)
         self.copies = extended_copy.Copies(limits.copies_at_once)
         self.find_unit = find_unit
         self.later = later

@@ -50,6 +50,16 @@ Unit attentions are queued for each I_T nexus, oldest first, and end the next co
 REQUEST SENSE (which reports one as data).
 """
 
+_RESERVATIONS_NOTE = """\
+With APTPL=1 registrations and reservation are in the bucket before PERSISTENT RESERVE OUT is answered: they survive a restart,
+and whoever serves the volume next has them. With APTPL=0 they end with the process; a registration that switches from 1 to 0
+is answered when the bucket keeps none. At most 1024 registrations. While the store is away such a command waits. A clone
+begins with none; a rollback leaves them as they are.
+
+ALL_TG_PT=1 registers the initiator port through every port of the target, as if it had registered through each. SPEC_I_PT is
+refused: each initiator registers itself. Behind LIO the kernel does all of this, and keeps what it keeps in its own files.
+"""
+
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
@@ -177,7 +187,8 @@ def render() -> str:
             _ATTENTION_NOTE,
             _sense(),
             "## Persistent reservations\n",
-            f"Types: {types}. They are kept in memory (PTPL_C=0); APTPL, SPEC_I_PT and ALL_TG_PT are refused.\n",
+            f"Types: {types}.\n",
+            _RESERVATIONS_NOTE,
         )
     )
 

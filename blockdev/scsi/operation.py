@@ -187,6 +187,13 @@ class Copy:
     later: Later | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ReserveOut:
+    """PERSISTENT RESERVE OUT: `carry_out(done)` answers when what it changes is kept as long as was asked for."""
+
+    carry_out: Callable[[Callable[[Response], None]], None]
+
+
 Operation = (
     Read
     | Write
@@ -200,4 +207,5 @@ Operation = (
     | WriteAndVerify
     | Prefetch
     | Copy
+    | ReserveOut
 )

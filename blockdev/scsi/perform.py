@@ -30,6 +30,7 @@ from blockdev.scsi.operation import (
     OrWrite,
     Prefetch,
     Read,
+    ReserveOut,
     Response,
     Unmap,
     Verify,
@@ -43,8 +44,9 @@ from blockdev.units import KIB, MIB
 
 Done = Callable[[Response], None]
 
-MODIFYING = (Write, Unmap, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify, Copy)
-"""Operations whose GOOD a door may only give after its commit."""
+MODIFYING = (Write, Unmap, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify, Copy, ReserveOut)
+"""Operations whose GOOD a door may only give after its commit, and that change something still after they were aborted: who
+aborts waits for their end."""
 KIND_OF: dict[type[object], int] = {
     Read: READ,
     Flush: FLUSH,
@@ -89,6 +91,8 @@ def perform(operation: Operation, target: BlockTarget, done: Done) -> None:
             _prefetch(operation, target, done)
         case Copy():
             copy(operation, done)
+        case ReserveOut():
+            operation.carry_out(done)
 
 
 def _read(target: BlockTarget, lba: int, count: int, done: Done, then: Callable[[Sequence[Buffer]], None]) -> None:

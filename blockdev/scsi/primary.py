@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from blockdev.errors import BlockError
 from blockdev.scsi import commands, mode, reservations
 from blockdev.scsi import inquiry as identity
-from blockdev.scsi.operation import Buffer, NeedData, Operation, Response
-from blockdev.scsi.sense import GOOD, Condition, check, fixed_sense, invalid_field, response_for
+from blockdev.scsi.operation import Buffer, NeedData, Operation, ReserveOut, Response
+from blockdev.scsi.sense import GOOD, RESERVATION_CONFLICT, Condition, check, fixed_sense, invalid_field, response_for
 
 if TYPE_CHECKING:
     from blockdev.scsi.device import LogicalUnit
@@ -69,7 +69,8 @@ def prevent_allow(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
 
 
 def reserve(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
-    return unit.reservations.reserve(str(nexus))
+    # A registration that is being kept would come in between: both kinds exclude each other.
+    return RESERVATION_CONFLICT if unit.keeper.busy else unit.reservations.reserve(str(nexus))
 
 
 def release(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
@@ -86,7 +87,7 @@ def persistent_reserve_in(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> 
         case 0x02:
             data = state.report_capabilities()
         case _:
-            data = state.read_full_status(unit.identity.port)
+            data = state.read_full_status()
     return unit.data_in(data, int.from_bytes(cdb[7:9], "big"))
 
 
@@ -95,7 +96,11 @@ def persistent_reserve_out(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) ->
     if length != reservations.PARAMETER_LIST_LENGTH:
         return check(Condition.PARAMETER_LIST_LENGTH_ERROR)
     action, scope_and_type, name = cdb[1] & 0x1F, cdb[2], str(nexus)
-    return NeedData(length, lambda data: unit.reservations.out(name, action, scope_and_type, data))
+
+    def then(data: Buffer) -> Operation | Response:
+        return ReserveOut(lambda done: unit.keeper.out(name, action, scope_and_type, data, done))
+
+    return NeedData(length, then)
 
 
 def lun_field(lun: int) -> bytes:

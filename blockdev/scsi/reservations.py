@@ -1,17 +1,19 @@
-"""Reservations: which nexus may do what (persistent ones: SPC-4; RESERVE(6): SPC-2).
+"""Reservations: which nexus may do what (persistent ones: SPC-4; RESERVE: SPC-2).
 
 One rule: this object alone decides, and it holds nothing but names and numbers, so `export` and `restore` carry its
 state anywhere. An I_T nexus is known by its text form `str(nexus)`, which must be the same again after a
-reconnect: initiator name and ISID, for instance "iqn.2004-10.com.example:vm1,i,0x00023d000001".
-The state dies with the process (PTPL_C=0), and APTPL is refused.
+reconnect: initiator name, ISID and target port, for instance "iqn.2004-10.com.example:vm1,i,0x00023d000001,t,0x0001".
+How the state outlives the process is `keeping.py`'s.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from struct import Struct
 from typing import Any
 
 from blockdev.scsi.commands import Access
 from blockdev.scsi.operation import Buffer, Response
+from blockdev.scsi.ports import Port, initiator_port, port_of, through_every_port
 from blockdev.scsi.sense import (
     GOOD,
     RESERVATION_CONFLICT,
@@ -49,11 +51,13 @@ _PARAMETERS = Struct(">QQ4xBxxx")
 """RESERVATION KEY, SERVICE ACTION RESERVATION KEY, flags at byte 20 (SPC-4)."""
 PARAMETER_LIST_LENGTH = 24
 _SPEC_I_PT, _ALL_TG_PT, _APTPL = 0x08, 0x04, 0x01
+_ATP_C, _PTPL_C, _TMV, _PTPL_A = 0x04, 0x01, 0x80, 0x01
+"""REPORT CAPABILITIES (SPC-4 6.13.4)."""
 
 
 def transport_id(nexus: str) -> bytes:
     """iSCSI TransportID, initiator port format (SPC-4, TransportID): the initiator's name and ISID, null-terminated."""
-    name = nexus.split(",t,0x", 1)[0].encode("utf-8", "replace")
+    name = initiator_port(nexus).encode("utf-8", "replace")
     text = name + b"\0"
     text += bytes(-len(text) % 4)
     named_port = b",i,0x" in name
@@ -68,9 +72,15 @@ class Reservations:
         self,
         attention: Callable[[str, Condition], None] = lambda nexus, condition: None,
         abort: Callable[[str], None] = lambda nexus: None,
+        ports: Sequence[Port] = (Port(),),
     ) -> None:
         self.attention = attention
         self.abort = abort
+        self.ports = ports
+        self.can_keep = False
+        """Whether APTPL=1 can be honoured."""
+        self.aptpl = False
+        """Whether the state is to outlive a loss of power: what the newest registration asked for."""
         self.generation = 0
         self.registrations: dict[str, int] = {}
         """Nexus -> reservation key, in order of registration."""
@@ -84,24 +94,42 @@ class Reservations:
     # ---- state as a value
 
     def export(self) -> dict[str, Any]:
-        """The persistent part, as plain values for JSON. RESERVE(6) reservations do not outlive a nexus."""
+        """The persistent part, as plain values for JSON; docs/formats/log.md has the form. The generation begins anew with
+        every power on (SPC-4 6.13.2), and RESERVE does not outlive a nexus."""
         return {
-            "generation": self.generation,
-            "registrations": [[nexus, key] for nexus, key in self.registrations.items()],
+            "registrations": [[nexus, f"{key:016x}"] for nexus, key in self.registrations.items()],
             "holder": self.holder,
             "type": self.type,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `export` gave. Raises ValueError if it does not hold together; nothing is changed then."""
-        registrations = {str(nexus): int(key) for nexus, key in state["registrations"]}
+        """Take over what `export` gave, as after a loss of power with APTPL=1. Raises ValueError, TypeError or KeyError if it
+        does not hold together; nothing is changed then."""
+        registrations = {str(nexus): int(key, 16) for nexus, key in state["registrations"]}
         holder, kind = state["holder"], int(state["type"])
         if (kind == 0) != (holder is None) or (kind and kind not in TYPES):
             raise ValueError(f"reservation type {kind} does not go with holder {holder!r}")
         if holder is not None and holder not in registrations:
             raise ValueError(f"the reservation's holder {holder!r} is not registered")
-        self.generation = int(state["generation"])
         self.registrations, self.holder, self.type = registrations, holder, kind
+        self.aptpl = True
+
+    def draft(self, effects: list[Callable[[], None]]) -> "Reservations":
+        """A copy to try a command on. What others are to be told is put into `effects`."""
+        made = Reservations(
+            lambda nexus, condition: effects.append(partial(self.attention, nexus, condition)),
+            lambda nexus: effects.append(partial(self.abort, nexus)),
+            self.ports,
+        )
+        made.can_keep = self.can_keep
+        made.reserved_by = self.reserved_by
+        made.adopt(self)
+        return made
+
+    def adopt(self, other: "Reservations") -> None:
+        """Take over the persistent part of another one."""
+        self.generation, self.aptpl = other.generation, other.aptpl
+        self.registrations, self.holder, self.type = dict(other.registrations), other.holder, other.type
 
     # ---- asked for every command
 
@@ -165,10 +193,12 @@ class Reservations:
         return self._counted(self._reported_key().to_bytes(8, "big") + bytes((0, 0, 0, 0, 0, self.type, 0, 0)))
 
     def report_capabilities(self) -> bytes:
-        # No capability bit: nothing survives loss of power, no other ports, no SPEC_I_PT. TMV: the mask is valid.
-        return b"\x00\x08\x00\x80" + _TYPE_MASK.to_bytes(2, "big") + bytes(2)
+        # ATP_C: ALL_TG_PT is known. PTPL_C, PTPL_A: state can outlive a loss of power, and does. No SIP_C: an initiator
+        # registers itself. TMV: the mask is valid.
+        capable, active = _ATP_C | (_PTPL_C if self.can_keep else 0), _TMV | (_PTPL_A if self.aptpl else 0)
+        return bytes((0, 8, capable, active)) + _TYPE_MASK.to_bytes(2, "big") + bytes(2)
 
-    def read_full_status(self, port: int) -> bytes:
+    def read_full_status(self) -> bytes:
         descriptors = []
         for nexus, key in self.registrations.items():
             holds = self._holds(nexus)
@@ -176,7 +206,7 @@ class Reservations:
             descriptors.append(
                 key.to_bytes(8, "big")
                 + bytes((0, 0, 0, 0, 0x01 if holds else 0, self.type if holds else 0, 0, 0, 0, 0))
-                + port.to_bytes(2, "big")
+                + port_of(nexus, self.ports).identifier.to_bytes(2, "big")
                 + len(transport).to_bytes(4, "big")
                 + transport
             )
@@ -195,10 +225,15 @@ class Reservations:
         if len(data) != PARAMETER_LIST_LENGTH:
             return check(Condition.PARAMETER_LIST_LENGTH_ERROR)
         key, new_key, flags = _PARAMETERS.unpack(data)
-        if flags & (_SPEC_I_PT | _ALL_TG_PT | _APTPL):
-            return invalid_parameter(20, flags.bit_length() - 1)
+        # Of ports that are not logged in nothing is known here that SPEC_I_PT could be checked against.
+        refused = flags & (_SPEC_I_PT if self.can_keep else _SPEC_I_PT | _APTPL)
         if action in (0x00, 0x06):
-            return self._register(nexus, key, new_key, ignore=action == 0x06)
+            if refused:
+                return invalid_parameter(20, refused.bit_length() - 1)
+            return self._register(nexus, key, new_key, flags, ignore=action == 0x06)
+        # The other two flags say nothing here (SPC-4 6.14.3).
+        if flags & _SPEC_I_PT:
+            return invalid_parameter(20, 3)
         if self.registrations.get(nexus) != key:
             return RESERVATION_CONFLICT
         if action == 0x03:
@@ -214,18 +249,23 @@ class Reservations:
             return self._reserve(nexus, kind)
         return self._preempt(nexus, kind, new_key, abort=action == 0x05)
 
-    def _register(self, nexus: str, key: int, new_key: int, *, ignore: bool) -> Response:
+    def _register(self, nexus: str, key: int, new_key: int, flags: int, *, ignore: bool) -> Response:
         current = self.registrations.get(nexus)
         if not ignore and key != (current or 0):
             return RESERVATION_CONFLICT
-        if current is None and new_key == 0:
+        names = through_every_port(nexus, self.ports) if flags & _ALL_TG_PT else [nexus]
+        if new_key:
+            new = sum(name not in self.registrations for name in names)
+            if len(self.registrations) + new > REGISTRATIONS_MAX:
+                return check(Condition.INSUFFICIENT_REGISTRATION_RESOURCES)
+        self.aptpl = bool(flags & _APTPL)
+        if current is None and not new_key:
             return GOOD
-        if new_key == 0:
-            self._unregister(nexus)
-        elif current is None and len(self.registrations) >= REGISTRATIONS_MAX:
-            return check(Condition.INSUFFICIENT_REGISTRATION_RESOURCES)
-        else:
-            self.registrations[nexus] = new_key
+        for name in names:
+            if new_key:
+                self.registrations[name] = new_key
+            elif name in self.registrations:
+                self._unregister(name)
         self.generation += 1
         return GOOD
 

@@ -6,6 +6,7 @@ commits first), so that a door which breaks its side of the contract is caught h
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from blockdev.errors import BlockError, JournalFull
@@ -51,6 +52,7 @@ class RamTarget:
         self.room = room
         self.slow = 0.0
         self.taken: list[int] = []
+        self.kept_reservations: dict[str, Any] | None = None
         self.calls: list[tuple[object, ...]] = []
         self.queue: list[Callable[[], None]] = []
         self.flushed = 0
@@ -186,6 +188,20 @@ class RamTarget:
                 runs.append((sector, step, mapped))
             sector += step
         done(runs)
+
+    def keep_reservations(self, state: dict[str, Any] | None, done: Callable[[Exception | None], None]) -> None:
+        self.calls.append(("keep_reservations", state))
+        error = self._failure("keep_reservations")
+
+        def answer() -> None:
+            if error is None:
+                self.kept_reservations = state
+            done(error)
+
+        if self._defers("deferred_flushes"):
+            self.queue.append(answer)
+        else:
+            answer()
 
     # ---- inside
 

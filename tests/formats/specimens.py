@@ -115,6 +115,13 @@ SNAPSHOT_CHANGES = {"add": [SNAPSHOT._asdict()], "remove": ["older"]}
 SNAPSHOT_RECORD = replace(
     DATA, folds=[], moves=[], ranges=[], bases=[], patches=[], note={history.NOTE: SNAPSHOT_CHANGES}
 )
+RESERVATIONS = {
+    "registrations": [["iqn.2026-01.test:one,i,0x00023d000001,t,0x0001", "1122334455667788"]],
+    "holder": "iqn.2026-01.test:one,i,0x00023d000001,t,0x0001",
+    "type": 5,
+}
+RESERVED_RECORD = replace(SNAPSHOT_RECORD, note=history.reserved(RESERVATIONS))
+ROOT_RESERVED = replace(ROOT_DELTAS, note=History(reservations=RESERVATIONS).document())
 BASED = ExtentValue(Base(9, 2, 0x1122334455667788, TABLE_RAW), ())
 PATCHED = ExtentValue(BASED.base, (Patch(3, 1, 700, 544, 10, 2, INLINE), Patch(16, 8, 0, 0, 11, 2, INLINE)))
 PAGE = [(2, extent_map.encode(2, BASED)), (3, extent_map.encode(3, PATCHED))]
@@ -262,6 +269,14 @@ SPECIMENS = [
     Specimen("log-fence.v1", lambda: _write_record(FENCE, []), _record, (FENCE, b""), False),
     Specimen("log-data.v1", lambda: _write_record(DATA, [INLINE_PATCH]), _record, (DATA, INLINE_PATCH), False),
     Specimen("log-snapshot.v1", lambda: _write_record(SNAPSHOT_RECORD, []), _record, (SNAPSHOT_RECORD, b""), False),
+    Specimen("log-reservations.v1", lambda: _write_record(RESERVED_RECORD, []), _record, (RESERVED_RECORD, b""), False),
+    Specimen(
+        "root-reservations.v1",
+        lambda: root.encode(ROOT_RESERVED),
+        lambda blob: root.decode(blob, what="golden"),
+        ROOT_RESERVED,
+        False,
+    ),
     Specimen(
         "root-deltas.v1",
         lambda: root.encode(ROOT_DELTAS),

@@ -12,6 +12,7 @@ import gc
 import logging
 import signal
 from collections.abc import Callable, Sequence
+from typing import Any
 from uuid import UUID
 
 from blockdev.iscsi.chap import Credentials
@@ -35,6 +36,7 @@ class FlatTarget:
         self.sector_count = size_bytes // sector_bytes
         self._content = memoryview(bytearray(size_bytes))
         self._staged: list[tuple[int, Sequence[Buffer]]] = []
+        self.kept_reservations: dict[str, Any] | None = None
 
     def read(self, lba: int, count: int, done: Callable[[list[Buffer] | Exception], None]) -> list[Buffer] | None:
         if self._staged:
@@ -65,6 +67,10 @@ class FlatTarget:
 
     def flush(self, done: Callable[[Exception | None], None]) -> None:
         self.commit()
+        done(None)
+
+    def keep_reservations(self, state: dict[str, Any] | None, done: Callable[[Exception | None], None]) -> None:
+        self.kept_reservations = state
         done(None)
 
     def allocated(self, lba: int, count: int, done: Callable[[list[tuple[int, int, bool]] | Exception], None]) -> None:

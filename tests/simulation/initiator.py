@@ -25,6 +25,7 @@ from blockdev.units import BLOCK_BYTES, Geometry
 from tests.simulation.loop import SimLoop
 from tests.simulation.model import ZERO, Model, Operation, Violation, stamp
 from tests.simulation.process import Process, ProcessSettings
+from tests.simulation.reserved import Reserved
 from tests.simulation.snapshots import Snapshots
 from tests.simulation.stores import Gate
 
@@ -203,6 +204,26 @@ class Initiators:
             raise answer
         self._happened[f"operation: {name}"] += 1
         return answer
+
+    async def reserving(self, until: Callable[[], bool], r: random.Random, reserved: Reserved) -> None:
+        """Reservations change now and then, one change at a time."""
+        process = self.serving
+        while not until() and process.stopped_by is None:
+            await asyncio.sleep(r.expovariate(1.0) * self._settings.delay_s * 20)
+            number = reserved.ask()
+            future: asyncio.Future[Exception | None] = self._loop.create_future()
+            process.front.keep_reservations({"number": number}, future.set_result)
+            error = await in_time(future, "keeping reservations")
+            if error is None:
+                self._answered("a reservation")
+                reserved.answered(number)
+                self._happened["reservations kept"] += 1
+            elif isinstance(error, LeaseExpired):
+                self._happened["lease out"] += 1
+            elif (self.may_be_fenced and isinstance(error, Fenced)) or self._objects_may_be_damaged:
+                return
+            else:
+                raise self.unexpected(error)
 
     async def operating(self, until: Callable[[], bool], r: random.Random) -> None:
         """An operator's life beside the initiators', until there is no more to do or the volume stopped."""

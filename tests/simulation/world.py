@@ -52,6 +52,7 @@ from tests.simulation.initiator import PATIENCE_S, Initiators, LocalDiskBroken, 
 from tests.simulation.loop import OWNER, Crash, Deadlock, Endless, SimLoop, new_loop
 from tests.simulation.model import ZERO, Model, Operation, Violation, token_of
 from tests.simulation.process import CACHE, JOURNAL, TABLE, Host, Process, ProcessSettings, Session, SimClock, arrive
+from tests.simulation.reserved import Reserved
 from tests.simulation.snapshots import Snapshots
 from tests.simulation.stores import Gate, Remembered, RememberingStore
 
@@ -95,6 +96,8 @@ class Plan:
     encrypted: bool = False
     operations: bool = False
     """An operator takes and deletes snapshots, grows the volume and collects, beside the initiators."""
+    reservations: bool = False
+    """Reservations are kept anew all the time, beside the initiators."""
     session_rate: float = 0.0
     """How often a command attaches the volume between two lives: it rolls back, cuts off, collects."""
     page_extents: int = 1024
@@ -219,6 +222,7 @@ class World:
         self.past = self._part(Remembered(self.whole, self.whole.remembered, ""))
         self.history = bucket.History(self.volume, self.past)
         self.snapshots = Snapshots()
+        self.reserved = Reserved()
         geometry = self.volume.geometry
         self.sizes = {geometry.size_bytes}
         """What the volume's size may be, as far as anybody was told."""
@@ -678,6 +682,8 @@ class World:
                     self.happened["loss accepted"] += 1
                     self._must_not_vanish = 0
                 self.accept_loss = self._journal_was_lost = False
+                if process_type is Process:
+                    self.reserved.found(process.front.kept_reservations)
                 return served
             await asyncio.sleep(1.0)
         raise Violation(f"the volume did not attach in {ATTACH_TRIES} tries")
@@ -749,6 +755,10 @@ class World:
         if self.plan.operations:
             r = self._stream(f"operator {self.loop.steps}")
             tasks.append(self.loop.create_task(served.operating(until, r), context=served.serving.context))
+        if self.plan.reservations:
+            r = self._stream(f"reserver {self.loop.steps}")
+            reserving = served.reserving(until, r, self.reserved)
+            tasks.append(self.loop.create_task(reserving, context=served.serving.context))
         return tasks
 
     def _break_sync(self) -> None:
