@@ -66,6 +66,27 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("s3block_sessions", "gauge", "sessions", "iSCSI sessions of the volume's target", "status.sessions"),
     Metric(
+        "s3block_lio_device",
+        "gauge",
+        "0 or 1",
+        "Whether the kernel's target has a device for the volume; absent for volumes behind the portal",
+        "lio.device",
+    ),
+    Metric(
+        "s3block_lio_commands_open",
+        "gauge",
+        "commands",
+        "Commands taken from the kernel and not yet answered; absent for volumes behind the portal",
+        "lio.open",
+    ),
+    Metric(
+        "s3block_lio_task_management_total",
+        "counter",
+        "functions",
+        "Task management functions the kernel has told of: initiators lost their patience; absent behind the portal",
+        "lio.task_management",
+    ),
+    Metric(
         "s3block_lease_seconds_left",
         "gauge",
         "seconds",
@@ -250,7 +271,7 @@ METRICS: tuple[Metric, ...] = (
 
 def figures(status: Status) -> dict[str, float]:
     """Every number of a status by the names that sources use: `front.` and `worker.` as they count them, `store.` requests by
-    kind, `cost.` in the endpoint's currency."""
+    kind, `cost.` in the endpoint's currency, `lio.` of a device behind the kernel's target."""
     front, worker = status.get("front", {}), status.get("worker", {})
     found: dict[str, float] = {
         "status.ready": float(status["state"] == "ready"),
@@ -261,6 +282,9 @@ def figures(status: Status) -> dict[str, float]:
             found[f"status.{name}"] = status[name]
     found |= {f"front.{name}": value for name, value in front.items() if isinstance(value, int | float)}
     found |= {f"worker.{name}": value for name, value in worker.items() if isinstance(value, int | float)}
+    if (lio := status.get("lio")) is not None:
+        found["lio.device"] = float(bool(lio["device"]))
+        found |= {f"lio.{name}": value for name, value in lio.items() if isinstance(value, int)}
     if found.get("front.lease_seconds_left", 0.0) >= NO_LEASE_S:
         del found["front.lease_seconds_left"]
     if worker:

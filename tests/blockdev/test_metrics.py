@@ -28,6 +28,7 @@ from s3core.endpoint import PRESETS
 from s3core.wrapper import Call
 from tests.architecture.tree import ROOT
 
+LIO = {"s3block_lio_device", "s3block_lio_commands_open", "s3block_lio_task_management_total"}
 OPTIONAL = {"s3block_lease_seconds_left"}
 
 
@@ -53,6 +54,7 @@ def status(name: str = "vm1", **more: Any) -> dict[str, Any]:
         "journal_bytes": 1 << 20,
         "sessions": [{"initiator": "iqn.x"}],
         "latency": latency.snapshot(),
+        "lio": {source: number for number, source in enumerate(sources("lio."), 1)},
         "front": {source: number for number, source in enumerate(sources("front."), 1)},
         "worker": {source: number for number, source in enumerate(sources("worker."), 1)},
     }
@@ -122,6 +124,16 @@ def test_what_a_volume_cannot_tell_is_absent() -> None:
     front = status()["front"] | {"lease_seconds_left": NO_LEASE_S}
     missing = {row.name for row in METRICS} - set(exposed(status(front=front))) - {"s3block_operation_seconds"}
     assert missing == OPTIONAL
+
+
+def test_a_volume_behind_lio_tells_of_its_device() -> None:
+    """As `Handler.status` has it, with a device and without one."""
+    there = {"problem": "", "device": "user_0/vm1", "uio": "uio0", "commands": 9, "task_management": 2, "open": 5}
+    samples = exposed(status(lio=there))
+    assert [samples[name][0][1] for name in sorted(LIO)] == [5, 1, 2]
+    samples = exposed(status(lio={"problem": "gone", "device": "", "uio": ""}))
+    assert samples["s3block_lio_device"][0][1] == 0
+    assert "s3block_lio_commands_open" not in samples
 
 
 def test_requests_are_charged_as_the_price_table_has_it() -> None:
