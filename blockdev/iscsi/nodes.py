@@ -19,6 +19,7 @@ from blockdev.scsi.extended_copy import Reach
 from blockdev.scsi.inquiry import naa
 from blockdev.scsi.limits import Limits
 from blockdev.scsi.operation import Later
+from blockdev.scsi.ports import Port
 from blockdev.target import BlockTarget
 
 SESSIONS_MAX = 256
@@ -113,7 +114,7 @@ class Nodes:
             units[lun] = LogicalUnit(
                 targets[lun],
                 lun=lun,
-                port_group=self.portal_group,
+                ports=(Port(1, self.portal_group, f"{self.portal_group:04x}", f"{name},t,0x{self.portal_group:04x}"),),
                 limits=limits if limits is not None else Limits(),
                 luns=lambda: luns,
                 abort_tasks=abort(lun),

@@ -239,6 +239,10 @@ COMMANDS: tuple[Command, ...] = (
         "REPORT SUPPORTED OPERATION CODES", "a3 0c 87 ff ffff ffffffff 00 00", _IN, _BYTES, (6, 4), _READS,
         "report_supported_operation_codes", "SPC-4", service_action=0x0C,
     ),
+    _row(
+        "SET TARGET PORT GROUPS", "a4 0a 00000000 ffffffff 00 00", _OUT, _BYTES, (6, 4), _WRITES,
+        "set_target_port_groups", "SPC-4", service_action=0x0A,
+    ),
     _row("READ(12)", "a8 1a ffffffff ffffffff 1f 00", _IN, _SECTORS, (6, 4), _READS, "read", "SBC-3"),
     _row("WRITE(12)", "aa 1a ffffffff ffffffff 1f 00", _OUT, _SECTORS, (6, 4), _WRITES, "write", "SBC-3"),
     _row(

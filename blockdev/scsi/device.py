@@ -45,6 +45,7 @@ HANDLERS: dict[str, Handler] = {
     "persistent_reserve_out": primary.persistent_reserve_out,
     "report_luns": primary.report_luns,
     "report_target_port_groups": primary.report_target_port_groups,
+    "set_target_port_groups": primary.set_target_port_groups,
     "report_supported_operation_codes": primary.report_supported_operation_codes,
     "read": blocks.read,
     "write": blocks.write,
@@ -104,12 +105,12 @@ class LogicalUnit:
         self.latency = latency if latency is not None else Latency()
         """Where doors count how long the unit's commands took."""
         self.lun = lun
+        self.ports = tuple(ports) if ports else (Port(port, port_group),)
         self.limits = limits
         self.identity = inquiry.Unit(
-            target.identity, vendor, product, revision, target.sector_bytes, limits, port, port_group
+            target.identity, vendor, product, revision, target.sector_bytes, limits, self.ports, self.ports[0]
         )
         self.luns: Callable[[], Iterable[int]] = luns if luns is not None else lambda: (lun,)
-        self.ports = tuple(ports) if ports else (Port(port, port_group),)
         self.reservations = Reservations(self._attention_by_name, self._abort_by_name, self.ports)
         self.keeper = Keeper(self.reservations, target if keeps_reservations else None)
         self.copies = extended_copy.Copies(limits.copies_at_once)

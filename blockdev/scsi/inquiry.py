@@ -11,6 +11,7 @@ from uuid import UUID
 
 from blockdev.scsi import commands
 from blockdev.scsi.limits import COPY_DESCRIPTORS, Limits
+from blockdev.scsi.ports import Port
 
 _LOCAL_OUI = 0x024B57
 """Company identifier of the NAA name. It has the locally administered bit (02h in the first octet) set, so it
@@ -24,8 +25,8 @@ _THIN = 2
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What INQUIRY tells about a logical unit. `port` is the relative target port identifier and `port_group` the
-    target port group through which the question came (SPC-4, Device Identification VPD page)."""
+    """What INQUIRY tells about a logical unit. `through` is the one of its `ports` that the question came through (SPC-4,
+    Device Identification VPD page)."""
 
     identity: UUID
     vendor: str
@@ -33,8 +34,8 @@ class Unit:
     revision: str
     sector_bytes: int
     limits: Limits
-    port: int
-    port_group: int
+    ports: tuple[Port, ...]
+    through: Port
 
     @property
     def serial(self) -> str:
@@ -53,12 +54,12 @@ def padded(text: str, width: int) -> bytes:
 
 
 def standard(unit: Unit) -> bytes:
-    """96 bytes: direct access, not removable, implicit ALUA, command queuing."""
+    """96 bytes: direct access, not removable, ALUA, command queuing."""
     data = bytearray(96)
     data[2] = VERSION_SPC_4
     data[3] = 0x12  # HISUP, response data format 2
     data[4] = len(data) - 5
-    data[5] = 0x10 | 0x08  # TPGS=01b: implicit asymmetric access only; 3PC: EXTENDED COPY is known
+    data[5] = 0x30 | 0x08  # TPGS=11b: SET TARGET PORT GROUPS is known, too; 3PC: EXTENDED COPY is
     data[7] = 0x02  # CMDQUE
     data[8:16] = padded(unit.vendor, 8)
     data[16:32] = padded(unit.product, 16)
@@ -96,8 +97,32 @@ def _identification(unit: Unit) -> bytes:
     return (
         _descriptor(binary, of_unit, 3, naa(unit.identity))
         + _descriptor(ascii_text, of_unit, 1, padded(unit.vendor, 8) + unit.serial.encode("ascii"))
-        + _descriptor(binary, of_port, 4, pack(">HH", 0, unit.port))
-        + _descriptor(binary, of_port, 5, pack(">HH", 0, unit.port_group))
+        + _descriptor(binary, of_port, 4, pack(">HH", 0, unit.through.identifier))
+        + _descriptor(binary, of_port, 5, pack(">HH", 0, unit.through.group))
+        + _port_name(unit.through)
+        + (_name_string(_OF_DEVICE, unit.through.device_name) if unit.through.name else b"")
+    )
+
+
+_OF_PORT, _OF_DEVICE = 1, 2
+_ISCSI = 5
+
+
+def _name_string(association: int, name: str) -> bytes:
+    """SCSI name string (SPC-4 7.8.6.11), of the iSCSI protocol: UTF-8, null-terminated, padded to four bytes."""
+    value = name.encode("utf-8") + b"\0"
+    value += bytes(-len(value) % 4)
+    return bytes((_ISCSI << 4 | 3, 0x80 | association << 4 | 8, 0, len(value))) + value
+
+
+def _port_name(port: Port) -> bytes:
+    return _name_string(_OF_PORT, port.name) if port.name else b""
+
+
+def _scsi_ports(unit: Unit) -> bytes:
+    """SPC-4 7.8.15; no initiator ports."""
+    return b"".join(
+        pack(">HHHHHH", 0, port.identifier, 0, 0, 0, len(_port_name(port))) + _port_name(port) for port in unit.ports
     )
 
 
@@ -176,6 +201,7 @@ PAGES: dict[int, tuple[str, Callable[[Unit], bytes]]] = {
     0x80: ("Unit Serial Number", _serial_number),
     0x83: ("Device Identification", _identification),
     0x86: ("Extended INQUIRY Data", _extended),
+    0x88: ("SCSI Ports", _scsi_ports),
     0x8F: ("Third-party Copy", _third_party_copy),
     0xB0: ("Block Limits", _block_limits),
     0xB1: ("Block Device Characteristics", _characteristics),

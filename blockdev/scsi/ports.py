@@ -13,15 +13,22 @@ _TAG = ",t,0x"
 @dataclass(frozen=True, slots=True)
 class Port:
     """`identifier`: relative target port identifier; `group`: target port group; `tag`: how the names of its nexuses end,
-    as four hexadecimal digits, empty where there is one port only."""
+    as four hexadecimal digits, empty where there is one port only; `name`: SCSI target port name ("iqn...,t,0xTAG"), empty if
+    it has none."""
 
     identifier: int = 1
     group: int = 1
     tag: str = ""
+    name: str = ""
+
+    @property
+    def device_name(self) -> str:
+        """SCSI target device name."""
+        return initiator_port(self.name)
 
 
 def initiator_port(nexus: str) -> str:
-    """The initiator's half of a nexus's name."""
+    """What stands before the portal group tag: of a nexus the initiator's half, of a target port the target's name."""
     return nexus.split(_TAG, 1)[0]
 
 

@@ -5,6 +5,7 @@ Each is named in the handler column of `commands.COMMANDS`.
 """
 
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from struct import pack
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,17 @@ from blockdev.errors import BlockError
 from blockdev.scsi import commands, mode, reservations
 from blockdev.scsi import inquiry as identity
 from blockdev.scsi.operation import Buffer, NeedData, Operation, ReserveOut, Response
-from blockdev.scsi.sense import GOOD, RESERVATION_CONFLICT, Condition, check, fixed_sense, invalid_field, response_for
+from blockdev.scsi.ports import port_of
+from blockdev.scsi.sense import (
+    GOOD,
+    RESERVATION_CONFLICT,
+    Condition,
+    check,
+    fixed_sense,
+    invalid_field,
+    invalid_parameter,
+    response_for,
+)
 
 if TYPE_CHECKING:
     from blockdev.scsi.device import LogicalUnit
@@ -40,7 +51,10 @@ def inquiry_data(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
     allocation = int.from_bytes(cdb[3:5], "big")
     if not cdb[1] & 0x01:
         return invalid_field(2) if cdb[2] else unit.data_in(identity.standard(unit.identity), allocation)
-    data = identity.page(cdb[2], unit.identity)
+    who = unit.identity
+    if len(unit.ports) > 1:
+        who = replace(who, through=port_of(str(nexus), unit.ports))
+    data = identity.page(cdb[2], who)
     return invalid_field(2) if data is None else unit.data_in(data, allocation)
 
 
@@ -129,16 +143,46 @@ def report_luns(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
     return lun_inventory(cdb, unit.luns())
 
 
+_ACTIVE_OPTIMIZED, _ONLY_THAT = 0x00, 0x01
+"""ASYMMETRIC ACCESS STATE, and the byte that says which states there are (SPC-4 6.37)."""
+
+
 def report_target_port_groups(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
-    """One group, active/optimized, with one port. Extended header on request (SPC-4)."""
+    """All groups with their ports, all of them active/optimized: one host serves the volume, and every port of it as well as
+    any other. Extended header on request (SPC-4)."""
     extended = bool(cdb[1] & 0x20)
-    active_optimized, supported = 0x00, 0x01
-    group = pack(">BBHBBBB", active_optimized, supported, unit.identity.port_group, 0, 0, 0, 1)
-    port = pack(">HH", 0, unit.identity.port)
-    header = b"\x10\x00\x00\x00" if extended else b""
-    body = header + group + port
+    body = b"\x10\x00\x00\x00" if extended else b""
+    for group in sorted({port.group for port in unit.ports}):
+        members = [port for port in unit.ports if port.group == group]
+        body += pack(">BBHBBBB", _ACTIVE_OPTIMIZED, _ONLY_THAT, group, 0, 0, 0, len(members))
+        body += b"".join(pack(">HH", 0, port.identifier) for port in members)
     return unit.data_in(len(body).to_bytes(4, "big") + body, int.from_bytes(cdb[6:10], "big"))
 
+
+def set_target_port_groups(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
+    """SET TARGET PORT GROUPS (SPC-4 6.46): active/optimized is what every group is; no other state can be had, since
+    another host gets the volume by taking it over and not by a command."""
+    length = int.from_bytes(cdb[6:10], "big")
+    if length == 0:
+        return GOOD
+    if length < 4 or length % 4 or length > _GROUPS_BYTES_MAX:
+        return check(Condition.PARAMETER_LIST_LENGTH_ERROR)
+    groups = {port.group for port in unit.ports}
+
+    def then(data: Buffer) -> Operation | Response:
+        if len(data) < length:
+            return check(Condition.PARAMETER_LIST_LENGTH_ERROR)
+        for at in range(4, length, 4):
+            if int.from_bytes(data[at + 2 : at + 4], "big") not in groups:
+                return invalid_parameter(at + 2)
+            if data[at] & 0x0F != _ACTIVE_OPTIMIZED:
+                return invalid_parameter(at, 3)
+        return GOOD
+
+    return NeedData(length, then)
+
+
+_GROUPS_BYTES_MAX = 4 + 4 * 1024
 
 _TIMEOUTS = pack(">HBBII", 0x0A, 0, 0, 0, 0)
 """Command timeouts descriptor that gives no times (SPC-4): they depend on the object store."""

@@ -7,9 +7,10 @@ import pytest
 from blockdev.scsi import inquiry
 from blockdev.scsi.device import LogicalUnit, absent
 from blockdev.scsi.operation import Status
+from blockdev.scsi.ports import Port
 from blockdev.scsi.sense import Condition
 from tests.blockdev.ram_target import RamTarget
-from tests.blockdev.scsi.initiator import data_of, inquiry_cdb, pointed_at, run, said, unit_over
+from tests.blockdev.scsi.initiator import ONE, data_of, inquiry_cdb, pointed_at, run, said, unit_over
 
 
 def test_inquiry_standard() -> None:
@@ -131,6 +132,72 @@ def test_report_target_port_groups() -> None:
     extended = bytes((0xA3, 0x2A, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0))
     assert data_of(run(unit, plain)).hex() == "0000000c" + "0001000500000001" + "00000002"
     assert data_of(run(unit, extended)).hex() == "00000010" + "10000000" + "0001000500000001" + "00000002"
+
+
+TWO_PORTS = (
+    Port(1, 1, "0001", "iqn.2026-01.test:disk,t,0x0001"),
+    Port(2, 1, "0002", "iqn.2026-01.test:disk,t,0x0002"),
+    Port(3, 7, "0003", "iqn.2026-01.test:disk,t,0x0003"),
+)
+
+
+def test_report_target_port_groups_of_several_ports() -> None:
+    unit = LogicalUnit(RamTarget(), lun=0, ports=TWO_PORTS)
+    data = data_of(run(unit, bytes((0xA3, 0x0A, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0))))
+    assert data.hex() == "0000001c" + "0001000100000002" + "0000000100000002" + "0001000700000001" + "00000003"
+
+
+def test_inquiry_tells_the_port_it_came_through() -> None:
+    unit = LogicalUnit(RamTarget(), lun=0, ports=TWO_PORTS)
+    for port in TWO_PORTS:
+        page = data_of(run(unit, inquiry_cdb(0x83), nexus=f"{ONE},t,0x{port.tag}"))
+        assert bytes((1, 0x14, 0, 4, 0, 0, 0, port.identifier)) in page
+        assert bytes((1, 0x15, 0, 4, 0, 0, 0, port.group)) in page
+        assert b"\x53\x98\0\x20" + port.name.encode() + b"\0\0" in page
+        assert b"\x53\xa8\0\x18" + b"iqn.2026-01.test:disk\0\0\0" in page
+
+
+def test_inquiry_scsi_ports() -> None:
+    assert data_of(run(unit_over(), inquiry_cdb(0x88))).hex() == "0088000c" + "000000010000000000000000"
+    page = data_of(run(LogicalUnit(RamTarget(), lun=0, ports=TWO_PORTS), inquiry_cdb(0x88)))[4:]
+    found = []
+    while page:
+        length = int.from_bytes(page[10:12], "big")
+        found.append((int.from_bytes(page[2:4], "big"), page[16 : 12 + length].rstrip(b"\0").decode()))
+        page = page[12 + length :]
+    assert found == [(port.identifier, port.name) for port in TWO_PORTS]
+
+
+def set_groups(*descriptors: tuple[int, int]) -> bytes:
+    return bytes(4) + b"".join(bytes((state, 0)) + group.to_bytes(2, "big") for state, group in descriptors)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", Status.GOOD),
+        (set_groups(), Status.GOOD),
+        (set_groups((0, 1), (0, 7)), Status.GOOD),
+        (set_groups((0, 1), (0, 2)), ("data", 10, None)),
+        (set_groups((0, 1), (1, 7)), ("data", 8, 3)),
+        (set_groups((2, 1)), ("data", 4, 3)),
+        (set_groups((0x0E, 1)), ("data", 4, 3)),
+        (bytes(3), Condition.PARAMETER_LIST_LENGTH_ERROR),
+        (bytes(6), Condition.PARAMETER_LIST_LENGTH_ERROR),
+    ],
+)
+def test_set_target_port_groups(data: bytes, expected: object) -> None:
+    unit = LogicalUnit(RamTarget(), lun=0, ports=TWO_PORTS)
+    response = run(unit, bytes((0xA4, 0x0A, 0, 0, 0, 0)) + len(data).to_bytes(4, "big") + bytes(2), data)
+    if isinstance(expected, tuple):
+        assert said(response) is Condition.INVALID_FIELD_IN_PARAMETER_LIST
+        assert pointed_at(response) == expected
+    else:
+        assert said(response) is expected
+
+
+def test_standard_inquiry_says_that_groups_can_be_set() -> None:
+    assert data_of(run(unit_over(), inquiry_cdb()))[5] & 0x30 == 0x30
 
 
 def test_absent_unit() -> None:
