@@ -39,6 +39,7 @@ KERNELS_OWN = frozenset((0x16, 0x17, 0x56, 0x57, 0x5E, 0x5F))
 """RESERVE, RELEASE (6 and 10), PERSISTENT RESERVE IN and OUT: the kernel's business, see above."""
 
 Vectors = tuple[tuple[int, int], ...]
+_NOTHING = Request(0, b"", (), 0, False)
 
 
 class _Open:
@@ -90,6 +91,9 @@ class Device:
         self._kept: list[tuple[list[int], list[tuple[_Open, Response]], int]] = []
         """Committed, the answers held back until `_release`; and when they came."""
         self._began = 0
+        self._reads = 0
+        """Answered at once by the batch under way; their latency is one and the same."""
+        self._spare = self._read_slot()
         self.commands = self.wake_ups = self.task_management = 0
         logical.nexus_opened(NEXUS)
         logical.take_attention(NEXUS)  # of resets the kernel's target tells its initiators itself
@@ -110,6 +114,9 @@ class Device:
                 for request in requests:
                     self._command(request)
                 self._settle()
+                if self._reads:
+                    self.logical.latency.record(READ, self._clock() - self._began, self._reads)
+                    self._reads = 0
                 if ring.management:
                     self._note_task_management()
                 if not requests:
@@ -166,7 +173,8 @@ class Device:
         self._intake += request.length
 
     def _read_now(self, request: Request, lba: int, count: int) -> None:
-        task = _Open(request, self._began, READ, self._read_arrived)
+        task = self._spare
+        task.request = request
         try:
             buffers = self._target.read(lba, count, task)
         except BlockError as error:
@@ -174,8 +182,17 @@ class Device:
             self._fail_staged(error)
             self._answer(request, response_for(error))
             return
-        if buffers is not None:
-            self._read_done(request, buffers, self._began)
+        if buffers is None:
+            task.began = self._began
+            self._spare = self._read_slot()
+            return
+        self._reads += 1
+        scatter(self.ring.view, request.iovecs, buffers)
+        self.ring.answer(request.id, Status.GOOD)
+
+    def _read_slot(self) -> _Open:
+        """Made ahead: most reads are answered at once and leave it unused."""
+        return _Open(_NOTHING, 0, READ, self._read_arrived)
 
     def _read_arrived(self, task: _Open, outcome: object) -> None:
         if self._closed:
@@ -184,13 +201,10 @@ class Device:
             self._answer(task.request, response_for(outcome))
         else:
             assert isinstance(outcome, list)
-            self._read_done(task.request, outcome, task.began)
+            scatter(self.ring.view, task.request.iovecs, outcome)
+            self.ring.answer(task.request.id, Status.GOOD)
+            self.logical.latency.record(READ, self._clock() - task.began)
         self._told()
-
-    def _read_done(self, request: Request, buffers: Sequence[Buffer], began: int) -> None:
-        self.logical.latency.record(READ, self._clock() - began)
-        scatter(self.ring.view, request.iovecs, buffers)
-        self.ring.answer(request.id, Status.GOOD)
 
     def _any(self, request: Request) -> None:
         """A command off the fast path."""
