@@ -14,6 +14,7 @@ from blockdev import (
     lio_commands,
     new_volume,
     serve_command,
+    shell_command,
     snapshot_commands,
     top_command,
     upkeep_commands,
@@ -33,7 +34,7 @@ from blockdev.errors import (
     StoreUnreachable,
 )
 from blockdev.iscsi.errors import PortalError
-from s3core.console import new_app, run_and_exit, write_line
+from s3core.console import new_app, run, run_and_exit, write_line
 from s3core.exit_codes import ExitCode, register
 
 for _kind, _code in (
@@ -73,6 +74,7 @@ app.command("resize")(upkeep_commands.resize)
 app.command("promote")(upkeep_commands.promote)
 app.add_typer(key_commands.app)
 app.add_typer(lio_commands.app)
+app.command("shell")(shell_command.command(lambda words: run(app, "s3block", words)))
 
 
 def _print_version(wanted: bool) -> None:
