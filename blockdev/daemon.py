@@ -40,6 +40,7 @@ from blockdev.keys import unlock
 from blockdev.latency import Latency
 from blockdev.metrics import MetricsServer, Status
 from blockdev.scsi.device import LogicalUnit
+from blockdev.scsi.provisioning import Quota
 from blockdev.segments import paths
 from blockdev.segments.key_slot import Secret
 from blockdev.segments.volume_file import VolumeFile
@@ -268,6 +269,7 @@ class RunningVolume:
             "flush": settings.flush,
             "read_only": settings.read_only,
             "door": settings.door,
+            "quota_bytes": settings.quota_bytes,
             "iqn": str(settings.iqn),
             "lun": settings.lun,
             "epoch": self._epoch,
@@ -284,6 +286,7 @@ class RunningVolume:
                 "identity": str(front.identity),
                 "size_bytes": front.sector_count * front.sector_bytes,
                 "sector_bytes": front.sector_bytes,
+                "allocated_bytes": front.allocated_bytes,
                 "commit_sequence": front.sequence,
                 "front": front.snapshot(),
                 "worker": dict(front.worker_counters),
@@ -322,6 +325,10 @@ def _credentials(settings: VolumeSettings) -> Credentials | None:
         return Credentials(settings.chap_user, secret)
     mutual = read_secret(Path(settings.chap_mutual_secret_file)).encode()
     return Credentials(settings.chap_user, secret, settings.chap_mutual_user, mutual)
+
+
+def _quota(settings: VolumeSettings) -> Quota | None:
+    return Quota(settings.quota_bytes, settings.quota_warning) if settings.quota_bytes else None
 
 
 def prices_of(config: Config, store_url: str) -> Prices:
@@ -455,6 +462,7 @@ class Daemon:
                     iqn,
                     fronts,
                     latencies={lun: r.latency for lun, r in units.items()},
+                    quotas={lun: _quota(r.served.settings) for lun, r in units.items()},
                     credentials=_credentials(settings),
                     initiators=frozenset(settings.initiators) if settings.initiators else None,
                     later=asyncio.get_running_loop().call_later,
@@ -480,6 +488,7 @@ class Daemon:
                 latency=running.latency,
                 later=asyncio.get_running_loop().call_later,
                 keeps_reservations=False,
+                quota=_quota(settings),
             )
         if not units:
             return

@@ -49,6 +49,8 @@ def serve(
             help="The host that had the volume is switched off: do not wait for its lease. If it is not, writes get lost.",
         ),
     ] = False,
+    quota: Annotated[int | None, size_option("quota_bytes", "--quota")] = None,
+    quota_warning: Annotated[float | None, option("quota_warning", "--quota-warning")] = None,
     read_only: Annotated[bool, option("read_only", "--read-only")] = False,
     unfenced: Annotated[bool, option("unfenced", "--unfenced")] = False,
     metrics_listen: Annotated[
@@ -76,6 +78,8 @@ def serve(
         "chap_mutual_user": chap_mutual_user,
         "chap_mutual_secret_file": chap_mutual_secret_file,
         "key": key,
+        "quota_bytes": quota,
+        "quota_warning": quota_warning,
         "read_only": read_only or None,
         "unfenced": unfenced or None,
     }
@@ -142,7 +146,7 @@ def _flag(setting: str) -> str:
         "cache_bytes": "cache-size",
         "commit_interval_s": "commit-interval",
         "lease_s": "lease",
+        "commits_per_hour_max": "commits-per-hour",
+        "quota_bytes": "quota",
     }
-
-    flags["commits_per_hour_max"] = "commits-per-hour"
     return "--" + flags.get(setting, setting.replace("_", "-"))

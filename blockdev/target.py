@@ -37,6 +37,11 @@ class BlockTarget(Protocol):
     @property
     def read_only(self) -> bool: ...
 
+    @property
+    def allocated_bytes(self) -> int:
+        """What of the volume holds data, in whole extents, as of the newest commit that is known here: late by seconds."""
+        ...
+
     def read(self, lba: int, count: int, done: Callable[[list[Buffer] | Exception], None]) -> list[Buffer] | None:
         """`count` sectors from `lba`, as buffers whose lengths add up to count * sector_bytes.
 

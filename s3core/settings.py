@@ -197,6 +197,12 @@ class VolumeSettings(_Table):
     chap_mutual_secret_file: str = _setting(
         "", "file of mode 0600 with the target's secret; must differ from the other"
     )
+    quota_bytes: Bytes = _setting(
+        0, "data the volume may hold, in whole extents before compression, without snapshots; 0: no limit", ge=0
+    )
+    quota_warning: float = _setting(
+        0.8, "share of `quota_bytes` from which on initiators are told (thin provisioning threshold)", gt=0, le=1
+    )
     read_only: bool = _setting(False, "refuse every write; the volume is attached and fenced all the same")
     unfenced: bool = _setting(
         False, "use a bucket without working conditional writes; two hosts writing at once then destroy the volume"

@@ -132,6 +132,7 @@ class Front:
         self.on_stopped: Callable[[Exception], None] = _ignore
         self.sequence = 0
         self.kept_reservations: dict[str, Any] | None = None
+        self.allocated_bytes = 0
 
         self._sectors_per_block = geometry.sectors_per_block
         self._sectors_per_frame = geometry.sectors_per_frame
@@ -662,6 +663,8 @@ class Front:
                 self._durable(message)
             case Status():
                 self.worker_counters = message.counters
+                mapped = int(message.counters.get("extents_mapped", 0))
+                self.allocated_bytes = mapped * self.geometry.extent_bytes
             case Allocated():
                 self._allocation.answered(message)
             case Ready():

@@ -20,6 +20,7 @@ from blockdev.scsi.inquiry import naa
 from blockdev.scsi.limits import Limits
 from blockdev.scsi.operation import Later
 from blockdev.scsi.ports import Port
+from blockdev.scsi.provisioning import Quota
 from blockdev.target import BlockTarget
 
 SESSIONS_MAX = 256
@@ -101,9 +102,11 @@ class Nodes:
         initiators: frozenset[str] | None = None,
         limits: Limits | None = None,
         latencies: Mapping[int, Latency] | None = None,
+        quotas: Mapping[int, Quota | None] | None = None,
         later: Later | None = None,
     ) -> Node:
-        """Makes a target of volumes, by LUN, and adds it. `latencies`, by LUN, are counted in; `later` is the loop's."""
+        """Makes a target of volumes, by LUN, and adds it. `latencies`, by LUN, are counted in; `quotas`, by LUN, say how much
+        the volumes may hold; `later` is the loop's."""
         luns = sorted(targets)
         units: dict[int, LogicalUnit] = {}
 
@@ -120,6 +123,7 @@ class Nodes:
                 abort_tasks=abort(lun),
                 latency=latencies.get(lun) if latencies is not None else None,
                 find_unit=self.reach,
+                quota=quotas.get(lun) if quotas is not None else None,
                 later=later,
             )
         node = Node(name, units, alias, credentials, initiators)

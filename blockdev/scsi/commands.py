@@ -145,6 +145,7 @@ COMMANDS: tuple[Command, ...] = (
         "SBC-3",
     ),
     _row("UNMAP", "42 00 00000000 1f ffff 00", _OUT, _BYTES, (7, 2), _WRITES, "unmap", "SBC-3"),
+    _row("LOG SENSE", "4d 00 ff ff 00 ffff ffff 00", _IN, _BYTES, (7, 2), _READS, "log_sense", "SPC-4"),
     _row("MODE SELECT(10)", "55 10 0000000000 ffff 00", _OUT, _BYTES, (7, 2), _WRITES, "mode_select", "SPC-4"),
     _row("MODE SENSE(10)", "5a 18 ff ff 000000 ffff 00", _IN, _BYTES, (7, 2), _READS, "mode_sense", "SPC-4"),
     *(

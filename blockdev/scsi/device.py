@@ -9,10 +9,22 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from enum import Enum
 
 from blockdev.latency import Latency
-from blockdev.scsi import blocks, commands, extended_copy, inquiry, primary
+from blockdev.scsi import blocks, commands, extended_copy, inquiry, primary, provisioning
 from blockdev.scsi.keeping import Keeper
 from blockdev.scsi.limits import Limits
-from blockdev.scsi.operation import Buffer, Later, NeedData, Operation, Response
+from blockdev.scsi.operation import (
+    Allocating,
+    Buffer,
+    CompareAndWrite,
+    Later,
+    NeedData,
+    Operation,
+    OrWrite,
+    Response,
+    Write,
+    WriteAndVerify,
+    WriteSame,
+)
 from blockdev.scsi.ports import Port
 from blockdev.scsi.reservations import Reservations
 from blockdev.scsi.sense import RESERVATION_CONFLICT, Condition, check, fixed_sense, invalid_field
@@ -35,6 +47,7 @@ class ResetCause(Enum):
 HANDLERS: dict[str, Handler] = {
     "test_unit_ready": primary.test_unit_ready,
     "request_sense": primary.request_sense,
+    "log_sense": provisioning.log_sense,
     "inquiry": primary.inquiry_data,
     "mode_sense": primary.mode_sense,
     "mode_select": primary.mode_select,
@@ -79,7 +92,7 @@ class LogicalUnit:
     `keeps_reservations` False: somebody before this unit does persistent reservations, so what is kept is left alone.
     `luns` gives the target's LUNs for REPORT LUNS. `abort_tasks(nexus)` is called when PREEMPT AND ABORT ends the tasks of an
     open nexus. `find_unit` says which other units an initiator of this one can reach, for EXTENDED COPY; `later` lets something
-    long give others their turn, and without it nothing waits.
+    long give others their turn, and without it nothing waits. `quota`: how much the volume may hold.
     """
 
     def __init__(
@@ -100,6 +113,7 @@ class LogicalUnit:
         latency: Latency | None = None,
         find_unit: extended_copy.FindUnit = lambda designator, nexus: None,
         later: Later | None = None,
+        quota: provisioning.Quota | None = None,
     ) -> None:
         self.target = target
         self.latency = latency if latency is not None else Latency()
@@ -108,11 +122,20 @@ class LogicalUnit:
         self.ports = tuple(ports) if ports else (Port(port, port_group),)
         self.limits = limits
         self.identity = inquiry.Unit(
-            target.identity, vendor, product, revision, target.sector_bytes, limits, self.ports, self.ports[0]
+            target.identity,
+            vendor,
+            product,
+            revision,
+            target.sector_bytes,
+            limits,
+            self.ports,
+            self.ports[0],
+            provisioning.threshold_exponent(target.sector_bytes) if quota is not None else 0,
         )
         self.luns: Callable[[], Iterable[int]] = luns if luns is not None else lambda: (lun,)
         self.reservations = Reservations(self._attention_by_name, self._abort_by_name, self.ports)
         self.keeper = Keeper(self.reservations, target if keeps_reservations else None)
+        self.space = provisioning.Space(quota) if quota is not None else None
         self.copies = extended_copy.Copies(limits.copies_at_once)
         self.find_unit = find_unit
         self.later = later
@@ -141,12 +164,18 @@ class LogicalUnit:
             return None
         if kind and self.target.read_only:
             return None
+        if self.space is not None:
+            self._look_at_space(self.space)
+            if nexus in self._attentions or (kind and self.space.full):
+                return None
         return decoded
 
     def begin(self, cdb: Buffer, nexus: Hashable) -> Outcome:
         """Start a command. In this order: unit attention, unknown code, reservation, bits that must be zero, and
         then what the command itself checks. Trailing bytes after the CDB (iSCSI always sends 16) are not looked at."""
         self._look_at_capacity()
+        if self.space is not None:
+            self._look_at_space(self.space)
         command = commands.find(cdb)
         if nexus in self._attentions and (command is None or command.reports_attention):
             return check(self.take_attention(nexus) or Condition.POWER_ON_OR_RESET)
@@ -161,7 +190,10 @@ class LogicalUnit:
         misused = commands.misused_bit(command, cdb)
         if misused is not None:
             return invalid_field(*misused)
-        return HANDLERS[command.handler](self, cdb, nexus)
+        outcome = HANDLERS[command.handler](self, cdb, nexus)
+        if self.space is not None and self.space.full:
+            return _within_quota(outcome)
+        return outcome
 
     @staticmethod
     def data_in(data: bytes, allocation: int) -> Response:
@@ -191,6 +223,11 @@ class LogicalUnit:
     def _look_at_capacity(self) -> None:
         if self.target.sector_count != self._told_sectors:
             self.capacity_changed()
+
+    def _look_at_space(self, space: provisioning.Space) -> None:
+        used = self.target.allocated_bytes
+        if used != space.used and space.look(used):
+            self.attention_to_all(Condition.THRESHOLD_REACHED)
 
     def reset(self, cause: ResetCause = ResetCause.LOGICAL_UNIT) -> None:
         """Logical unit or target reset; ending the tasks is the door's part. Older unit attentions give way (SAM-5),
@@ -230,6 +267,25 @@ class LogicalUnit:
         nexus = self._open.get(name)
         if nexus is not None and self._abort_tasks is not None:
             self._abort_tasks(nexus)
+
+
+def _within_quota(outcome: Outcome) -> Outcome:
+    """The same, but that what allocates is asked for first whether it does."""
+    match outcome:
+        case NeedData(length, then, exact):
+            return NeedData(length, lambda data: _within_quota_now(then(data)), exact)
+        case _:
+            return _within_quota_now(outcome)
+
+
+def _within_quota_now(outcome: Operation | Response) -> Operation | Response:
+    match outcome:
+        case WriteSame(pattern=None):
+            return outcome
+        case Write() | WriteSame() | CompareAndWrite() | OrWrite() | WriteAndVerify():
+            return Allocating(outcome)
+        case _:
+            return outcome
 
 
 def absent(cdb: Buffer, luns: Iterable[int]) -> Response:

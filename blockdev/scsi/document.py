@@ -19,7 +19,7 @@ from blockdev.errors import (
     NotReady,
     StoreUnreachable,
 )
-from blockdev.scsi import inquiry, mode
+from blockdev.scsi import inquiry, mode, provisioning
 from blockdev.scsi.commands import COMMANDS, Access, Amount, Command
 from blockdev.scsi.limits import Limits
 from blockdev.scsi.operation import Response, Status
@@ -48,6 +48,17 @@ A reservation held by another nexus:
 _ATTENTION_NOTE = """\
 Unit attentions are queued for each I_T nexus, oldest first, and end the next command but INQUIRY, REPORT LUNS and
 REQUEST SENSE (which reports one as data).
+"""
+
+_PROVISIONING_NOTE = """\
+With `quota_bytes` a volume has a soft threshold at `quota_warning` of it: thin provisioning soft threshold reached, to every
+nexus, once for each crossing, and again only after use fell by 2% of the quota below it. From the quota on a write that would
+allocate ends with space allocation failed write protect; writes to what is allocated, discards, zeros, reads and flushes go
+on. Thresholds and log page 0Ch count threshold sets of 1 MiB; without a quota there is neither.
+
+Counted is what the map holds, in whole extents, as of the newest commit: before compression, with what a clone shares, without
+what only snapshots need. So the count is late by a commit, and a burst overshoots by what the journal takes meanwhile
+(`journal_bytes` at most).
 """
 
 _RESERVATIONS_NOTE = """\
@@ -99,6 +110,15 @@ def _pages() -> str:
     rows = [("VPD", f"{code:02X}h", name) for code, (name, _) in inquiry.PAGES.items()]
     rows += [
         ("mode", f"{code:02X}h", f"{name}: `{parameters.hex(' ')}`") for code, (name, parameters) in mode.PAGES.items()
+    ]
+    rows += [
+        (
+            "mode",
+            f"{mode.INFORMATIONAL_EXCEPTIONS:02X}h/{mode.PROVISIONING:02X}h",
+            "Logical Block Provisioning, with a quota",
+        ),
+        ("log", f"{provisioning.SUPPORTED_LOG_PAGES:02X}h", "Supported Log Pages"),
+        ("log", f"{provisioning.PROVISIONING_LOG_PAGE:02X}h", "Logical Block Provisioning, with a quota"),
     ]
     return _table(("Kind", "Code", "Page"), rows)
 
@@ -186,6 +206,8 @@ def render() -> str:
             "## Sense\n",
             _ATTENTION_NOTE,
             _sense(),
+            "## Thin provisioning\n",
+            _PROVISIONING_NOTE,
             "## Persistent reservations\n",
             f"Types: {types}.\n",
             _RESERVATIONS_NOTE,

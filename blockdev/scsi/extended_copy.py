@@ -208,11 +208,15 @@ def _segment(
         return copy_aborted(Condition.THIRD_PARTY_DEVICE_FAILURE, number, blocks)
 
     def refused() -> bool:
-        """Asked before each piece: a reservation may come while the copy runs."""
+        """Asked before each piece: a reservation may come while the copy runs, and the quota may be used up."""
+        if destination.unit.space is not None and destination.unit.space.full:
+            return True
         reads = source.unit.reservations.conflicts(source.nexus, commands.Access.READS)
         return reads or destination.unit.reservations.conflicts(destination.nexus, commands.Access.WRITES)
 
     if refused():
+        if destination.unit.space is not None and destination.unit.space.full:
+            return check(Condition.SPACE_ALLOCATION_FAILED)
         own = source.unit is unit and destination.unit is unit
         return RESERVATION_CONFLICT if own else copy_aborted(Condition.THIRD_PARTY_DEVICE_FAILURE, number, blocks)
     return CopySegment(

@@ -36,6 +36,8 @@ class Unit:
     limits: Limits
     ports: tuple[Port, ...]
     through: Port
+    threshold_exponent: int = 0
+    """0: there are no thresholds."""
 
     @property
     def serial(self) -> str:
@@ -159,7 +161,7 @@ def _characteristics(unit: Unit) -> bytes:
 
 def _provisioning(unit: Unit) -> bytes:
     # LBPU, LBPWS, LBPWS10: UNMAP and both WRITE SAMEs discard. LBPRZ=001b: discarded space reads as zeros.
-    return bytes((0, 0x80 | 0x40 | 0x20 | 0x04, _THIN, 0))
+    return bytes((unit.threshold_exponent, 0x80 | 0x40 | 0x20 | 0x04, _THIN, 0))
 
 
 def _copy_descriptor(kind: int, body: bytes) -> bytes:

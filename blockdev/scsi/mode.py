@@ -29,6 +29,8 @@ PAGES: dict[int, tuple[str, bytes]] = {
     INFORMATIONAL_EXCEPTIONS: ("Informational Exceptions Control", b"\x08" + bytes(9)),
 }
 """Page code -> name and parameters (without the two bytes of header), in the order they are reported."""
+PROVISIONING = 0x02
+"""Subpage of INFORMATIONAL_EXCEPTIONS: Logical Block Provisioning (SBC-4), where there is a quota."""
 
 WRITE_PROTECT = 0x80
 DPOFUA = 0x10
@@ -44,20 +46,33 @@ def _page(code: int, control: int) -> bytes:
     return bytes((code, len(parameters))) + (bytes(len(parameters)) if control == CHANGEABLE else parameters)
 
 
+def _subpage(code: int, subpage: int, control: int, parameters: bytes) -> bytes:
+    header = pack(">BBH", 0x40 | code, subpage, len(parameters))
+    return header + (bytes(len(parameters)) if control == CHANGEABLE else parameters)
+
+
 def _block_descriptor(sector_count: int, sector_bytes: int, *, long: bool) -> bytes:
     if long:
         return pack(">QII", sector_count, 0, sector_bytes)
     return pack(">II", min(sector_count, 0xFFFFFFFF), sector_bytes)
 
 
-def sense(cdb: Buffer, sector_count: int, sector_bytes: int, *, read_only: bool) -> bytes | Response:
-    """Mode parameter data for MODE SENSE(6) or (10), not cut to the allocation length."""
+def sense(
+    cdb: Buffer, sector_count: int, sector_bytes: int, *, read_only: bool, provisioning: bytes = b""
+) -> bytes | Response:
+    """Mode parameter data for MODE SENSE(6) or (10), not cut to the allocation length. `provisioning`: parameters of that
+    subpage, empty if there is none."""
     ten = cdb[0] == 0x5A
     control, code, subpage = cdb[2] >> 6, cdb[2] & 0x3F, cdb[3]
     if control == SAVED:
         return check(Condition.SAVING_PARAMETERS_NOT_SUPPORTED)
+    more = _subpage(INFORMATIONAL_EXCEPTIONS, PROVISIONING, control, provisioning) if provisioning else b""
     if code == ALL_PAGES and subpage in (0x00, 0xFF):
-        pages = b"".join(_page(each, control) for each in PAGES)
+        pages = b"".join(_page(each, control) for each in PAGES) + (more if subpage else b"")
+    elif code == INFORMATIONAL_EXCEPTIONS and subpage == PROVISIONING and more:
+        pages = more
+    elif code == INFORMATIONAL_EXCEPTIONS and subpage == 0xFF:
+        pages = _page(code, control) + more
     elif code in PAGES and subpage == 0:
         pages = _page(code, control)
     elif code in PAGES or code == ALL_PAGES:
@@ -76,7 +91,7 @@ def sense(cdb: Buffer, sector_count: int, sector_bytes: int, *, read_only: bool)
     return pack(">BBBB", 3 + length, 0, specific, len(descriptor)) + descriptor + pages
 
 
-def select(data: Buffer, sector_count: int, sector_bytes: int, *, ten: bool) -> Response:
+def select(data: Buffer, sector_count: int, sector_bytes: int, *, ten: bool, provisioning: bytes = b"") -> Response:
     """Judge the parameter list of MODE SELECT: GOOD if it says what is so anyway."""
     given = bytes(data)
     header = 8 if ten else 4
@@ -107,17 +122,21 @@ def select(data: Buffer, sector_count: int, sector_bytes: int, *, ten: bool) -> 
         position += descriptor_length
     while position < len(given):
         code = given[position] & 0x7F  # PS is reserved in MODE SELECT
-        if code not in PAGES:
+        if code in PAGES:
+            current, header = _page(code, CURRENT), 2
+        elif code == 0x40 | INFORMATIONAL_EXCEPTIONS and provisioning:
+            current, header = _subpage(INFORMATIONAL_EXCEPTIONS, PROVISIONING, CURRENT, provisioning), 4
+        else:
             return invalid_parameter(position, 5)
-        current = _page(code, CURRENT)
         sent = given[position : position + len(current)]
-        if len(sent) < 2:
+        if len(sent) < header:
             return check(Condition.PARAMETER_LIST_LENGTH_ERROR)
-        if sent[1] != current[1]:
-            return invalid_parameter(position + 1)
+        for index in range(1, header):
+            if sent[index] != current[index]:
+                return invalid_parameter(position + index)
         if len(sent) < len(current):
             return check(Condition.PARAMETER_LIST_LENGTH_ERROR)
-        for index in range(2, len(current)):
+        for index in range(header, len(current)):
             if sent[index] != current[index]:
                 return invalid_parameter(position + index, (sent[index] ^ current[index]).bit_length() - 1)
         position += len(current)

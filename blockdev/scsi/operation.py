@@ -188,6 +188,13 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Allocating:
+    """`write` of a volume that has used its quota up: carried out where nothing new has to be allocated."""
+
+    write: Write | WriteSame | CompareAndWrite | OrWrite | WriteAndVerify
+
+
+@dataclass(frozen=True, slots=True)
 class ReserveOut:
     """PERSISTENT RESERVE OUT: `carry_out(done)` answers when what it changes is kept as long as was asked for."""
 
@@ -207,5 +214,6 @@ Operation = (
     | WriteAndVerify
     | Prefetch
     | Copy
+    | Allocating
     | ReserveOut
 )

@@ -21,6 +21,7 @@ from blockdev.errors import BlockError
 from blockdev.latency import FLUSH, READ, WRITE
 from blockdev.scsi.copying import copy
 from blockdev.scsi.operation import (
+    Allocating,
     Buffer,
     CompareAndWrite,
     Copy,
@@ -44,13 +45,13 @@ from blockdev.units import KIB, MIB
 
 Done = Callable[[Response], None]
 
-MODIFYING = (Write, Unmap, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify, Copy, ReserveOut)
+MODIFYING = (Write, Unmap, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify, Copy, Allocating, ReserveOut)
 """Operations whose GOOD a door may only give after its commit, and that change something still after they were aborted: who
 aborts waits for their end."""
 KIND_OF: dict[type[object], int] = {
     Read: READ,
     Flush: FLUSH,
-    **dict.fromkeys((Write, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify), WRITE),
+    **dict.fromkeys((Write, WriteSame, CompareAndWrite, OrWrite, WriteAndVerify, Allocating), WRITE),
 }
 """What the latency of an operation is counted as; all others are `latency.OTHER`."""
 
@@ -91,6 +92,8 @@ def perform(operation: Operation, target: BlockTarget, done: Done) -> None:
             _prefetch(operation, target, done)
         case Copy():
             copy(operation, done)
+        case Allocating():
+            _allocating(operation, target, done)
         case ReserveOut():
             operation.carry_out(done)
 
@@ -328,6 +331,21 @@ def _joined(runs: Sequence[tuple[int, int, bool]], lba: int, count: int) -> list
             out.append((start, stop - start, mapped))
         position = stop
     return out
+
+
+def _allocating(operation: Allocating, target: BlockTarget, done: Done) -> None:
+    """What is mapped when it is asked may be discarded before it is written: then a little more is allocated than may be."""
+    write = operation.write
+
+    def judge(result: list[tuple[int, int, bool]] | Exception) -> None:
+        if isinstance(result, Exception):
+            done(response_for(result))
+        elif _joined(result, write.lba, write.count) == [(write.lba, write.count, True)]:
+            perform(write, target, done)
+        else:
+            done(check(Condition.SPACE_ALLOCATION_FAILED))
+
+    target.allocated(write.lba, write.count, judge)
 
 
 def _prefetch(operation: Prefetch, target: BlockTarget, done: Done) -> None:

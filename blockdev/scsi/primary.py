@@ -10,7 +10,7 @@ from struct import pack
 from typing import TYPE_CHECKING
 
 from blockdev.errors import BlockError
-from blockdev.scsi import commands, mode, reservations
+from blockdev.scsi import commands, mode, provisioning, reservations
 from blockdev.scsi import inquiry as identity
 from blockdev.scsi.operation import Buffer, NeedData, Operation, ReserveOut, Response
 from blockdev.scsi.ports import port_of
@@ -60,7 +60,9 @@ def inquiry_data(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
 
 def mode_sense(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
     target = unit.target
-    data = mode.sense(cdb, target.sector_count, target.sector_bytes, read_only=target.read_only)
+    data = mode.sense(
+        cdb, target.sector_count, target.sector_bytes, read_only=target.read_only, provisioning=_thresholds(unit)
+    )
     if isinstance(data, Response):
         return data
     return unit.data_in(data, int.from_bytes(cdb[7:9], "big") if cdb[0] == 0x5A else cdb[4])
@@ -74,7 +76,12 @@ def mode_select(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
     if not cdb[1] & 0x10:  # PF=0: pages in a format of the vendor's own (SPC-4)
         return invalid_field(1, 4)
     target = unit.target
-    return NeedData(length, lambda data: mode.select(data, target.sector_count, target.sector_bytes, ten=ten))
+    sectors, size, thresholds = target.sector_count, target.sector_bytes, _thresholds(unit)
+    return NeedData(length, lambda data: mode.select(data, sectors, size, ten=ten, provisioning=thresholds))
+
+
+def _thresholds(unit: "LogicalUnit") -> bytes:
+    return provisioning.mode_page(unit.space.quota) if unit.space is not None else b""
 
 
 def prevent_allow(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:

@@ -71,7 +71,9 @@ class Condition(Enum):
     CAPACITY_CHANGED = (Key.UNIT_ATTENTION, 0x2A, 0x09, "capacity data has changed")
     COMMANDS_CLEARED = (Key.UNIT_ATTENTION, 0x2F, 0x00, "commands cleared by another initiator")
     LUNS_CHANGED = (Key.UNIT_ATTENTION, 0x3F, 0x0E, "reported LUNs data has changed")
+    THRESHOLD_REACHED = (Key.UNIT_ATTENTION, 0x38, 0x07, "thin provisioning soft threshold reached")
 
+    SPACE_ALLOCATION_FAILED = (Key.DATA_PROTECT, 0x27, 0x07, "space allocation failed write protect")
     WRITE_PROTECTED = (Key.DATA_PROTECT, 0x27, 0x00, "write protected")
 
     COPY_ENDED = (Key.COPY_ABORTED, 0x00, 0x00, "no additional sense information")

@@ -53,6 +53,8 @@ class RamTarget:
         self.slow = 0.0
         self.taken: list[int] = []
         self.kept_reservations: dict[str, Any] | None = None
+        self.allocated_bytes = 0
+        """Whatever a test says."""
         self.calls: list[tuple[object, ...]] = []
         self.queue: list[Callable[[], None]] = []
         self.flushed = 0

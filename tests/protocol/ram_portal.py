@@ -37,6 +37,7 @@ class FlatTarget:
         self._content = memoryview(bytearray(size_bytes))
         self._staged: list[tuple[int, Sequence[Buffer]]] = []
         self.kept_reservations: dict[str, Any] | None = None
+        self.allocated_bytes = size_bytes
 
     def read(self, lba: int, count: int, done: Callable[[list[Buffer] | Exception], None]) -> list[Buffer] | None:
         if self._staged:
