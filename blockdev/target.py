@@ -56,6 +56,11 @@ class BlockTarget(Protocol):
         Raises JournalFull (nothing staged by this call), NotReady, Fenced."""
         ...
 
+    def write_atomic(self, lba: int, data: Sequence[Buffer]) -> None:
+        """As `write`, and every read sees all of it or nothing of it. (After a crash or on another host any write is there
+        as a whole or not at all.)"""
+        ...
+
     def write_zeroes(self, lba: int, count: int, *, may_unmap: bool = True) -> None:
         """Stage zeros over a range, at a cost that does not grow with `count`. Raises like `write`."""
         ...

@@ -147,7 +147,9 @@ class Front:
         self._dirty = self._index.dirty
         self._partial = self._index.partial
         self._local = LocalReader(name, geometry, journal, self._index, cache)
-        self._misses = Misses(cache, link.send, self._local.read_part, frame_count=self._frame_count())
+        self._misses = Misses(
+            cache, link.send, self._local.read_part, self._read_frames, frame_count=self._frame_count()
+        )
         self._local.given_up = self._misses.given_up
         self._reclaimer = Reclaimer(geometry, journal, self._index, cache, self._misses.given_up)
         self._allocation = Allocation(self._index, link.send, geometry)
@@ -366,7 +368,7 @@ class Front:
         """The general read, frame by frame; what is missing is fetched with one message."""
         per_frame = self._sectors_per_frame
         end = lba + count
-        waiting = Waiting(done)
+        waiting = Waiting(done, lba, end)
         first = lba
         try:
             while first < end:
@@ -423,6 +425,12 @@ class Front:
         else:
             self.write_bytes += self._write_run(lba, data)
         self.writes += 1
+
+    def write_atomic(self, lba: int, data: Sequence[Buffer]) -> None:
+        # The records of one command are recovered, and committed to the bucket, all or none (MORE). What is left are reads that
+        # have a part of the range in hand and wait for another.
+        self.write(lba, data)
+        self._misses.disturb(lba, lba + sum(map(len, data)) // self.sector_bytes)
 
     def _write_run(self, lba: int, data: Sequence[Buffer]) -> int:
         """A write of any shape, as one record (more only if it is larger than the journal takes). Its size."""

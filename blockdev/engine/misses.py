@@ -28,10 +28,14 @@ class Waiting:
     """One read under way: its parts in order, None where a frame is still to come."""
 
     done: ReadDone
+    lba: int
+    end: int
     parts: list[list[Buffer] | None] = field(default_factory=list)
     missing: int = 0
     over: bool = False
     """Answered, or given up: nothing more is to be called."""
+    torn: bool = False
+    """A write that must be seen as a whole came between its parts: all of it is read again once it is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +60,24 @@ class _Inflight:
 
 ReadPart = Callable[[int, int, int], list[Buffer] | None]
 """(frame, first sector, end) -> buffers, or None if some of it must be fetched. Raises BlockError."""
+ReadAgain = Callable[[int, int, ReadDone], list[Buffer] | None]
+"""(lba, count, done) -> a whole read anew, as `BlockTarget.read`."""
 
 
 class Misses:
     """Owned by the front's thread. `frame_count` bounds read-ahead."""
 
     def __init__(
-        self, cache: ReadCache, send: Callable[[ToWorker], None], read_part: ReadPart, *, frame_count: int
+        self,
+        cache: ReadCache,
+        send: Callable[[ToWorker], None],
+        read_part: ReadPart,
+        read_again: ReadAgain,
+        *,
+        frame_count: int,
     ) -> None:
         self._cache = cache
+        self._read_again = read_again
         self._send = send
         self._read_part = read_part
         self._inflight: dict[int, _Inflight] = {}
@@ -165,7 +178,15 @@ class Misses:
         self.send()
         # Last, since a callback may come back with the next read.
         for waiting, answer in answers:
-            waiting.done(answer if late is None else late)
+            if late is not None:
+                waiting.done(late)
+                continue
+            if waiting.torn and not isinstance(answer, Exception):
+                again = self._read_again(waiting.lba, waiting.end - waiting.lba, waiting.done)
+                if again is None:
+                    continue
+                answer = again
+            waiting.done(answer)
 
     def _install(self, outcome: FetchedFrame, covered: int, inflight: _Inflight) -> BlockError | None:
         """Book what the worker did with the slot; why the frame cannot be had, or None."""
@@ -226,6 +247,13 @@ class Misses:
             return None
         waiting.over = True
         return [buffer for part in waiting.parts for buffer in part or ()]
+
+    def disturb(self, first: int, end: int) -> None:
+        """A write of the sectors [first, end) has been staged that no read may see in part."""
+        for inflight in self._inflight.values():
+            for want in inflight.wants:
+                if want.waiting.lba < end and first < want.waiting.end:
+                    want.waiting.torn = True
 
     # --- events -------------------------------------------------------------------------------------------------
 

@@ -87,6 +87,25 @@ def write(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
     return NeedData(count * size, then)
 
 
+def write_atomic(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
+    """WRITE ATOMIC(16) (SBC-4): as WRITE, with all of its data or not at all. There is no atomic boundary."""
+    lba, count = int.from_bytes(cdb[2:10], "big"), int.from_bytes(cdb[12:14], "big")
+    refusal = _judge(unit, cdb, lba, count, unit.limits.transfer_bytes, writes=True)
+    if refusal is not None:
+        return refusal
+    size = unit.target.sector_bytes
+    if count * size > unit.limits.atomic_write_bytes:
+        return invalid_field(12)
+    if not count:
+        return GOOD
+    fua = bool(cdb[1] & _FUA)
+
+    def then(data: Buffer) -> Operation | Response:
+        return Write(lba, count, (data,), fua, atomic=True) if len(data) == count * size else TRANSFER_LENGTH_MISMATCH
+
+    return NeedData(count * size, then, exact=True)
+
+
 def write_and_verify(unit: "LogicalUnit", cdb: Buffer, nexus: Hashable) -> Outcome:
     lba, count = commands.lba_and_count(cdb)
     refusal = _judge(unit, cdb, lba, count, unit.limits.transfer_bytes, writes=True)

@@ -147,6 +147,8 @@ COMMANDS: tuple[Command, ...] = (
     _row("UNMAP", "42 00 00000000 1f ffff 00", _OUT, _BYTES, (7, 2), _WRITES, "unmap", "SBC-3"),
     _row("LOG SENSE", "4d 00 ff ff 00 ffff ffff 00", _IN, _BYTES, (7, 2), _READS, "log_sense", "SPC-4"),
     _row("MODE SELECT(10)", "55 10 0000000000 ffff 00", _OUT, _BYTES, (7, 2), _WRITES, "mode_select", "SPC-4"),
+    _row("RESERVE(10)", "56 00 0000000000 0000 00", _NO, _NOTHING, _NOWHERE, _PROBE, "reserve", "SPC-2"),
+    _row("RELEASE(10)", "57 00 0000000000 0000 00", _NO, _NOTHING, _NOWHERE, _FREE, "release", "SPC-2"),
     _row("MODE SENSE(10)", "5a 18 ff ff 000000 ffff 00", _IN, _BYTES, (7, 2), _READS, "mode_sense", "SPC-4"),
     *(
         _row(
@@ -219,6 +221,10 @@ COMMANDS: tuple[Command, ...] = (
     _row(
         "WRITE SAME(16)", "93 09 ffffffffffffffff ffffffff 1f 00", _OUT, Amount.ONE_SECTOR, _NOWHERE, _WRITES,
         "write_same", "SBC-3",
+    ),
+    _row(
+        "WRITE ATOMIC(16)", "9c 18 ffffffffffffffff 0000 ffff 1f 00", _OUT, _SECTORS, (12, 2), _WRITES, "write_atomic",
+        "SBC-4",
     ),
     _row(
         "READ CAPACITY(16)", "9e 10 0000000000000000 ffffffff 00 00", _IN, _BYTES, (10, 4), _FREE, "read_capacity_16",

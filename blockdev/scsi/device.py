@@ -62,6 +62,7 @@ HANDLERS: dict[str, Handler] = {
     "report_supported_operation_codes": primary.report_supported_operation_codes,
     "read": blocks.read,
     "write": blocks.write,
+    "write_atomic": blocks.write_atomic,
     "write_and_verify": blocks.write_and_verify,
     "orwrite": blocks.orwrite,
     "compare_and_write": blocks.compare_and_write,

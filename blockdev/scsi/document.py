@@ -137,6 +137,7 @@ def _limits() -> str:
             ("OPTIMAL TRANSFER LENGTH GRANULARITY", _size(limits.granularity_bytes)),
             ("MAXIMUM COMPARE AND WRITE LENGTH", f"{_size(limits.compare_and_write_bytes)}, at most 255 sectors"),
             ("MAXIMUM WRITE SAME LENGTH", f"{_size(limits.write_same_bytes)}; a count of zero is refused (WSNZ)"),
+            ("MAXIMUM ATOMIC TRANSFER LENGTH", f"{_size(limits.atomic_write_bytes)}, at any place, without boundary"),
             (
                 "MAXIMUM UNMAP LBA COUNT",
                 "no limit" if limits.unmap_sectors == 0xFFFFFFFF else str(limits.unmap_sectors),

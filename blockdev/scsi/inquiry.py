@@ -138,7 +138,7 @@ def _extended(unit: Unit) -> bytes:
 def _block_limits(unit: Unit) -> bytes:
     limits, size = unit.limits, unit.sector_bytes
     return pack(
-        ">BBHIIIIIIIQ",
+        ">BBHIIIIIIIQIIIII",
         0x01,  # WSNZ: WRITE SAME with a count of zero is refused rather than meaning "to the end"
         limits.sectors(limits.compare_and_write_bytes, size, 0xFF),
         limits.sectors(limits.granularity_bytes, size, 0xFFFF),
@@ -150,7 +150,12 @@ def _block_limits(unit: Unit) -> bytes:
         limits.sectors(limits.unmap_granularity_bytes, size),
         0x80000000,  # UGAVALID, alignment 0
         limits.sectors(limits.write_same_bytes, size, 0xFFFFFFFFFFFFFFFF),
-    ) + bytes(20)
+        limits.sectors(limits.atomic_write_bytes, size, 0xFFFF),
+        0,  # atomic writes of any alignment
+        0,  # and any length
+        0,  # no atomic boundary
+        0,
+    )
 
 
 def _characteristics(unit: Unit) -> bytes:

@@ -60,12 +60,13 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """`data` is whole sectors; `fua` asks for durability before the status."""
+    """`data` is whole sectors; `fua` asks for durability before the status; `atomic`: nobody ever sees a part of it."""
 
     lba: int
     count: int
     data: Sequence[Buffer]
     fua: bool = False
+    atomic: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,8 @@ def perform(operation: Operation, target: BlockTarget, done: Done) -> None:
         case Read():
             _read(target, operation.lba, operation.count, done, lambda buffers: done(Response(data=buffers)))
         case Write():
-            if _stage(lambda: target.write(operation.lba, operation.data), done):
+            write = target.write_atomic if operation.atomic else target.write
+            if _stage(lambda: write(operation.lba, operation.data), done):
                 _finish_write(target, operation.fua, done)
         case Flush():
             _make_durable(target, done, lambda: done(GOOD))

@@ -131,6 +131,10 @@ class RamTarget:
         held = list(data)
         self._staged.append(lambda: self._apply(lba, held))
 
+    def write_atomic(self, lba: int, data: Sequence[Buffer]) -> None:
+        self.write(lba, data)
+        self.calls[-1] = ("write_atomic", *self.calls[-1][1:])
+
     def write_zeroes(self, lba: int, count: int, *, may_unmap: bool = True) -> None:
         self.calls.append(("write_zeroes", lba, count, may_unmap))
         assert lba + count <= self.sector_count, "the caller checks the range"

@@ -366,6 +366,42 @@ def test_a_write_during_a_fetch_is_seen_by_the_read_that_waits() -> None:
     assert b"".join(answers[0]) == fill(1, 8) + fill(7) + fill(1, 16)
 
 
+@pytest.mark.parametrize("moment", ["before the look-up", "before the delivery"])
+def test_a_read_that_waits_sees_all_of_an_atomic_write_or_nothing(moment: str) -> None:
+    """Frame 0 is in the journal and in the read's hands, frame 1 must be fetched, when both are written."""
+    world = World()
+    world.front.write(32, [fill(1, 32)])
+    settled(world)
+    world.front.write(0, [fill(2, 32)])
+    world.front.commit()
+    answers: list[ReadAnswer] = []
+    assert world.front.read(0, 64, answers.append) is None
+    if moment == "before the delivery":
+        world.worker.look_up()
+    world.front.write_atomic(24, [fill(7, 16)])
+    world.front.commit()
+    world.worker.serve()
+    (answer,) = answers
+    assert isinstance(answer, list)
+    assert b"".join(answer) == fill(2, 24) + fill(7, 16) + fill(1, 24)
+
+
+def test_a_read_elsewhere_is_not_read_again_for_an_atomic_write() -> None:
+    world = World()
+    world.front.write(32, [fill(1, 32)])
+    settled(world)
+    answers: list[ReadAnswer] = []
+    assert world.front.read(32, 64, answers.append) is None
+    misses = world.front.snapshot()["read_misses"]
+    world.front.write_atomic(0, [fill(7, 16)])
+    world.front.commit()
+    world.worker.serve()
+    (answer,) = answers
+    assert isinstance(answer, list)
+    assert b"".join(answer) == fill(1, 32) + bytes(32 * 512)
+    assert world.front.snapshot()["read_misses"] == misses
+
+
 def test_more_frames_than_slots_are_fetched_in_turns() -> None:
     world = World(slots=4)
     world.front.write(0, [fill(1, 32) + fill(2, 32)])

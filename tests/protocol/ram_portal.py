@@ -48,6 +48,9 @@ class FlatTarget:
     def write(self, lba: int, data: Sequence[Buffer]) -> None:
         self._staged.append((lba * self.sector_bytes, data))
 
+    def write_atomic(self, lba: int, data: Sequence[Buffer]) -> None:
+        self.write(lba, data)
+
     def write_zeroes(self, lba: int, count: int, *, may_unmap: bool = True) -> None:
         self.write(lba, (bytes(count * self.sector_bytes),))
 

@@ -33,9 +33,19 @@ SYNCHRONIZES = [0x35, 0x91]
 WRITE_SAMES = [0x41, 0x93]
 ORWRITE = 0x8B
 COMPARE_AND_WRITE = 0x89
-OTHERS = [*WRITES_AND_VERIFIES, *VERIFIES, *PREFETCHES, *SYNCHRONIZES, *WRITE_SAMES, ORWRITE, COMPARE_AND_WRITE]
+WRITE_ATOMIC = 0x9C
+OTHERS = [
+    *WRITES_AND_VERIFIES,
+    *VERIFIES,
+    *PREFETCHES,
+    *SYNCHRONIZES,
+    *WRITE_SAMES,
+    ORWRITE,
+    COMPARE_AND_WRITE,
+    WRITE_ATOMIC,
+]
 RANGED = [*READS, *WRITES, *OTHERS]
-WRITING = [*WRITES, *WRITES_AND_VERIFIES, *WRITE_SAMES, ORWRITE, COMPARE_AND_WRITE]
+WRITING = [*WRITES, *WRITES_AND_VERIFIES, *WRITE_SAMES, ORWRITE, COMPARE_AND_WRITE, WRITE_ATOMIC]
 A, B, C = bytes([0xA5]) * 512, bytes([0x5A]) * 512, bytes(range(256)) * 2
 
 
@@ -368,3 +378,23 @@ def test_start_stop_unit(byte_4: int, expected: object, flushes: int) -> None:
     assert said(run(unit, bytes((0x1B, 0, 0, 0, byte_4, 0)))) is expected
     assert target.flushed == flushes
     assert said(run(unit, bytes(6))) is Status.GOOD, "still ready"
+
+
+# ---- WRITE ATOMIC
+
+
+@pytest.mark.parametrize("flags", [0, 0x08, 0x18])
+def test_write_atomic_is_one_write_that_nobody_sees_in_part(flags: int) -> None:
+    target = RamTarget(SECTORS)
+    assert said(run(unit_over(target), medium_cdb(WRITE_ATOMIC, 7, 512, flags), A * 512)) is Status.GOOD
+    assert [call for call in target.calls if call[0].startswith("write")] == [("write_atomic", 7, 512 * 512)]  # type: ignore[attr-defined]
+    assert target.peek(7, 512) == A * 512
+    assert target.flushed == bool(flags)
+
+
+def test_write_atomic_takes_no_more_than_it_promises() -> None:
+    unit = unit_over(RamTarget(SECTORS))
+    assert pointed_at(run(unit, medium_cdb(WRITE_ATOMIC, 0, 513), A * 513)) == ("cdb", 12, None)
+    boundary = medium_cdb(WRITE_ATOMIC, 0, 1 << 16 | 8)
+    assert pointed_at(run(unit, boundary, A * 8)) == ("cdb", 11, 0)
+    assert said(run(unit, medium_cdb(WRITE_ATOMIC, 0, 8), A * 7)) is Condition.INVALID_FIELD_IN_CDB, "never a part"

@@ -415,6 +415,19 @@ def test_reserve_6_two_initiators() -> None:
     assert said(run(unit, RESERVE_6, nexus=TWO)) is Status.GOOD
 
 
+def test_reserve_10_is_reserve_6() -> None:
+    unit = three()
+    reserve_10, release_10 = bytes((0x56, *bytes(9))), bytes((0x57, *bytes(9)))
+    assert said(run(unit, reserve_10)) is Status.GOOD
+    assert said(run(unit, RESERVE_6, nexus=TWO)) is Status.RESERVATION_CONFLICT
+    assert said(run(unit, READ_10, nexus=TWO)) is Status.RESERVATION_CONFLICT
+    assert said(run(unit, RELEASE_6)) is Status.GOOD
+    assert said(run(unit, reserve_10, nexus=TWO)) is Status.GOOD
+    assert said(run(unit, release_10, nexus=TWO)) is Status.GOOD
+    third_party = bytes((0x56, 0x10, *bytes(8)))
+    assert said(run(unit, third_party)) is Condition.INVALID_FIELD_IN_CDB
+
+
 @pytest.mark.parametrize("event", ["lost", "reset"])
 def test_reserve_6_ends_with_nexus_or_reset(event: str) -> None:
     unit = three()
