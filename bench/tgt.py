@@ -29,7 +29,8 @@ _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 class Tgt:
     """A tgtd of our own with one logical unit; a context manager."""
 
-    def __init__(self, directory: Path, size_bytes: int) -> None:
+    def __init__(self, directory: Path, size_bytes: int, *, read_only: bool = False) -> None:
+        self._read_only = read_only
         self._port = free_port()
         self._control = str(self._port % 10_000 + 100)
         self._file = MEMORY / f"bucketworks-bench-{self._port}.raw"
@@ -50,6 +51,9 @@ class Tgt:
             self._tell("--op", "new", "--mode", "target", "--tid", "1", "-T", IQN)
             unit = ("--tid", "1", "--lun", "1", "--bstype", "rdwr", "-b", str(self._file))
             self._tell("--op", "new", "--mode", "logicalunit", *unit)
+            if self._read_only:
+                of_unit = ("--tid", "1", "--lun", "1", "--params", "readonly=1")
+                self._tell("--op", "update", "--mode", "logicalunit", *of_unit)
             self._tell("--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL")
         except BaseException:
             self.__exit__()

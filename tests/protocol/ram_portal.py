@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--sector", type=int, default=512, help="bytes")
     parser.add_argument("--read-only", action="store_true", help="a disk that refuses writes (not with --fast)")
     parser.add_argument("--user")
     parser.add_argument("--secret", default="")
@@ -109,7 +110,11 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=options.log.upper(), format="%(levelname)s %(name)s: %(message)s")
     size = options.mib << 20
-    target: BlockTarget = FlatTarget(size) if options.fast else RamTarget(size // 512, read_only=options.read_only)
+    target: BlockTarget = (
+        FlatTarget(size, options.sector)
+        if options.fast
+        else RamTarget(size // options.sector, sector_bytes=options.sector, read_only=options.read_only)
+    )
     credentials = Credentials(options.user, options.secret.encode()) if options.user else None
     asyncio.run(serve(target, options.port, credentials))
 
