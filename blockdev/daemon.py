@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ from s3core.console import write_line
 from s3core.credentials import read_secret
 from s3core.endpoint import Prices
 from s3core.prefixed import sub_store
-from s3core.settings import Config, ConfigError, VolumeSettings, settings_to_endpoint
+from s3core.settings import Config, ConfigError, S3BlockSettings, VolumeSettings, settings_to_endpoint
 
 log = logging.getLogger(__name__)
 
@@ -317,14 +317,20 @@ class RunningVolume:
             self._lock = -1
 
 
-def _credentials(settings: VolumeSettings) -> Credentials | None:
-    if not settings.chap_user:
+def _credentials(settings: VolumeSettings | S3BlockSettings, prefix: str) -> Credentials | None:
+    """Of the settings that begin with `prefix`; None where they ask for no CHAP."""
+
+    def setting(name: str) -> str:
+        return str(getattr(settings, f"{prefix}_{name}"))
+
+    def secret(name: str) -> bytes:
+        return read_secret(Path(setting(name))).encode()
+
+    if not setting("user"):
         return None
-    secret = read_secret(Path(settings.chap_secret_file)).encode()
-    if not settings.chap_mutual_user:
-        return Credentials(settings.chap_user, secret)
-    mutual = read_secret(Path(settings.chap_mutual_secret_file)).encode()
-    return Credentials(settings.chap_user, secret, settings.chap_mutual_user, mutual)
+    if not setting("mutual_user"):
+        return Credentials(setting("user"), secret("secret_file"))
+    return Credentials(setting("user"), secret("secret_file"), setting("mutual_user"), secret("mutual_secret_file"))
 
 
 def _quota(settings: VolumeSettings) -> Quota | None:
@@ -341,6 +347,10 @@ def prices_of(config: Config, store_url: str) -> Prices:
 def _address(text: str) -> Address:
     host, _, port = text.rpartition(":")
     return Address(host.strip("[]"), int(port))
+
+
+def _addresses(texts: Iterable[str]) -> tuple[Address, ...]:
+    return tuple(map(_address, texts))
 
 
 class Daemon:
@@ -407,8 +417,12 @@ class Daemon:
         volume is attached and an epoch spent."""
         if self._behind("lio"):
             await Handler.check()
-        listen = {address for running in self._behind("portal") for address in running.served.settings.listen or ()}
-        await Portal(Nodes(), listen=tuple(_address(text) for text in sorted(listen))).try_addresses()
+        listen: set[str] = set()
+        for addresses, (advertise, _) in self._portal_groups().items():
+            # The constructor says whether the two fit each other.
+            Portal(Nodes(), listen=_addresses(addresses), advertise=_addresses(advertise))
+            listen.update(addresses)
+        await Portal(Nodes(), listen=_addresses(sorted(listen))).try_addresses()
 
     def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback raised what nobody expected: stop rather than serve from a state nobody understands. The journal
@@ -437,13 +451,30 @@ class Daemon:
         await starting
         return True
 
-    async def _open_portals(self) -> None:
-        groups: dict[tuple[str, ...], list[RunningVolume]] = {}
+    def _portal_groups(self) -> dict[tuple[str, ...], tuple[tuple[str, ...], list[RunningVolume]]]:
+        """Addresses to listen on -> those to advertise, and the volumes there. Raises ConfigError."""
+        groups: dict[tuple[str, ...], tuple[tuple[str, ...], list[RunningVolume]]] = {}
         for running in self._behind("portal"):
-            groups.setdefault(tuple(running.served.settings.listen or ()), []).append(running)
+            settings = running.served.settings
+            listen, advertise = tuple(settings.listen or ()), tuple(settings.advertise or ())
+            told, members = groups.setdefault(listen, (advertise, []))
+            if told != advertise:
+                raise ConfigError(
+                    f"{members[0].served.name} and {running.served.name} listen on {', '.join(listen)}, but advertise "
+                    f"{', '.join(told) or 'nothing else'} and {', '.join(advertise) or 'nothing else'}",
+                    hint="give volumes of one portal the same `advertise`, or each its own `listen`",
+                )
+            members.append(running)
+        return groups
+
+    async def _open_portals(self) -> None:
         together: list[Nodes] = []
-        for listen, members in groups.items():
-            nodes = Nodes(together=together)
+        for listen, (advertise, members) in self._portal_groups().items():
+            nodes = Nodes(
+                together=together,
+                portal_groups=tuple(range(1, len(listen) + 1)),
+                discovery_credentials=_credentials(self._config.s3block, "discovery_chap"),
+            )
             together.append(nodes)
             targets: dict[str, dict[int, RunningVolume]] = {}
             for running in members:
@@ -463,11 +494,11 @@ class Daemon:
                     fronts,
                     latencies={lun: r.latency for lun, r in units.items()},
                     quotas={lun: _quota(r.served.settings) for lun, r in units.items()},
-                    credentials=_credentials(settings),
+                    credentials=_credentials(settings, "chap"),
                     initiators=frozenset(settings.initiators) if settings.initiators else None,
                     later=asyncio.get_running_loop().call_later,
                 )
-            portal = Portal(nodes, listen=tuple(_address(text) for text in listen))
+            portal = Portal(nodes, listen=_addresses(listen), advertise=_addresses(advertise))
             await portal.start()
             self._portals.append(portal)
             for iqn, units in targets.items():

@@ -20,6 +20,7 @@ def serve(
     names: Annotated[list[str], typer.Argument(metavar="VOLUME", help="Volumes, by name or URL.", show_default=False)],
     door: Annotated[str | None, option("door", "--door", metavar="portal|lio")] = None,
     listen: Annotated[list[str] | None, option("listen", "--listen", metavar="HOST:PORT")] = None,
+    advertise: Annotated[list[str] | None, option("advertise", "--advertise", metavar="HOST:PORT")] = None,
     state_dir: StateDirOption = None,
     journal_size: Annotated[int | None, size_option("journal_bytes", "--journal-size")] = None,
     cache_size: Annotated[int | None, size_option("cache_bytes", "--cache-size")] = None,
@@ -66,6 +67,8 @@ def serve(
     given = {
         "door": door,
         "listen": tuple(listen) if listen else None,
+        # What the file advertises goes with what it listens on.
+        "advertise": tuple(advertise) if advertise else () if listen else None,
         "journal_bytes": journal_size,
         "cache_bytes": cache_size,
         "commit_bytes": commit_bytes,

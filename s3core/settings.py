@@ -188,6 +188,10 @@ class VolumeSettings(_Table):
         "who speaks iSCSI for it: this program's own portal, or the kernel's target (LIO)",
     )
     listen: Addresses | None = _setting(None, "addresses of its portal; unset: as `[s3block]`")
+    advertise: Addresses | None = _setting(
+        None,
+        "addresses discovery tells instead (NAT): one for each in `listen`; unset: those, or as `[s3block]`",
+    )
     iqn: IscsiName | None = _setting(None, "name of its target; unset: `iqn_prefix:NAME`")
     lun: int = _setting(0, "logical unit number within the target; volumes may share an iqn", ge=0, le=255)
     initiators: IscsiNames = _setting((), "iSCSI names that may log in; empty: anybody who reaches the port")
@@ -216,6 +220,17 @@ class S3BlockSettings(_Table):
         ("127.0.0.1:3260",),
         "addresses of the portal; loopback until you say otherwise, since CHAP is off",
         strict=False,
+    )
+    advertise: Addresses = _setting(
+        (), "addresses discovery tells instead of `listen` (NAT), in the same order; empty: those", strict=False
+    )
+    discovery_chap_user: str = _setting(
+        "", "user an initiator must give to be told the targets; empty: no CHAP for that"
+    )
+    discovery_chap_secret_file: str = _setting("", "file of mode 0600 whose first line is that user's secret")
+    discovery_chap_mutual_user: str = _setting("", "user discovery answers as (CHAP both ways); empty: one way")
+    discovery_chap_mutual_secret_file: str = _setting(
+        "", "file of mode 0600 with the secret of that one; must differ from the other"
     )
     iqn_prefix: IscsiName = _setting(
         "iqn.2025-01.internal.bucketworks", "first half of target names; `internal` is the domain kept for private use"
@@ -274,6 +289,12 @@ class Config(_Table):
                 "journal_bytes": volume.journal_bytes if volume.journal_bytes is not None else common.journal_bytes,
                 "state_dir": volume.state_dir or str(Path(common.state_dir) / name),
                 "listen": volume.listen if volume.listen is not None else common.listen,
+                # What is advertised belongs to what is listened on: a volume with its own portal has its own.
+                "advertise": volume.advertise
+                if volume.advertise is not None
+                else common.advertise
+                if volume.listen is None
+                else (),
                 "iqn": volume.iqn or f"{common.iqn_prefix}:{name}",
             }
         )
@@ -338,11 +359,8 @@ def parse_config(text: str, *, path: Path = DEFAULT_PATH) -> Config:
             raise ConfigError(f"{path}: [endpoint.{name}]: access_key and credentials are two sources; keep one")
         settings_to_endpoint(name, endpoint, path=path)
     for name, volume in config.volumes.items():
-        for user, secret in (("chap_user", "chap_secret_file"), ("chap_mutual_user", "chap_mutual_secret_file")):
-            if bool(getattr(volume, user)) != bool(getattr(volume, secret)):
-                raise ConfigError(f"{path}: [volume.{name}]: {user} and {secret} belong together; one is missing")
-        if volume.chap_mutual_user and not volume.chap_user:
-            raise ConfigError(f"{path}: [volume.{name}]: chap_mutual_user needs chap_user (RFC 7143 section 12.1.3)")
+        _check_chap(f"{path}: [volume.{name}]", volume, "chap")
+    _check_chap(f"{path}: [s3block]", config.s3block, "discovery_chap")
     units: dict[tuple[str | None, int], str] = {}
     for name in config.volumes:
         served = config.volume(name)
@@ -353,6 +371,16 @@ def parse_config(text: str, *, path: Path = DEFAULT_PATH) -> Config:
                 hint="give it another lun",
             )
     return config
+
+
+def _check_chap(where: str, table: "VolumeSettings | S3BlockSettings", prefix: str) -> None:
+    one_way, mutual = f"{prefix}_user", f"{prefix}_mutual_user"
+    for user in (one_way, mutual):
+        secret = f"{user.removesuffix('user')}secret_file"
+        if bool(getattr(table, user)) != bool(getattr(table, secret)):
+            raise ConfigError(f"{where}: {user} and {secret} belong together; one is missing")
+    if getattr(table, mutual) and not getattr(table, one_way):
+        raise ConfigError(f"{where}: {mutual} needs {one_way} (RFC 7143 section 12.1.3)")
 
 
 def settings_to_endpoint(name: str, settings: EndpointSettings, *, path: Path = DEFAULT_PATH) -> Endpoint:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from blockdev.iscsi.digest import matches
-from blockdev.iscsi.errors import LoginRefused, LoginStatus, PeerError
+from blockdev.iscsi.errors import DataDigestError, LoginRefused, LoginStatus, PeerError
 from blockdev.iscsi.exchange import Exchange
 from blockdev.iscsi.login import STAGE_FULL_FEATURE, Login, Reply, Request
 from blockdev.iscsi.nexus import POOL_SLACK, BufferPool
@@ -77,7 +77,8 @@ class _Incoming:
 
 
 class Connection:
-    """`random_bytes` and `addresses` are given; `notify` is called when there is something to `take` (or the state became
+    """`random_bytes` is given; `addresses` are what SendTargets tells ("host:port,tag"), `portal_group` the tag of the
+    portal that was come to; `notify` is called when there is something to `take` (or the state became
     CLOSING) outside of a call of the rim's; `clock` measures commands, in nanoseconds. One thread."""
 
     def __init__(
@@ -88,6 +89,7 @@ class Connection:
         pool: BufferPool,
         addresses: list[str],
         notify: Callable[[], None],
+        portal_group: int = 1,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.state = State.LOGIN
@@ -100,7 +102,7 @@ class Connection:
         self._addresses = addresses
         self._notify = notify
         self._clock = clock
-        self._login = Login(nodes, random_bytes)
+        self._login = Login(nodes, random_bytes, portal_group)
         self._exchange: Exchange | None = None
         self._rx = bytearray(LOGIN_RECEIVE_BYTES)
         self._view = memoryview(self._rx)
@@ -195,9 +197,11 @@ class Connection:
             self.session.close()
 
     def expire(self) -> None:
-        """The deadline for the login has passed."""
+        """The deadline has passed that a login has, and a discovery session."""
         if self.state is State.LOGIN:
             self._fail("no login in time")
+        elif self.session is not None and self.session.identity.discovery:
+            self._fail("a discovery session that does not end")
 
     def ask_to_log_out(self, seconds: int) -> None:
         """Tell the initiator that we are stopping (asynchronous message, RFC 7143 11.9). Without a session the
@@ -223,6 +227,10 @@ class Connection:
             session.receiving = True
         try:
             self._parse_all()
+        except DataDigestError as error:
+            if self.session is not None:
+                self.session.reject(Reason.DATA_DIGEST_ERROR, error.header)
+            self._fail(str(error))
         except PeerError as error:
             self._fail(str(error))
         finally:
@@ -265,7 +273,7 @@ class Connection:
                 raise PeerError("header digest does not match")
             data = view[data_at : data_at + length] if length else _EMPTY
             if data_extra and length and not matches(view[data_at : after - 4], view[after - 4 : after]):
-                raise PeerError("data digest does not match")
+                raise DataDigestError(bytes(rx[pos : pos + BHS_BYTES]))
             if session is not None and rx[pos] == 0x01 and session.receive(rx, pos, data):
                 pos = after
                 if session.held:
@@ -323,7 +331,7 @@ class Connection:
         if self._data_extra:
             after = length + incoming.tail
             if not matches(data[: after - 4], data[after - 4 : after]):
-                raise PeerError("data digest does not match")
+                raise DataDigestError(incoming.head[:BHS_BYTES])
         if incoming.head[0] & OPCODE_MASK == Opcode.DATA_OUT:
             session.data_out(incoming.head, 0, None, length)
         elif incoming.head[0] != Opcode.SCSI_COMMAND or not session.receive(

@@ -1,6 +1,6 @@
 """SendTargets (RFC 7143 appendix C).
 
-One rule: an initiator sees the targets it may log in to, at the address it reached us by unless another is advertised.
+One rule: an initiator sees the targets it may log in to, each at every address `address.told` gave for it.
 """
 
 from blockdev.iscsi.errors import PeerError
@@ -9,7 +9,7 @@ from blockdev.iscsi.nodes import Nodes
 
 
 def send_targets(value: str, nodes: Nodes, identity: Identity, addresses: list[str]) -> list[tuple[str, str]]:
-    """The answer to SendTargets=`value`. `addresses` are "host:port", IPv6 in brackets. "All" belongs to discovery
+    """The answer to SendTargets=`value`. `addresses` are "host:port,tag", IPv6 in brackets. "All" belongs to discovery
     sessions; in a normal session the empty value and the session's own target are answered. An unknown
     or hidden target gives an empty answer."""
     if value == "All":
@@ -24,5 +24,5 @@ def send_targets(value: str, nodes: Nodes, identity: Identity, addresses: list[s
     pairs: list[tuple[str, str]] = []
     for name in names:
         pairs.append(("TargetName", name))
-        pairs.extend(("TargetAddress", f"{address},{nodes.portal_group}") for address in addresses)
+        pairs.extend(("TargetAddress", address) for address in addresses)
     return pairs

@@ -7,7 +7,7 @@ compares. To write it again: `python -m blockdev.iscsi.document > docs/protocol/
 import sys
 from collections.abc import Iterable, Sequence
 
-from blockdev.iscsi import connection, nexus, nodes, portal, text
+from blockdev.iscsi import connection, login, nexus, nodes, portal, session, text
 from blockdev.iscsi.chap import ALGORITHMS, BINARY_BYTES_MAX
 from blockdev.iscsi.errors import LoginStatus
 from blockdev.iscsi.login import KEYS, Key, Kind, Where
@@ -28,7 +28,26 @@ with one send. So an acknowledged write has been appended to the journal. Reads 
 are answered later, out of order. When a commit fails, every write of that batch is answered with the failure.
 
 When the service stops it sends every initiator an asynchronous message that asks for a logout, waits, and drops the rest.
-A session whose service was killed is simply gone: initiators log in again and repeat what was not answered.
+QEMU and libiscsi log out at once and come back when the service does. A session whose service was killed is simply gone:
+initiators log in again and repeat what was not answered.
+
+## Portals
+
+Each address in `listen` is a portal group of its own, numbered from 1, and so, with a target's name, a target port: VPD
+page 83h and REPORT TARGET PORT GROUPS tell which one a command came through, all of one ALUA group. An initiator that comes
+to two of them has two sessions even with one ISID, which is what multipath wants.
+
+SendTargets tells every portal of a target, whichever was asked: multipath and Proxmox VE take all paths from one answer. A
+wildcard address is told as the one the initiator came to; a loopback address only to those who came by loopback. With
+`advertise` those addresses are told instead. Tell none that cannot be reached: Proxmox VE tries to log in to it every ten
+seconds.
+
+Proxmox VE's `iscsi` storage knows a disk by its `scsi-3...` link, which udev makes of the NAA name. Its `iscsidirect`
+storage takes the LUNs of all targets at a portal together: give volumes on one portal one `iqn` and different `lun`s. It
+shows sizes as `iscsi-ls` prints them, up to one unit (of 1 GiB for 100 GiB) less than they are.
+
+The portal sends no NOP-In of its own: TCP keepalive and a limit on unacknowledged data find hosts that are gone, and an
+initiator that only stands still (a suspended machine) keeps its session. NOP-Out is answered.
 """
 
 _NEGOTIATION = """\
@@ -51,16 +70,20 @@ _KINDS = {
 _CHAP = """\
 ## Authentication
 
-CHAP, one way or mutual, per target and, separately, for discovery. An initiator that has not authenticated learns no
-portal group and gets no transit out of the security stage; one that skips the stage is refused. Our own challenge sent
-back to us is refused, and the two secrets of mutual CHAP must differ.
+CHAP, one way or mutual, per target (`chap_*`) and, separately, for discovery (`discovery_chap_*`). An initiator that
+has not authenticated learns no portal group and gets no transit out of the security stage; one that skips the stage is
+refused. Our own challenge sent back to us is refused, and the two secrets of mutual CHAP must differ.
 """
 
 _TASKS = """\
-## Task management
+## Task management, logout, reinstatement
 
-Answered only when it is true: staged writes are committed first, and a task that is changing the medium is waited for. A
-target cold reset also ends every session. Not offered: CLEAR ACA, TASK REASSIGN.
+Answered only when it is true: staged writes are committed first, and a task that is changing the medium is waited for.
+A target cold reset also ends every session. Not offered: CLEAR ACA, TASK REASSIGN. A logout is answered in the same
+way.
+
+A login with the name, ISID and portal group of an open session takes its place; one that also gives its TSIH and CID
+takes the place of its connection and keeps the TSIH. Both end the tasks, and the initiator gets a unit attention.
 """
 
 _NUMBERS = """\
@@ -68,8 +91,9 @@ _NUMBERS = """\
 
 Commands are taken in CmdSN order. Those outside the window, and duplicates, are ignored; one that comes early is kept
 until its turn. Data-Out that is out of sequence ends its command with ABORTED COMMAND 47h/05h and leaves the session
-alone. SNACK is rejected. Anything else that breaks the protocol ends the connection, with a Reject where there is a
-PDU to reject, and a line in the log that names the field.
+alone. A data digest that does not match is answered with a Reject and the end of the connection, a header digest with
+its end alone: what was not answered is repeated in the next session. SNACK is rejected. Anything else that breaks the
+protocol ends the connection, with a Reject where there is a PDU to reject, and a line in the log that names the field.
 """
 
 
@@ -99,8 +123,17 @@ def _bytes(count: int) -> str:
 def _limits() -> list[tuple[str, str]]:
     return [
         ("sessions", str(nodes.SESSIONS_MAX)),
+        ("of these, discovery sessions", str(nodes.DISCOVERIES_MAX)),
         ("connections, those still logging in included", str(portal.CONNECTIONS_MAX)),
         ("time to log in", f"{portal.LOGIN_SECONDS:.0f} s"),
+        ("discovery session", f"{portal.DISCOVERY_SECONDS:.0f} s"),
+        ("without a sign of life from the peer", f"{portal.DEAD_SECONDS} s"),
+        ("sending the rest after the end of a session", f"{portal.LINGER_SECONDS:.0f} s"),
+        ("iSCSI name", _bytes(login.NAME_BYTES_MAX)),
+        ("key=value pairs in one text", str(text.PAIRS_MAX)),
+        ("one value", _bytes(text.VALUE_BYTES_MAX)),
+        ("binary CHAP value", _bytes(BINARY_BYTES_MAX)),
+        ("commands that came before their turn, per session", _bytes(session.HELD_BYTES_MAX)),
         ("commands under way per session", str(nexus.WINDOW)),
         ("receive buffer before login", _bytes(connection.LOGIN_RECEIVE_BYTES)),
         ("receive buffer after login", _bytes(connection.RECEIVE_BYTES)),

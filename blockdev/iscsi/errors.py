@@ -15,6 +15,15 @@ class PeerError(Exception):
     (RFC 7143 7.1.4.1, session recovery). The text names the field and its value."""
 
 
+class DataDigestError(PeerError):
+    """A data segment that is not what was sent. The PDU counts as never received: it is rejected, which the RFC demands
+    (7.8), and the connection ends, which is how error recovery level 0 has the initiator repeat what it held."""
+
+    def __init__(self, header: bytes) -> None:
+        super().__init__("data digest does not match")
+        self.header = header
+
+
 class SequenceError(PeerError):
     """A Data-Out that is not the next one of its sequence: something was lost on the way. The command ends with CHECK
     CONDITION, and the session goes on (RFC 7143 7.8)."""

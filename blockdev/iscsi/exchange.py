@@ -1,9 +1,9 @@
 """What an initiator sends in full feature phase besides commands and data: NOP, text, logout, task management
 (RFC 7143 11.5, 11.10, 11.14, 11.18).
 
-One rule: task management answers only when it is true: staged writes are committed and answered first, tasks that wait for
-data are dropped at once, and a task that the target is still carrying out and that changes the medium is waited for, so
-that nothing of it lands after the initiator was told it is gone.
+One rule: task management and logout answer only when it is true: staged writes are committed and answered first, tasks
+that wait for data are dropped at once, and a task that the target is still carrying out and that changes the medium is
+waited for, so that nothing of it lands after the initiator was told it is gone.
 """
 
 from collections.abc import Callable
@@ -108,16 +108,23 @@ class Exchange:
         session = self._session
         session.settle_all()
         reason = fields["flags"] & 0x7F
-        response = _LOGOUT_OK
+        response, running = _LOGOUT_OK, list[AtTarget]()
         if reason not in (_CLOSE_SESSION, _CLOSE_CONNECTION):
             response = _LOGOUT_NO_RECOVERY
         elif reason == _CLOSE_CONNECTION and fields["cid"] >> 16 != session.identity.cid:
             response = _LOGOUT_NO_CID
         else:
-            session.clear_tasks(None)
-        session.put(Opcode.LOGOUT_RESPONSE, itt=fields["itt"], response=response)
-        if response == _LOGOUT_OK:
-            self._close()
+            running = session.clear_tasks(None)
+
+        def finish() -> None:
+            if session.ended:
+                return
+            session.put(Opcode.LOGOUT_RESPONSE, itt=fields["itt"], response=response)
+            if response == _LOGOUT_OK:
+                self._close()
+            session.told()
+
+        _when_drained(running, finish)
 
     # ---- task management
 
@@ -140,15 +147,15 @@ class Exchange:
         elif place is None:
             self._done(itt, TaskAnswer.NO_SUCH_LUN)
         elif function == TaskFunction.ABORT_TASK_SET:
-            self._when_drained(itt, session.clear_tasks(place.logical))
+            self._answer_drained(itt, session.clear_tasks(place.logical))
         elif function == TaskFunction.CLEAR_TASK_SET:
             running = session.nodes.clear_tasks(place.logical)
             place.logical.attention_to_all(Condition.COMMANDS_CLEARED, but=session.nexus)
-            self._when_drained(itt, running)
+            self._answer_drained(itt, running)
         else:
             running = session.nodes.clear_tasks(place.logical)
             place.logical.reset(ResetCause.LOGICAL_UNIT)
-            self._when_drained(itt, running)
+            self._answer_drained(itt, running)
 
     def _abort_task(self, fields: Header) -> None:
         session = self._session
@@ -159,7 +166,7 @@ class Exchange:
                 task = entry.task if isinstance(entry, DataOut) else entry
                 return task.itt == referenced
 
-            self._when_drained(fields["itt"], session.clear_tasks(None, this_one))
+            self._answer_drained(fields["itt"], session.clear_tasks(None, this_one))
         elif not serial_less(ref_cmd_sn, session.exp_cmd_sn) and not serial_less(session.max_cmd_sn, ref_cmd_sn):
             # Not here yet: counts as received and dropped (RFC 7143 11.6.1 case c).
             self._session.skip(ref_cmd_sn)
@@ -174,7 +181,7 @@ class Exchange:
         for logical in units:
             running += session.nodes.clear_tasks(logical)
             logical.reset(ResetCause.TARGET_COLD if cold else ResetCause.TARGET_WARM)
-        self._when_drained(itt, running, then=self._drop_everybody if cold else None)
+        self._answer_drained(itt, running, then=self._drop_everybody if cold else None)
 
     def _drop_everybody(self) -> None:
         """A cold reset ends every session of the target (RFC 7143 11.5.1); ours once its answer is out."""
@@ -184,26 +191,31 @@ class Exchange:
                 other.end("target cold reset")
         self._close()
 
-    def _when_drained(self, itt: int, running: list[AtTarget], then: Callable[[], None] | None = None) -> None:
-        left = len(running)
-
+    def _answer_drained(self, itt: int, running: list[AtTarget], then: Callable[[], None] | None = None) -> None:
         def finish() -> None:
             self._done(itt, TaskAnswer.COMPLETE)
             if then is not None:
                 then()
             self._session.told()
 
-        def one_less() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                finish()
-
-        for task in running:
-            task.drained = one_less
-        if not left:
-            finish()
+        _when_drained(running, finish)
 
     def _done(self, itt: int, answer: TaskAnswer) -> None:
         if not self._session.ended:
             self._session.put(Opcode.TASK_MANAGEMENT_RESPONSE, response=answer, itt=itt)
+
+
+def _when_drained(running: list[AtTarget], finish: Callable[[], None]) -> None:
+    """Call `finish` when the last of those tasks has truly ended; now, if there are none."""
+    left = len(running)
+
+    def one_less() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            finish()
+
+    for task in running:
+        task.drained = one_less
+    if not left:
+        finish()

@@ -81,6 +81,9 @@ KEYS: dict[str, Key] = {
     "AuthMethod": Key(Kind.LIST, "None", ""),  # our list depends on the target: see `Login._security`
 }
 
+NAME_BYTES_MAX = 223
+"""RFC 7143 4.2.7.2."""
+
 STAGE_SECURITY, STAGE_OPERATIONAL, STAGE_FULL_FEATURE = 0, 1, 3
 
 
@@ -102,7 +105,8 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who logs in to what. `target` is empty in a discovery session."""
+    """Who logs in to what. `target` is empty in a discovery session; `portal_group` is the tag of the portal that was
+    come to, and with the target's name makes the target port."""
 
     initiator: str
     target: str
@@ -110,6 +114,7 @@ class Identity:
     isid: int
     tsih: int
     cid: int
+    portal_group: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +147,8 @@ class Rules(Protocol):
         """The CHAP credentials this login must show; None if none are asked."""
         ...
 
-    def admit(self, identity: Identity) -> int:
-        """The initiator may see the target: returns the portal group tag."""
+    def admit(self, identity: Identity) -> None:
+        """The initiator may have this session."""
         ...
 
 
@@ -173,10 +178,11 @@ def negotiate(key: str, offer: str, *, ours: str | None = None) -> str:
 class Login:
     """One connection's login. Owned by the connection. After `complete`, `identity` and `parameters` hold."""
 
-    def __init__(self, rules: Rules, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, rules: Rules, random_bytes: Callable[[int], bytes], portal_group: int = 1) -> None:
         self.complete = False
         self.discovery = False
         self._rules = rules
+        self._portal_group = portal_group
         self._random_bytes = random_bytes
         self._stage: int | None = None
         self._text = Gathered()
@@ -188,13 +194,15 @@ class Login:
         self._method = ""
         self._agreed: dict[str, str] = {}
         self._declared = False
-        self._group_tag: int | None = None
+        self._admitted = False
 
     @property
     def identity(self) -> Identity:
         first = self._first
         assert first is not None
-        return Identity(self._initiator, self._target, self.discovery, first.isid, first.tsih, first.cid)
+        return Identity(
+            self._initiator, self._target, self.discovery, first.isid, first.tsih, first.cid, self._portal_group
+        )
 
     @property
     def parameters(self) -> Parameters:
@@ -230,11 +238,12 @@ class Login:
         else:
             self._need_no_chap()
         pairs += self._operational(keys)
-        if self._group_tag is None and self._authenticated:
+        if not self._admitted and self._authenticated:
             # Only now: an initiator that has not authenticated learns nothing about the targets it might see.
-            self._group_tag = self._rules.admit(self.identity)
+            self._rules.admit(self.identity)
+            self._admitted = True
             if not self.discovery:
-                pairs.append(("TargetPortalGroupTag", str(self._group_tag)))
+                pairs.append(("TargetPortalGroupTag", str(self._portal_group)))
         transit = request.transit and self._may_leave(request)
         if transit:
             self._stage = request.next_stage
@@ -267,10 +276,10 @@ class Login:
         if kind not in ("Normal", "Discovery"):
             raise LoginRefused(LoginStatus.SESSION_TYPE_NOT_SUPPORTED, f"SessionType={kind[:64]}")
         self.discovery = kind == "Discovery"
-        self._initiator = keys.pop("InitiatorName", "")
+        self._initiator = _name(keys.pop("InitiatorName", ""))
         if not self._initiator:
             raise LoginRefused(LoginStatus.MISSING_PARAMETER, "login without InitiatorName")
-        self._target = keys.pop("TargetName", "")
+        self._target = _name(keys.pop("TargetName", ""))
         if self.discovery:
             self._target = ""
         elif not self._target:
@@ -346,6 +355,14 @@ class Login:
             return result
         self._agreed[key] = result
         return None if row.kind is Kind.DECLARE else result
+
+
+def _name(given: str) -> str:
+    """An iSCSI name as names are compared: in lower case (RFC 7143 4.2.7.2). It ends up in logs and in TransportIDs, so
+    nothing but 223 bytes of one printable word will do."""
+    if len(given.encode()) > NAME_BYTES_MAX or not given.isprintable() or any(map(str.isspace, given)):
+        raise LoginRefused(LoginStatus.INITIATOR_ERROR, f"{given[:64]!r} is not an iSCSI name")
+    return given.lower()
 
 
 def negotiate_later(parameters: Parameters, keys: dict[str, str]) -> tuple[Parameters, list[tuple[str, str]]]:

@@ -24,7 +24,11 @@ from blockdev.scsi.provisioning import Quota
 from blockdev.target import BlockTarget
 
 SESSIONS_MAX = 256
+DISCOVERIES_MAX = 64
+"""Discovery sessions among them: they may ask for no password, and must not use up what logins need."""
 LUNS_MAX = 256
+ALUA_GROUP = 1
+"""The target port group (SPC-4) of every port: one host serves the volume, and each of its ports as well as any."""
 
 _NAME = re.compile(r"(iqn\.\d{4}-\d{2}\.[a-z0-9.\-]+(:[^\s]+)?|eui\.[0-9a-fA-F]{16}|naa\.[0-9a-fA-F]{16,32})\Z")
 
@@ -40,9 +44,10 @@ class Node:
     initiators: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.match(self.name) or len(self.name.encode()) > 223:
+        if not _NAME.match(self.name) or self.name != self.name.lower() or len(self.name.encode()) > 223:
             raise ValueError(
-                f"{self.name!r} is not an iSCSI name; one looks like iqn.2004-10.com.example:disk1 (RFC 7143 4.2.7)"
+                f"{self.name!r} is not an iSCSI name in lower case; one looks like iqn.2004-10.com.example:disk1 "
+                "(RFC 7143 4.2.7)"
             )
         if len(self.units) > LUNS_MAX or not all(0 <= lun < LUNS_MAX for lun in self.units):
             raise ValueError(f"{self.name}: LUNs are numbers from 0 to {LUNS_MAX - 1}")
@@ -72,7 +77,8 @@ class Nodes:
     """The targets of one portal group and the open sessions."""
 
     nodes: dict[str, Node] = field(default_factory=dict)
-    portal_group: int = 1
+    portal_groups: tuple[int, ...] = (1,)
+    """Tags of the portals that lead here: each, with a target's name, is a target port."""
     discovery_credentials: Credentials | None = None
     sessions_max: int = SESSIONS_MAX
     sessions: dict[int, OpenSession] = field(default_factory=dict)
@@ -86,11 +92,11 @@ class Nodes:
         cls,
         nodes: Iterable[Node],
         *,
-        portal_group: int = 1,
+        portal_groups: tuple[int, ...] = (1,),
         discovery_credentials: Credentials | None = None,
         sessions_max: int = SESSIONS_MAX,
     ) -> "Nodes":
-        return cls({node.name: node for node in nodes}, portal_group, discovery_credentials, sessions_max)
+        return cls({node.name: node for node in nodes}, portal_groups, discovery_credentials, sessions_max)
 
     def serve(
         self,
@@ -117,7 +123,7 @@ class Nodes:
             units[lun] = LogicalUnit(
                 targets[lun],
                 lun=lun,
-                ports=(Port(1, self.portal_group, f"{self.portal_group:04x}", f"{name},t,0x{self.portal_group:04x}"),),
+                ports=tuple(Port(tag, ALUA_GROUP, f"{tag:04x}", f"{name},t,0x{tag:04x}") for tag in self.portal_groups),
                 limits=limits if limits is not None else Limits(),
                 luns=lambda: luns,
                 abort_tasks=abort(lun),
@@ -175,28 +181,39 @@ class Nodes:
             raise LoginRefused(LoginStatus.NOT_FOUND, f"{initiator}: there is no target {target[:223]}")
         return node.credentials
 
-    def admit(self, identity: Identity) -> int:
+    def admit(self, identity: Identity) -> None:
         node = self.nodes.get(identity.target)
         if not identity.discovery and (node is None or not node.admits(identity.initiator)):
             raise LoginRefused(
                 LoginStatus.AUTHORIZATION_FAILURE, f"{identity.initiator} may not log in to {identity.target}"
             )
+        old = self._same_nexus(identity)
         if identity.tsih:
-            if identity.tsih not in self.sessions:
+            if old is None or self.sessions.get(identity.tsih) is not old:
                 raise LoginRefused(LoginStatus.SESSION_DOES_NOT_EXIST, f"there is no session {identity.tsih}")
-            raise LoginRefused(LoginStatus.TOO_MANY_CONNECTIONS, "one connection per session (MaxConnections=1)")
-        if len(self.sessions) >= self.sessions_max and self._same_nexus(identity) is None:
+            if identity.cid != old.identity.cid:
+                raise LoginRefused(LoginStatus.TOO_MANY_CONNECTIONS, "one connection per session (MaxConnections=1)")
+        if old is None and len(self.sessions) >= self.sessions_max:
             raise LoginRefused(LoginStatus.OUT_OF_RESOURCES, f"all {self.sessions_max} sessions are in use")
-        return self.portal_group
+        if identity.discovery and self._discoveries >= DISCOVERIES_MAX:
+            raise LoginRefused(LoginStatus.OUT_OF_RESOURCES, f"all {DISCOVERIES_MAX} discovery sessions are in use")
+
+    @property
+    def _discoveries(self) -> int:
+        return sum(session.identity.discovery for session in self.sessions.values())
 
     # ---- sessions
 
     def opened(self, session: OpenSession) -> int:
         """Registers a session that finished its login: returns its TSIH. A session of the same initiator port to the
-        same target is reinstated: the old one ends here (RFC 7143 6.3.5)."""
+        same target port is reinstated: the old one ends here (RFC 7143 6.3.5). One that names the old one's TSIH keeps it:
+        its connection is reinstated, and at error recovery level 0 that ends the tasks too (6.3.4)."""
         old = self._same_nexus(session.identity)
         if old is not None:
             old.end("reinstated by a new login of the same initiator port")
+        if session.identity.tsih:
+            self.sessions[session.identity.tsih] = session
+            return session.identity.tsih
         for _ in range(0x10000):
             self._last_tsih = self._last_tsih % 0xFFFF + 1
             if self._last_tsih not in self.sessions:
@@ -212,7 +229,11 @@ class Nodes:
             return None
         for session in self.sessions.values():
             other = session.identity
-            if (other.initiator, other.isid, other.target) == (identity.initiator, identity.isid, identity.target):
+            if other.isid == identity.isid and (other.initiator, other.target, other.portal_group) == (
+                identity.initiator,
+                identity.target,
+                identity.portal_group,
+            ):
                 return session
         return None
 

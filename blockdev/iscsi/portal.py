@@ -19,7 +19,10 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
+from blockdev.iscsi.address import Address as Address
+from blockdev.iscsi.address import told
 from blockdev.iscsi.connection import Connection, State
 from blockdev.iscsi.errors import PortalError
 from blockdev.iscsi.nexus import BufferPool
@@ -28,32 +31,25 @@ from blockdev.target import Buffer
 
 log = logging.getLogger("bucketworks.iscsi")
 
-DEFAULT_PORT = 3260
 IOV_MAX = 1024
 """Buffers one sendmsg takes (Linux UIO_MAXIOV)."""
 LOGIN_SECONDS = 15.0
 LINGER_SECONDS = 5.0
+DISCOVERY_SECONDS = 60.0
+"""A discovery session asks its question and goes; one that stays would keep others from asking."""
+DEAD_SECONDS = 120
+"""A peer that acknowledges nothing for so long is gone."""
 CONNECTIONS_MAX = 512
 READS_PER_TURN = 4
 """A busy connection gives way to the others after so many receives."""
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen. Port 0: any free one."""
-
-    host: str = "0.0.0.0"
-    port: int = DEFAULT_PORT
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
 class Portal:
-    """An iSCSI portal group on `listen`, serving `nodes`. Everything runs on the loop `start` is called on, which
-    must be the volumes' front thread.
+    """iSCSI portals on `listen`, serving `nodes`. Everything runs on the loop `start` is called on, which must be the
+    volumes' front thread. The first address is portal group 1, the next 2, and so on: to an initiator each is another
+    port of the target, so that one with the same ISID at two of them has two sessions.
 
-    `advertise`: addresses SendTargets tells in place of the one the initiator came to (behind NAT, several portals)."""
+    `advertise`: what SendTargets tells in place of `listen` (behind NAT); one for each, or any number for a single one."""
 
     def __init__(
         self,
@@ -62,17 +58,24 @@ class Portal:
         listen: Sequence[Address] = (Address(),),
         advertise: Sequence[Address] = (),
         login_seconds: float = LOGIN_SECONDS,
+        discovery_seconds: float = DISCOVERY_SECONDS,
         connections_max: int = CONNECTIONS_MAX,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self.nodes = nodes
+        if advertise and len(advertise) != len(listen) > 1:
+            raise PortalError(
+                f"{len(listen)} addresses to listen on and {len(advertise)} to advertise",
+                hint="advertise one for each, in the same order",
+            )
         self._listen = tuple(listen)
-        self._advertise = [str(address) for address in advertise]
+        self._advertise = tuple(advertise)
         self._login_seconds = login_seconds
+        self._discovery_seconds = discovery_seconds
         self._connections_max = connections_max
         self._random_bytes = random_bytes
         self._pool = BufferPool()
-        self._listeners: list[socket.socket] = []
+        self._listeners: list[_Listener] = []
         self._links: set[_Link] = set()
         self._empty = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -80,7 +83,7 @@ class Portal:
     @property
     def addresses(self) -> list[Address]:
         """Where it listens now, with the ports that were given."""
-        return [Address(*listener.getsockname()[:2]) for listener in self._listeners]
+        return [listener.address for listener in self._listeners]
 
     @property
     def session_count(self) -> int:
@@ -94,20 +97,18 @@ class Portal:
         """Listens on every address. Raises PortalError if one cannot be had; then it listens on none."""
         self._loop = asyncio.get_running_loop()
         try:
-            for address in self._listen:
-                self._listeners += await self._bind(address)
+            await self._listen_everywhere()
         except PortalError:
             self._stop_listening()
             raise
         for listener in self._listeners:
-            self._loop.add_reader(listener, self._accept, listener)
-            log.info("portal listens on %s", Address(*listener.getsockname()[:2]))
+            self._loop.add_reader(listener.sock, self._accept, listener)
+            log.info("portal listens on %s", listener.address)
 
     async def try_addresses(self) -> None:
         """Raises PortalError if an address cannot be had. It listens on none, before and after."""
         try:
-            for address in self._listen:
-                self._listeners += await self._bind(address)
+            await self._listen_everywhere()
         finally:
             self._stop_listening()
 
@@ -127,6 +128,11 @@ class Portal:
             link.close("the portal stops")
 
     # ---- inside
+
+    async def _listen_everywhere(self) -> None:
+        for tag, address in enumerate(self._listen, 1):
+            for sock in await self._bind(address):
+                self._listeners.append(_Listener(sock, _address(sock.getsockname()), tag))
 
     async def _bind(self, address: Address) -> list[socket.socket]:
         loop = asyncio.get_running_loop()
@@ -158,22 +164,22 @@ class Portal:
     def _stop_listening(self) -> None:
         for listener in self._listeners:
             if self._loop is not None:
-                self._loop.remove_reader(listener)
-            listener.close()
+                self._loop.remove_reader(listener.sock)
+            listener.sock.close()
         self._listeners = []
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: "_Listener") -> None:
         loop = self._loop
         assert loop is not None
         for _ in range(16):
             try:
-                sock, peer = listener.accept()
+                sock, peer = listener.sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
                 # Out of descriptors or memory: the listener stays readable, so pause it rather than spin.
                 log.warning("cannot accept a connection: %s", error)
-                loop.remove_reader(listener)
+                loop.remove_reader(listener.sock)
                 loop.call_later(1.0, self._listen_again, listener)
                 return
             if len(self._links) >= self._connections_max:
@@ -181,51 +187,65 @@ class Portal:
                 sock.close()
                 continue
             try:
-                link = _Link(self, loop, sock, f"{peer[0]}:{peer[1]}")
+                link = _Link(self, loop, sock, str(_address(peer)), listener.portal_group)
             except OSError as error:
                 log.info("%s was gone at once: %s", peer[0], error)
                 sock.close()
                 continue
             self._links.add(link)
 
-    def _listen_again(self, listener: socket.socket) -> None:
+    def _listen_again(self, listener: "_Listener") -> None:
         if listener in self._listeners and self._loop is not None:
-            self._loop.add_reader(listener, self._accept, listener)
+            self._loop.add_reader(listener.sock, self._accept, listener)
 
     def _gone(self, link: "_Link") -> None:
         self._links.discard(link)
         if not self._links:
             self._empty.set()
 
-    def connection_for(self, sock: socket.socket, notify: Callable[[], None]) -> Connection:
-        local = str(Address(*sock.getsockname()[:2]))
+    def connection_for(self, sock: socket.socket, portal_group: int, notify: Callable[[], None]) -> Connection:
+        listening = [(listener.address, listener.portal_group) for listener in self._listeners]
+        came_to = _address(sock.getsockname())
         return Connection(
             self.nodes,
             random_bytes=self._random_bytes,
             pool=self._pool,
-            addresses=self._advertise or [local],
+            addresses=told(listening, self._advertise, (came_to, portal_group)),
             notify=notify,
+            portal_group=portal_group,
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Listener:
+    sock: socket.socket
+    address: Address
+    portal_group: int
 
 
 class _Link:
     """One accepted socket and its connection."""
 
-    def __init__(self, portal: Portal, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer: str) -> None:
+    def __init__(
+        self, portal: Portal, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer: str, portal_group: int
+    ) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # A host that lost its power keeps its session for about two minutes, not for two hours.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        # A host that lost its power keeps its session for two minutes, not for two hours.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_SECONDS - 60)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
+        # Keepalive says nothing while data waits to be acknowledged or the peer's window is closed: this does.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_SECONDS * 1000)
         self._portal = portal
         self._loop = loop
         self._sock = sock
         self._peer = peer
-        self._connection = portal.connection_for(sock, self._notified)
+        self._connection = portal.connection_for(sock, portal_group, self._notified)
         self._backlog: list[memoryview] = []
         self._closed = False
+        self._logged_in = False
         self._closing: asyncio.TimerHandle | None = None
         self._holding: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = loop.call_later(portal._login_seconds, self._expired)
@@ -298,9 +318,9 @@ class _Link:
                 if connection.state is State.CLOSING:
                     self._linger()
                 return False
-            if connection.state is not State.LOGIN and self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
+            if connection.state is not State.LOGIN and not self._logged_in:
+                self._logged_in = True
+                self._login_is_over()
             if connection.state is State.CLOSING:
                 self._close_gently()
                 return False
@@ -397,6 +417,14 @@ class _Link:
             log.exception("%s (%s): ended by an error of ours", self._peer, self._connection.who)
             self.close("internal error")
 
+    def _login_is_over(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        session = self._connection.session
+        if session is not None and session.identity.discovery:
+            self._deadline = self._loop.call_later(self._portal._discovery_seconds, self._expired)
+
     def _expired(self) -> None:
         self._deadline = None
         self._connection.expire()
@@ -424,6 +452,11 @@ class _Link:
             self.close("")
             return
         self._loop.add_reader(self._sock, self._readable)
+
+
+def _address(name: tuple[Any, ...]) -> Address:
+    """Of what the socket module calls an address."""
+    return Address(str(name[0]).partition("%")[0], int(name[1]))
 
 
 def _copied(parts: Sequence[Buffer]) -> list[memoryview]:

@@ -47,8 +47,11 @@ from blockdev.scsi.sense import GOOD, TRANSFER_LENGTH_MISMATCH, Condition, check
 
 _TASK_SET_FULL = Response(Status.TASK_SET_FULL)
 _WORD = 0xFFFFFFFF
-_HELD_BYTES_MAX = 4 * 1024 * 1024
+HELD_BYTES_MAX = 4 * 1024 * 1024
 """For commands that came before one with a smaller number. On one TCP connection that takes a peer that skips numbers."""
+
+_NOTHING = (b"", b"")
+"""In `Session.held`: a number whose command was aborted before it came."""
 
 _unpack_command = COMMAND.unpack_from
 _unpack_header = HEADER.unpack_from
@@ -79,7 +82,7 @@ class Session:
         self.identity = identity
         self.parameters = parameters
         self.outbox = outbox
-        self.nexus = f"{identity.initiator},i,0x{identity.isid:012x},t,0x{nodes.portal_group:04x}"
+        self.nexus = f"{identity.initiator},i,0x{identity.isid:012x},t,0x{identity.portal_group:04x}"
         self.node: Node | None = nodes.nodes.get(identity.target)
         self.stat_sn = stat_sn
         self.exp_cmd_sn = cmd_sn
@@ -171,6 +174,7 @@ class Session:
         """A PDU that was kept and is due now."""
         if not self.held:
             return None
+        self._pass_over()
         kept = self.held.pop(self.exp_cmd_sn, None)
         if kept is None:
             return None
@@ -662,10 +666,14 @@ class Session:
             self._notify()
 
     def skip(self, cmd_sn: int) -> None:
-        """A command that was aborted before it came: if it is the one that is due, go on with the next."""
-        self.held.pop(cmd_sn, None)
-        if cmd_sn == self.exp_cmd_sn:
-            self.exp_cmd_sn = (cmd_sn + 1) & _WORD
+        """A command that was aborted before it came: its number counts as received, and it as dropped."""
+        self.held[cmd_sn] = _NOTHING
+        self._pass_over()
+
+    def _pass_over(self) -> None:
+        while self.held.get(self.exp_cmd_sn) is _NOTHING:
+            del self.held[self.exp_cmd_sn]
+            self.exp_cmd_sn = (self.exp_cmd_sn + 1) & _WORD
             self.max_cmd_sn = (self.max_cmd_sn + 1) & _WORD
 
     def place(self, field: int) -> Place | None:
@@ -678,6 +686,6 @@ class Session:
         if cmd_sn in self.held:
             return
         self._held_bytes += len(header) + len(data)
-        if self._held_bytes > _HELD_BYTES_MAX:
-            raise PeerError(f"CmdSN {self.exp_cmd_sn} is missing, and {_HELD_BYTES_MAX} bytes came after it")
+        if self._held_bytes > HELD_BYTES_MAX:
+            raise PeerError(f"CmdSN {self.exp_cmd_sn} is missing, and {HELD_BYTES_MAX} bytes came after it")
         self.held[cmd_sn] = (header, data)

@@ -272,6 +272,7 @@ commit_interval_s = 2.0
     )
     said = s3block(
         *["serve", "mail", "memory:n/vm1", "--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--journal-size", "64M"],
+        *["--advertise", "a.example.com:1", "--advertise", "b.example.com:2"],
         *["--commit-interval", "500ms", "--chap-user", "me", "--chap-secret-file", "/secret", "--read-only"],
     )
     assert said.code == 0
@@ -282,6 +283,7 @@ commit_interval_s = 2.0
     assert (mail.settings.commit_bytes, other.settings.commit_bytes) == (1 << 20, 8 << 20)
     for settings in (mail.settings, other.settings):
         assert settings.listen == ("127.0.0.1:0", "[::1]:0")
+        assert settings.advertise == ("a.example.com:1", "b.example.com:2")
         assert (settings.journal_bytes, settings.commit_interval_s) == (64 << 20, 0.5)
         assert (settings.chap_user, settings.chap_secret_file, settings.read_only) == ("me", "/secret", True)
         assert settings.cache_bytes == 4 << 30

@@ -67,6 +67,26 @@ def test_what_a_volume_leaves_unset_comes_from_s3block() -> None:
     assert (web.cache_bytes, web.state_dir, web.lun) == (1024**3, "/srv/state/web", 1)
 
 
+def test_what_is_advertised_goes_with_what_is_listened_on() -> None:
+    config = parse_config(
+        """
+s3block.advertise = "203.0.113.9:3260"
+[volume.a]
+url = "file:///a"
+[volume.b]
+url = "file:///b"
+listen = "10.0.0.1:3260"
+[volume.c]
+url = "file:///c"
+listen = ["10.0.0.2:3260", "10.0.1.2:3260"]
+advertise = ["disk.example.com:1", "disk.example.com:2"]
+"""
+    )
+    assert config.volume("a").advertise == ("203.0.113.9:3260",)
+    assert config.volume("b").advertise == ()
+    assert config.volume("c").advertise == ("disk.example.com:1", "disk.example.com:2")
+
+
 def test_an_endpoint_is_its_preset_with_what_the_file_says(tmp_path: Path) -> None:
     key = tmp_path / "site.key"
     key.write_text('access_key = "AK"\nsecret_key = "hush"\n')
@@ -102,6 +122,12 @@ def test_an_endpoint_is_its_preset_with_what_the_file_says(tmp_path: Path) -> No
         ("[volume.v]\nurl='file:///x'\nlisten='a:70000'", "listen: 'a:70000' is not HOST:PORT"),
         ("[volume.v]\nurl='file:///x'\ncommit_interval_s='0s'", "commit_interval_s: should be greater than 0"),
         ("[volume.v]\nurl='file:///x'\ninitiators='bob'", "initiators: 'bob' is not an iSCSI name"),
+        ("[s3block]\ndiscovery_chap_user='u'", "discovery_chap_user and discovery_chap_secret_file belong together"),
+        (
+            "[s3block]\ndiscovery_chap_mutual_user='u'\ndiscovery_chap_mutual_secret_file='/s'",
+            "[s3block]: discovery_chap_mutual_user needs discovery_chap_user",
+        ),
+        ("[volume.v]\nurl='file:///x'\nadvertise='here'", "advertise: 'here' is not HOST:PORT"),
         ("[volume.v]\nurl='file:///x'\nchap_user='u'", "chap_user and chap_secret_file belong together"),
         (
             "[volume.v]\nurl='file:///x'\nchap_mutual_user='u'\nchap_mutual_secret_file='/s'",

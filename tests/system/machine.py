@@ -91,7 +91,7 @@ class Server:
         guard: Sequence[str] = (),
     ) -> None:
         self.state = directory / state
-        self.state_dir = self.state / volume.rsplit("/", 1)[1]
+        self.state_dir = self.state / volume.rsplit("/", 1)[-1]
         self._directory = directory
         self._command = [*guard, S3BLOCK, "serve", volume]
         self._command += ["--listen", listen, "--state-dir", str(self.state), *SMALL]

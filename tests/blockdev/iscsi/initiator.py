@@ -73,8 +73,8 @@ class World:
         """Never the same twice, always the same in every run."""
         return next(self._seed).to_bytes(length, "big")
 
-    def initiator(self, name: str = HOST, *, isid: int = 0x00023D000001) -> "Initiator":
-        return Initiator(self, name, isid)
+    def initiator(self, name: str = HOST, *, isid: int = 0x00023D000001, portal_group: int = 1) -> "Initiator":
+        return Initiator(self, name, isid, portal_group)
 
     def logged_in(self, name: str = HOST, **keys: str) -> "Initiator":
         """In full feature phase, with the unit attention of LUN 0 taken."""
@@ -86,7 +86,7 @@ class World:
 
 
 class Initiator:
-    def __init__(self, world: World, name: str, isid: int) -> None:
+    def __init__(self, world: World, name: str, isid: int, portal_group: int = 1) -> None:
         self.name = name
         self.isid = isid
         self.notified = 0
@@ -94,7 +94,8 @@ class Initiator:
             world.nodes,
             random_bytes=world.random_bytes,
             pool=world.pool,
-            addresses=["192.0.2.1:3260"],
+            addresses=["192.0.2.1:3260,1"],
+            portal_group=portal_group,
             notify=self._notified,
             clock=lambda: world.now,
         )
@@ -182,6 +183,7 @@ class Initiator:
         to: int | None = 3,
         more: bool = False,
         tsih: int = 0,
+        cid: int = 0,
         version_min: int = 0,
     ) -> Pdu:
         """One login request and its answer."""
@@ -194,6 +196,7 @@ class Initiator:
             immediate=1,
             isid_tsih=self.isid << 16 | tsih,
             itt=0,
+            cid=cid << 16,
             cmd_sn=self.cmd_sn,
             version_min=version_min,
         )

@@ -2,13 +2,14 @@
 
 import pytest
 
+from blockdev.iscsi import nodes as nodes_module
 from blockdev.iscsi.chap import Credentials, encode_binary, response
 from blockdev.iscsi.connection import State
 from blockdev.iscsi.errors import LoginStatus
 from blockdev.iscsi.login import KEYS, Parameters, Where, negotiate, negotiate_later
 from blockdev.iscsi.nodes import Nodes
 from blockdev.iscsi.pdu import CONTINUE, FINAL, NO_TAG, Opcode, pack
-from tests.blockdev.iscsi.initiator import HOST, IQN, LOGIN_KEYS, Initiator, World
+from tests.blockdev.iscsi.initiator import HOST, IQN, LOGIN_KEYS, READ, Initiator, World, read10
 
 SECRET, MUTUAL = b"a secret of 16 b", b"another secret!!"
 
@@ -157,7 +158,64 @@ def test_second_connection_of_a_session_is_refused() -> None:
     world = World()
     tsih = world.logged_in().connection.session.tsih  # type: ignore[union-attr]  # it is logged in
     host = world.initiator()
-    refused(host, LoginStatus.TOO_MANY_CONNECTIONS, host.names(), tsih=tsih)
+    refused(host, LoginStatus.TOO_MANY_CONNECTIONS, host.names(), tsih=tsih, cid=1)
+    assert list(world.nodes.sessions) == [tsih]
+
+
+def test_connection_reinstatement_keeps_the_session_and_ends_its_tasks() -> None:
+    world = World()
+    world.target.deferred_reads = True
+    first = world.logged_in()
+    first.ask(read10(0, 1), flags=READ, expected=512)
+    session = first.connection.session
+    assert session is not None
+    again = world.initiator()
+    again.cmd_sn = first.cmd_sn
+    answer = again.login(again.names(), tsih=session.tsih)
+    assert answer.status_word == 0
+    assert answer.isid_tsih & 0xFFFF == session.tsih
+    assert first.connection.state is State.CLOSING
+    assert list(world.nodes.sessions) == [session.tsih]
+    world.target.deferred_reads = False
+    world.target.run_all()
+    assert first.heard() == []
+    assert again.command(bytes(6)).status == 0x02
+    assert again.command(bytes(6)).status == 0x00
+
+
+@pytest.mark.parametrize("other", [{"name": "iqn.x:other"}, {"isid": 0x00023D000002}, {"portal_group": 2}])
+def test_connection_of_somebody_elses_session_is_refused(other: dict[str, str | int]) -> None:
+    world = World()
+    tsih = world.logged_in().connection.session.tsih  # type: ignore[union-attr]  # it is logged in
+    host = world.initiator(**other)  # type: ignore[arg-type]  # the options of `initiator`
+    refused(host, LoginStatus.SESSION_DOES_NOT_EXIST, host.names(), tsih=tsih)
+    assert list(world.nodes.sessions) == [tsih]
+
+
+def test_the_same_isid_at_another_portal_group_is_another_session() -> None:
+    world = World()
+    first, second = world.logged_in(), world.initiator(portal_group=2)
+    assert second.log_in().text["TargetPortalGroupTag"] == "2"
+    assert len(world.nodes.sessions) == 2
+    assert first.connection.state is State.FULL
+    assert {session.nexus[-6:] for session in world.nodes.sessions.values()} == {"0x0001", "0x0002"}
+
+
+def test_names_are_compared_in_lower_case() -> None:
+    world = World()
+    world.nodes.serve("iqn.2004-10.com.example:own", {0: world.target}, initiators=frozenset({HOST}))
+    host = world.initiator(HOST.upper())
+    assert host.login(host.names("IQN.2004-10.com.example:OWN")).status_word == 0
+    assert host.connection.who.startswith(HOST)
+
+
+@pytest.mark.parametrize("name", ["iqn.x\nINFO forged", "iqn.x y", "iqn." + "x" * 220, "iqn.\x1b[2J"])
+@pytest.mark.parametrize("which", ["InitiatorName", "TargetName"])
+def test_names_that_are_none(name: str, which: str) -> None:
+    host = World().initiator()
+    refused(host, LoginStatus.INITIATOR_ERROR, host.names() | {which: name})
+    assert "\n" not in host.connection.failure
+    assert "\x1b" not in host.connection.failure
 
 
 def test_keys_negotiated_twice() -> None:
@@ -384,6 +442,29 @@ def test_discovery_may_ask_for_its_own_credentials() -> None:
     refused(host, LoginStatus.AUTHENTICATION_FAILURE, {"InitiatorName": HOST, "SessionType": "Discovery"})
 
 
+def test_discovery_with_chap_both_ways() -> None:
+    world = World(discovery_credentials=Credentials("finder", SECRET, "found", MUTUAL))
+    host = world.initiator()
+    host.login({"InitiatorName": HOST, "SessionType": "Discovery", "AuthMethod": "CHAP"}, stage=0, to=None)
+    question = host.login({"CHAP_A": "5"}, stage=0, to=None).text
+    keys = {"CHAP_N": "finder", "CHAP_R": proof(question, SECRET), "CHAP_I": "3", "CHAP_C": "0x" + "ab" * 16}
+    answer = host.login(keys, stage=0, to=3)
+    assert (answer.text["CHAP_N"], answer.status_word) == ("found", 0)
+    assert IQN.encode() in text_request(host, b"SendTargets=All\0")[2]
+    # What is asked for discovery is not asked for the target, and does not open it.
+    assert world.initiator("iqn.x").log_in().status_word == 0
+
+
+def test_discovery_sessions_leave_room_for_logins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes_module, "DISCOVERIES_MAX", 2)
+    world = World()
+    for _ in range(2):
+        discovery(world)
+    host = world.initiator()
+    refused(host, LoginStatus.OUT_OF_RESOURCES, {"InitiatorName": HOST, "SessionType": "Discovery"})
+    assert world.logged_in().connection.state is State.FULL
+
+
 # ---- full feature phase
 
 
@@ -410,9 +491,9 @@ def test_nodes_names() -> None:
     ):
         with pytest.raises(ValueError, match="iSCSI name"):
             nodes.serve(name, {})
-    nodes.serve("eui.02004567A425678D", {})
+    nodes.serve("eui.02004567a425678d", {})
     with pytest.raises(ValueError, match="exists"):
-        nodes.serve("eui.02004567A425678D", {})
+        nodes.serve("eui.02004567a425678d", {})
 
 
 def test_removed_target_drops_its_sessions() -> None:

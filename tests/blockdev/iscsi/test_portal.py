@@ -28,12 +28,12 @@ class Client:
         self.writer = writer
 
     @classmethod
-    async def connect(cls, portal: Portal, *, receive_buffer: int = 0) -> "Client":
+    async def connect(cls, portal: Portal, number: int = 0, *, receive_buffer: int = 0) -> "Client":
         sock = socket.socket()
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)
-        where = portal.addresses[0]
+        where = portal.addresses[number]
         await asyncio.get_running_loop().sock_connect(sock, (where.host, where.port))
         return cls(*await asyncio.open_connection(sock=sock, limit=4096 if receive_buffer else 1 << 16))
 
@@ -107,6 +107,86 @@ def test_discovery_tells_the_address_the_initiator_came_to() -> None:
         client.say(*RECORDED["discovery"])
         everything = await client.closed()
         assert f"TargetAddress={portal.addresses[0]},1\0".encode() in everything
+        client.end()
+
+    run(test)
+
+
+def discovered(everything: bytes) -> list[str]:
+    text = everything.split(b"TargetName=", 1)[1]
+    lines = (item.partition("=") for item in text.decode(errors="replace").split("\0"))
+    return [value for key, _, value in lines if key == "TargetAddress"]
+
+
+def test_several_portals_are_told_of_and_are_several_ports() -> None:
+    async def body() -> None:
+        world = World(RamTarget(4096), portal_groups=(1, 2))
+        portal = Portal(world.nodes, listen=(LOOPBACK, Address("127.0.0.2", 0)))
+        await portal.start()
+        expected = [f"{address},{tag}" for tag, address in enumerate(portal.addresses, 1)]
+        for number in range(2):
+            client = await Client.connect(portal, number)
+            client.say(*RECORDED["discovery"])
+            assert discovered(await client.closed()) == expected
+            client.end()
+        # One initiator, one ISID, two target ports: two sessions, side by side.
+        both = [await Client.connect(portal, number) for number in range(2)]
+        for tag, client in enumerate(both, 1):
+            client.say(LOGIN)
+            assert f"TargetPortalGroupTag={tag}".encode() in (await client.hear())[1]
+        assert portal.session_count == 2
+        for client in both:
+            client.say(TEST_UNIT_READY)
+            assert (await client.hear())[0]["status"] == 2
+            client.end()
+        await portal.stop(drain_seconds=0.05)
+
+    asyncio.run(asyncio.wait_for(body(), 20))
+
+
+def test_advertised_addresses() -> None:
+    async def body() -> None:
+        world = World(RamTarget(4096))
+        outside = (Address("192.0.2.1", 3260), Address("disk.example.com", 3261))
+        portal = Portal(world.nodes, listen=(LOOPBACK,), advertise=outside)
+        await portal.start()
+        client = await Client.connect(portal)
+        client.say(*RECORDED["discovery"])
+        assert discovered(await client.closed()) == ["192.0.2.1:3260,1", "disk.example.com:3261,1"]
+        client.end()
+        await portal.stop(drain_seconds=0.05)
+        with pytest.raises(PortalError, match="2 addresses to listen on and 1 to advertise"):
+            Portal(world.nodes, listen=(LOOPBACK, LOOPBACK), advertise=outside[:1])
+
+    asyncio.run(asyncio.wait_for(body(), 20))
+
+
+def test_discovery_session_that_stays_is_ended() -> None:
+    async def test(portal: Portal, world: World) -> None:
+        staying, working = await Client.connect(portal), await Client.connect(portal)
+        await working.log_in()
+        staying.say(RECORDED["discovery"][0])
+        await staying.hear()
+        assert await staying.closed() == b""
+        working.say(TEST_UNIT_READY[:27] + bytes((3,)) + TEST_UNIT_READY[28:])
+        staying.end()
+        working.end()
+
+    run(test, discovery_seconds=0.1)
+
+
+def test_a_peer_that_acknowledges_nothing_is_gone_after_two_minutes() -> None:
+    async def test(portal: Portal, world: World) -> None:
+        client = await Client.connect(portal)
+        await client.log_in()
+        (link,) = portal._links
+        options = {
+            name: link._sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            for name in ("TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+        }
+        assert options["TCP_USER_TIMEOUT"] == 120_000
+        assert options["TCP_KEEPIDLE"] + options["TCP_KEEPINTVL"] * options["TCP_KEEPCNT"] == 120
+        assert link._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         client.end()
 
     run(test)

@@ -509,6 +509,23 @@ def test_abort_of_what_is_unknown_or_not_here_yet() -> None:
     assert host.command(bytes(6)).status == GOOD
 
 
+def test_abort_of_one_behind_a_gap() -> None:
+    """A command that is aborted before it and its predecessor came: when both turns are over, the next one is due."""
+    host = World().logged_in()
+    first = host.cmd_sn
+    abort = host.manage(TaskFunction.ABORT_TASK, referenced=78, ref_cmd_sn=first + 1)
+    assert abort_answer(host, abort) == TaskAnswer.COMPLETE
+    assert host.ask(bytes(6), cmd_sn=first + 1, itt=78) == 78
+    assert host.heard() == [], "it came after its abort"
+    assert host.ask(bytes(6), cmd_sn=first + 2)
+    assert host.heard() == []
+    host.ask(bytes(6), cmd_sn=first)
+    told = host.heard()
+    assert [answer.status for answer in told] == [GOOD, GOOD]
+    assert 78 not in {answer.itt for answer in told}
+    assert told[-1].exp_cmd_sn == first + 3
+
+
 def test_abort_of_a_running_change_is_answered_when_it_has_truly_ended() -> None:
     """COMPARE AND WRITE waits for its read; nothing of it may land after the initiator was told it is gone."""
     world = World(RamTarget(deferred_reads=True))
@@ -624,6 +641,36 @@ def test_logout_ends_the_session_cleanly() -> None:
     assert world.nodes.sessions == {}
 
 
+def test_logout_waits_for_a_running_change() -> None:
+    """Nothing of COMPARE AND WRITE may land after the initiator was told that the session is over."""
+    world = World(RamTarget(deferred_reads=True))
+    host = world.logged_in()
+    cdb = bytes((0x89, 0)) + bytes(8) + bytes(3) + bytes((1, 0, 0))
+    host.ask(cdb, expected=1024, flags=WRITE, data=bytes(512) + pattern(512))
+    host.ask(read10(0, 1), expected=512, flags=READ)
+    host.send(Opcode.LOGOUT, itt=5, cmd_sn=host.cmd_sn)
+    assert host.heard() == []
+    assert len(world.nodes.sessions) == 1
+    world.target.run_all()
+    assert host.one().opcode == Opcode.LOGOUT_RESPONSE
+    assert host.connection.state is State.CLOSING
+    assert world.target.staged == 0
+    host.connection.lost()
+    assert world.nodes.sessions == {}
+
+
+def test_connection_lost_while_a_logout_waits() -> None:
+    world = World(RamTarget(deferred_reads=True))
+    host = world.logged_in()
+    cdb = bytes((0x89, 0)) + bytes(8) + bytes(3) + bytes((1, 0, 0))
+    host.ask(cdb, expected=1024, flags=WRITE, data=bytes(512) + pattern(512))
+    host.send(Opcode.LOGOUT, itt=5, cmd_sn=host.cmd_sn)
+    host.connection.lost()
+    world.target.run_all()
+    assert host.heard() == []
+    assert world.target.staged == 0
+
+
 @pytest.mark.parametrize(("reason", "cid", "response"), [(1, 7, 1), (2, 0, 2)])
 def test_logout_of_what_cannot_be_logged_out(reason: int, cid: int, response: int) -> None:
     host = World().logged_in()
@@ -680,6 +727,80 @@ def test_wrong_digest_ends_the_session(digest: str) -> None:
     host.connection.receive(bytes(8))
     assert host.connection.state is State.CLOSING
     assert "digest" in host.connection.failure
+
+
+def damaged(host: Initiator, kind: str) -> bytes:
+    """One PDU with data that is not what its digest says, as bytes of the wire."""
+    big = pattern(65536)
+    tag = 0
+    if "data-out" in kind:
+        tag = host.ask(write10(0, 256), expected=131072, flags=WRITE, data=big)
+    with host.collected() as wire:
+        match kind:
+            case "write":
+                host.ask(write10(0, 1), expected=512, flags=WRITE, data=pattern(512))
+            case "large write":
+                host.ask(write10(0, 128), expected=65536, flags=WRITE, data=big)
+            case "data-out":
+                host.data_out(tag, host.one().ttt, big[:512], offset=65536, final=False)
+            case "large data-out":
+                host.data_out(tag, host.one().ttt, big, offset=65536)
+            case "parameters":
+                host.ask(bytes((0x55, 0x10)) + bytes(6) + bytes((24, 0)), expected=24, flags=WRITE, data=bytes(24))
+            case "nop":
+                host.send(Opcode.NOP_OUT, data=b"ping ping", itt=9, ttt=NO_TAG, cmd_sn=host.cmd_sn)
+            case "text":
+                host.send(Opcode.TEXT, data=b"SendTargets=\0", itt=9, ttt=NO_TAG, cmd_sn=host.cmd_sn)
+    wire[-9] ^= 0x10
+    return bytes(wire)
+
+
+@pytest.mark.parametrize("pieces", [1 << 20, 20000])
+@pytest.mark.parametrize("headers", [False, True])
+@pytest.mark.parametrize("kind", ["write", "large write", "data-out", "large data-out", "parameters", "nop", "text"])
+def test_damaged_data_is_rejected_never_used_and_repeated_in_a_new_session(
+    kind: str, headers: bool, pieces: int
+) -> None:
+    """RFC 7143 7.8, at error recovery level 0: Reject, the end of the connection, and all that was not answered again.
+    In pieces of 20000 bytes large segments are received in place."""
+    world = World(RamTarget(4096))
+    keys = {"DataDigest": "CRC32C"} | ({"HeaderDigest": "CRC32C"} if headers else {})
+    host = world.initiator()
+    host.log_in(**keys)
+    host.command(bytes(6))
+    wire = damaged(host, kind)
+    for at in range(0, len(wire), pieces):
+        host.connection.receive(wire[at : at + pieces])
+    answer = host.one()
+    assert (answer.opcode, answer.reason) == (Opcode.REJECT, Reason.DATA_DIGEST_ERROR)
+    assert answer.data == wire[:48]
+    assert host.connection.state is State.CLOSING
+    assert "digest" in host.connection.failure
+    host.connection.lost()
+    assert world.target.peek(0, 256) == bytes(131072)
+    again = world.initiator()
+    again.log_in(**keys)
+    again.command(bytes(6))
+    assert again.command(write10(0, 1), expected=512, flags=WRITE, data=pattern(512)).status == GOOD
+    assert again.command(read10(0, 1), expected=512, flags=READ).data == pattern(512)
+
+
+@pytest.mark.parametrize("kind", ["write", "large write", "data-out", "large data-out", "nop"])
+def test_damaged_header_ends_the_connection_unanswered(kind: str) -> None:
+    """Nothing in it can be trusted, not even its length (RFC 7143 7.7)."""
+    world = World(RamTarget(4096))
+    host = world.initiator()
+    host.log_in(HeaderDigest="CRC32C", DataDigest="CRC32C")
+    host.command(bytes(6))
+    wire = bytearray(damaged(host, kind))
+    wire[-9] ^= 0x10
+    wire[20] ^= 0x01
+    for at in range(0, len(wire), 20000):
+        host.connection.receive(wire[at : at + 20000])
+    assert host.heard() == []
+    assert "header digest" in host.connection.failure
+    host.connection.lost()
+    assert world.target.peek(0, 256) == bytes(131072)
 
 
 @pytest.mark.parametrize(
