@@ -197,8 +197,8 @@ def test_nothing_is_made_anew_under_a_session() -> None:
     assert attach(replace(CLOSED, portals=(Portal("127.0.0.1", 3260),)), model, replace=True) == 2
 
 
-def test_a_device_restored_at_boot_is_the_same_as_a_new_one() -> None:
-    """targetctl restores all but `nl_reply_supported`, in the kernel's default: attach sets it first."""
+def test_a_device_that_would_wait_for_a_handler_is_cured_first() -> None:
+    """Every other change of it could hang."""
     model = attached(OPEN)
     model.perform(plan.SetDevice("vm1", "nl_reply_supported", "0"))
     model.steps.clear()
