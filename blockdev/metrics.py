@@ -60,6 +60,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("s3block_ready", "gauge", "0 or 1", "Whether the volume takes commands", "status.ready"),
     Metric("s3block_uptime_seconds", "gauge", "seconds", "Time since it was attached", "status.uptime_seconds"),
     Metric("s3block_volume_bytes", "gauge", "bytes", "Size of the disk", "status.size_bytes"),
+    Metric(
+        "s3block_allocated_bytes", "gauge", "bytes", "What the map holds, in whole extents", "status.allocated_bytes"
+    ),
+    Metric("s3block_quota_bytes", "gauge", "bytes", "What it may hold; 0: no limit", "status.quota_bytes"),
     Metric("s3block_epoch", "gauge", "number", "Attachments of the volume until this one", "status.epoch"),
     Metric(
         "s3block_commit_sequence", "gauge", "number", "Number of the newest record in the log", "status.commit_sequence"
@@ -277,7 +281,15 @@ def figures(status: Status) -> dict[str, float]:
         "status.ready": float(status["state"] == "ready"),
         "status.sessions": len(status.get("sessions", ())),
     }
-    for name in ("uptime_seconds", "size_bytes", "epoch", "commit_sequence", "journal_bytes"):
+    for name in (
+        "uptime_seconds",
+        "size_bytes",
+        "allocated_bytes",
+        "quota_bytes",
+        "epoch",
+        "commit_sequence",
+        "journal_bytes",
+    ):
         if name in status:
             found[f"status.{name}"] = status[name]
     found |= {f"front.{name}": value for name, value in front.items() if isinstance(value, int | float)}

@@ -36,6 +36,10 @@ A volume is a direct access device (type 00h), thin provisioned, not removable, 
 4096-byte sectors on 4096-byte physical blocks. Discarded and unwritten space reads as zeros. The write cache is on
 (WCE=1): a write that was acknowledged survives the death of the service; SYNCHRONIZE CACHE or FUA makes it
 survive what the volume's flush promise says.
+
+Every address of a portal is a target port of its own; all ports are in one target port group, which is active/optimized. SET
+TARGET PORT GROUPS accepts that state and no other: another host gets the volume by taking it over, not by a command.
+Names (NAA, serial number) come from the volume's identity: the same on every host, others for a clone.
 """
 
 _COMMANDS_NOTE = """\

@@ -49,6 +49,8 @@ def status(name: str = "vm1", **more: Any) -> dict[str, Any]:
         "state": "ready",
         "uptime_seconds": 12.5,
         "size_bytes": 1 << 30,
+        "allocated_bytes": 1 << 20,
+        "quota_bytes": 0,
         "epoch": 3,
         "commit_sequence": 70,
         "journal_bytes": 1 << 20,
