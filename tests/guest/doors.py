@@ -1,7 +1,8 @@
 """The two doors of a volume, each with its daemon where it belongs, for one list of tests.
 
 `PortalDoor`: the daemon and its portal on this host, the initiator in the guest reaches them at 10.0.2.2.
-`LioDoor`: the daemon in the guest as the handler of its kernel's target, the initiator reaches that on the guest's loopback.
+`GuestDoor`: the daemon in the guest, as the handler of its kernel's target (or with its own portal), the initiator reaches it
+on the guest's loopback.
 
 One rule: a test sees portals, targets and devices, and asks for commands and counters; it does not know where they run.
 """
@@ -9,13 +10,13 @@ One rule: a test sees portals, targets and devices, and asks for commands and co
 import signal
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tests.guest.guest import HOST, Guest, Running
-from tests.guest.inside import commands, control, initiator, lio
+from tests.guest.guest import HOST, Guest
+from tests.guest.inside import cli, commands, control, initiator, lio
 from tests.servers.processes import end, free_port, start, tail, wait_for_port
 from tests.servers.tcp_relay import TcpRelay
 from tests.system.machine import S3BLOCK, environment
@@ -42,13 +43,13 @@ class Volume:
 
 
 def configuration(door: str, store: str, state: str, listen: Sequence[str], volumes: Sequence[Volume]) -> str:
-    """A configuration file; `store` is the URL that volumes lie below."""
+    """A configuration file; `store` is the URL of the folder that volumes lie in."""
     lines = ["[s3block]", f'state_dir = "{state}"', f"listen = [{', '.join(repr(one) for one in listen)}]"]
     lines += ['journal_bytes = "128M"', 'cache_bytes = "64M"']
     for volume in volumes:
         lines += [
             f"[volume.{volume.name}]",
-            f'url = "{store}/{volume.name}"',
+            f'url = "{store}"',
             f"size_bytes = {volume.size_mib * MIB}",
             f"sector_bytes = {volume.sector_bytes}",
             f'iqn = "{volume.iqn}"',
@@ -62,8 +63,6 @@ def configuration(door: str, store: str, state: str, listen: Sequence[str], volu
 class Door(ABC):
     """Volumes that are served. `portals`: where the guest's initiator finds them; the second one is another path."""
 
-    kind = ""
-
     def __init__(self, guest: Guest, volumes: Sequence[Volume]) -> None:
         self.guest = guest
         self.volumes = {volume.name: volume for volume in volumes}
@@ -74,12 +73,12 @@ class Door(ABC):
         return self.portals[0]
 
     @abstractmethod
-    def s3block(self, *words: str) -> str:
-        """The command where the daemon runs; what it printed."""
-
-    @abstractmethod
     def status(self, volume: str) -> dict[str, Any]:
         """What the daemon tells of the volume."""
+
+    @abstractmethod
+    def resize(self, volume: str, size: int) -> None:
+        """As an administrator does it; initiators have only to look again."""
 
     @abstractmethod
     def cut_second_path(self) -> None:
@@ -91,7 +90,7 @@ class Door(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """The daemon, in order. AssertionError if it does not end well."""
+        """Everybody is logged out, the daemon ends in order. AssertionError if it does not end well."""
 
     def log_in(self, volume: str, portal: str = "", **settings: str) -> str:
         """The device that the volume has become in the guest; settings as in the node record, `__` for a dot."""
@@ -112,8 +111,6 @@ class Door(ABC):
 
 
 class PortalDoor(Door):
-    kind = "portal"
-
     def __init__(self, guest: Guest, volumes: Sequence[Volume], directory: Path) -> None:
         super().__init__(guest, volumes)
         ports = [free_port(), free_port()]
@@ -122,7 +119,7 @@ class PortalDoor(Door):
         listen = [f"127.0.0.1:{port}" for port in ports]
         self._config.write_text(configuration("portal", f"file://{directory}/store", str(self._state), listen, volumes))
         for volume in volumes:
-            self.s3block("create", volume.name)
+            self._s3block("create", volume.name)
         self._log = directory / "serve.log"
         self._daemon = start(
             [S3BLOCK, "serve", "--config", str(self._config), *self.volumes], self._log, environment(self._config)
@@ -136,7 +133,30 @@ class PortalDoor(Door):
             raise
         self.portals = [f"{HOST}:{ports[0]}", f"{HOST}:{self._relay.port}"]
 
-    def s3block(self, *words: str) -> str:
+    def status(self, volume: str) -> dict[str, Any]:
+        return control.ask(str(self._state / volume), "status")
+
+    def resize(self, volume: str, size: int) -> None:
+        self._s3block("resize", volume, str(size))
+
+    def cut_second_path(self) -> None:
+        self._relay.cut()
+
+    def mend_second_path(self) -> None:
+        self._relay.mend()
+
+    def stop(self) -> None:
+        self.guest.call(initiator.log_out_everywhere)
+        self._relay.cut()
+        end(self._daemon, signal.SIGTERM)
+        assert self._daemon.returncode == 0, tail(self._log)
+
+    def kill(self) -> None:
+        """The daemon's process, where a test has failed."""
+        if self._daemon.poll() is None:
+            end(self._daemon)
+
+    def _s3block(self, *words: str) -> None:
         done = subprocess.run(
             [S3BLOCK, *words, "--config", str(self._config)],
             env=environment(self._config),
@@ -148,65 +168,62 @@ class PortalDoor(Door):
             text=True,
         )
         assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    def status(self, volume: str) -> dict[str, Any]:
-        return control.ask(str(self._state / volume), "status")
-
-    def cut_second_path(self) -> None:
-        self._relay.cut()
-
-    def mend_second_path(self) -> None:
-        self._relay.mend()
-
-    def stop(self) -> None:
-        self._relay.cut()
-        end(self._daemon, signal.SIGTERM)
-        assert self._daemon.returncode == 0, tail(self._log)
-
-    def kill(self) -> None:
-        """The daemon's process, where a test has failed."""
-        if self._daemon.poll() is None:
-            end(self._daemon)
 
 
-class LioDoor(Door):
-    kind = "lio"
+class GuestDoor(Door):
     SECOND = "10.9.0.1"
     """An address of the guest's loopback that can be taken away, which is how its path dies."""
 
-    def __init__(self, guest: Guest, volumes: Sequence[Volume], files: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        volumes: Sequence[Volume],
+        *,
+        door: Literal["portal", "lio"] = "lio",
+        store: str = "file:///root/store",
+        endpoint: str = "",
+        listen: Sequence[str] = ("127.0.0.1:3260", f"{SECOND}:3260"),
+    ) -> None:
+        """`endpoint` is the table of the store's endpoint, where it has one."""
         super().__init__(guest, volumes)
-        listen = ["127.0.0.1:3260", f"{self.SECOND}:3260"]
-        self.mend_second_path()
+        self._lio = door == "lio"
         self._state = "/root/state"
-        guest.write(CONFIG_IN_GUEST, configuration("lio", "file:///root/store", self._state, listen, volumes))
-        for volume in volumes:
-            self.s3block("create", volume.name)
-        guest.call(lio.prepare)
-        self._daemon = self.serve()
-        for volume in volumes:
-            self.s3block("lio", "attach", volume.name)
-        self.portals = listen
+        self.mend_second_path()
+        guest.write(CONFIG_IN_GUEST, endpoint + configuration(door, store, self._state, listen, volumes))
+        self._several(*(["create", name] for name in self.volumes))
+        self.serve()
+        if self._lio:
+            self._several(*(["lio", "attach", name] for name in self.volumes))
+        self.portals = list(listen)
 
-    def serve(self) -> Running:
-        """Starts the daemon, also anew after `kill`; returns when it waits for the kernel."""
+    def serve(self) -> None:
+        """Starts the daemon, also anew after `kill`; returns when it serves."""
         self._daemon = self.guest.start("s3block", "serve", *self.volumes)
         for name in self.volumes:
-            self._daemon.wait_for(f"serving {name} ", seconds=120)
-        return self._daemon
+            self._daemon.wait_for(f"serving {name} ", seconds=180)
 
     def kill(self) -> None:
         """SIGKILL to the daemon and its workers."""
         self._daemon.signal(signal.SIGKILL)
-        self._daemon.wait(check=False)
+        assert self._daemon.wait(check=False).status == -signal.SIGKILL
 
-    def s3block(self, *words: str) -> str:
-        return self.guest.run("s3block", *words, seconds=180)
+    def end(self) -> None:
+        """SIGTERM to the daemon; it carries everything to the store and ends well."""
+        self._daemon.signal(signal.SIGTERM)
+        self._daemon.wait(180)
+
+    @property
+    def log(self) -> str:
+        """What the newest daemon has said."""
+        return self._daemon.output
 
     def status(self, volume: str) -> dict[str, Any]:
         found: dict[str, Any] = self.guest.call(control.ask, state_dir=f"{self._state}/{volume}", what="status")
         return found
+
+    def resize(self, volume: str, size: int) -> None:
+        attach = [["lio", "attach", volume]] if self._lio else []
+        self._several(["resize", volume, str(size)], *attach)
 
     def cut_second_path(self) -> None:
         self.guest.run("ip", "addr", "del", f"{self.SECOND}/32", "dev", "lo")
@@ -215,9 +232,13 @@ class LioDoor(Door):
         self.guest.run("ip", "addr", "replace", f"{self.SECOND}/32", "dev", "lo")
 
     def stop(self) -> None:
-        for name in self.volumes:
-            self.s3block("lio", "detach", name)
-        self._daemon.signal(signal.SIGTERM)
-        self._daemon.wait(180)
+        self.guest.call(initiator.log_out_everywhere)
+        if self._lio:
+            self._several(*(["lio", "detach", name] for name in self.volumes))
+        self.end()
         assert not self.guest.call(commands.still_hung)
-        assert not self.guest.call(lio.left_behind)
+        if self._lio:
+            assert self.guest.call(lio.left_behind) == []
+
+    def _several(self, *lines: list[str]) -> None:
+        self.guest.call(cli.several, seconds=60 + 60 * len(lines), commands=list(lines))

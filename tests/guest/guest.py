@@ -67,7 +67,10 @@ class Running:
         self._wait(lambda: self._status is not None, "the end", seconds)
         assert self._status is not None
         if check and self._status:
-            raise GuestFailed(f"{self._words} ended with {self._status}:\n{self.output[-6000:]}")
+            raise GuestFailed(
+                f"{self._words} ended with {self._status}:\n{self.output[-6000:]}\n"
+                f"console:\n{self._guest.console[-2000:]}"
+            )
         return Finished(self._status, self.output)
 
     def ended(self) -> bool:

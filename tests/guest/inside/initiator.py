@@ -31,8 +31,9 @@ def log_in(portal: str, target: str, settings: Mapping[str, str] | None = None, 
     prepare()
     node = ("iscsiadm", "-m", "node", "-T", target, "-p", portal)
     run(*node, "-o", "new")
-    # A refused login is to be told, not to be tried for two minutes.
-    for name, value in ({"node.session.initial_login_retry_max": "0"} | dict(settings or {})).items():
+    # A refused login is to be told soon. Not at once: now and then this kernel loses a login of its own by a race ("Login/Text
+    # in progress. Cannot start new task").
+    for name, value in ({"node.session.initial_login_retry_max": "3"} | dict(settings or {})).items():
         run(*node, "-o", "update", "-n", name, "-v", value)
     run(*node, "--login")
     return device(portal, target, lun)
@@ -103,3 +104,15 @@ def forget(portal: str, target: str) -> None:
 def naa(device: str) -> str:
     """The name of the unit by which all paths to it are known (SPC-4 section 7.8.6), such as `naa.6...`."""
     return attribute(device, "device/wwid")
+
+
+def log_out_everywhere() -> None:
+    """Ends all sessions, and forgets all nodes."""
+    if run("iscsiadm", "-m", "session", check=False).startswith("tcp:"):
+        run("iscsiadm", "-m", "node", "--logout")
+    run("iscsiadm", "-m", "node", "-o", "delete", check=False)
+
+
+def be_patient(device: str, seconds: int) -> None:
+    """How long the kernel waits for an answer before it aborts a command; 30 s are short for an emulated daemon's start."""
+    (Path("/sys/block") / Path(device).name / "device/timeout").write_text(f"{seconds}\n")

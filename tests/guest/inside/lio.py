@@ -1,22 +1,8 @@
-"""The kernel's target, as Debian's `rtslib-fb-targetctl` prepares it, and what must be gone at the end."""
+"""The kernel's target as configfs shows it: what must be gone at the end."""
 
 from pathlib import Path
 
-from tests.guest.inside.commands import load, run
-
 CONFIGFS = Path("/sys/kernel/config")
-
-
-def prepare() -> None:
-    """Modules, configfs, and the folder for what the target keeps."""
-    load("target_core_mod")
-    if not (CONFIGFS / "target").exists():
-        run("mount", "-t", "configfs", "configfs", CONFIGFS)
-    # The folder cannot be changed once a backstore module is loaded.
-    for folder in ("pr", "alua"):
-        Path("/etc/rtslib-fb-target", folder).mkdir(parents=True, exist_ok=True)
-    (CONFIGFS / "target/dbroot").write_text("/etc/rtslib-fb-target")
-    load("target_core_user", "iscsi_target_mod")
 
 
 def left_behind() -> list[str]:

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 
-def write(root: str, seed: int, files: int = 60) -> dict[str, str]:
+def write(root: str, seed: int, files: int = 40) -> dict[str, str]:
     """Files of 0 to 2 MiB in folders, synced; the checksum of each by its path."""
     choose = random.Random(seed)
     for number in range(files):
