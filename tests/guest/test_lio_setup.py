@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.guest.doors import LioDoor, Volume
+from tests.guest.doors import GuestDoor, Volume
 from tests.guest.guest import Guest, Hardware
 from tests.guest.inside import commands, lio, lio_setup
 
@@ -41,7 +41,7 @@ def test_nothing_of_others_is_changed(guest: Guest) -> None:
 
 
 def test_a_volume_whose_daemon_died_is_detached_without_waiting(guest: Guest) -> None:
-    door = LioDoor(guest, [Volume("vm1", 32, "vm1")])
+    door = GuestDoor(guest, [Volume("vm1", 32, "vm1")])
     device = door.log_in("vm1")
     door.kill()
     stuck = guest.start("dd", "if=/dev/zero", f"of={device}", "bs=64k", "count=1", "oflag=direct")
