@@ -105,11 +105,13 @@ class Ring:
             raise RingBroken(f"mailbox version {version}; this handler knows {VERSION}")
         if not self.flags & MailboxFlag.OUT_OF_ORDER:
             raise RingBroken("this kernel takes no answers out of order (it is older than 4.9)")
-        if self._offset % ENTRY_ALIGN or self._size % ENTRY_ALIGN or not 0 < self._offset + self._size <= len(view):
+        if self._offset % ENTRY_ALIGN or self._size % ENTRY_ALIGN or not 0 < self._size <= len(view) - self._offset:
             raise RingBroken(f"a ring of {self._size} bytes at {self._offset} in a map of {len(view)}")
         self._head = ctypes.c_uint32.from_buffer(view, HEAD_AT)
         self._tail = ctypes.c_uint32.from_buffer(view, TAIL_AT)
         self._next = self._write = self._tail.value
+        if self._next >= self._size or self._next % ENTRY_ALIGN:
+            raise RingBroken(f"cmd_tail is {self._next} in a ring of {self._size} bytes")
         self._slots: deque[tuple[int, int]] = deque()
         """(place, len_op) of entries taken and not given back, oldest first."""
         self.open = 0

@@ -133,6 +133,9 @@ def test_after_a_reset_the_ring_begins_anew() -> None:
         (2, "=H", (0,), "out of order"),
         (4, "=I", (130,), "at 130"),
         (8, "=I", (1 << 30,), "1073741824 bytes"),
+        (8, "=I", (0,), "a ring of 0 bytes"),
+        (64, "=I", (4,), "cmd_tail is 4"),
+        (64, "=I", (1 << 20,), "cmd_tail is 1048576"),
     ],
 )
 def test_a_mailbox_that_cannot_be_right(at: int, form: str, values: tuple[int, ...], says: str) -> None:
