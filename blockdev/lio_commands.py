@@ -21,13 +21,13 @@ from blockdev.lio import plan, saved, setup
 from blockdev.lio.condition import condition
 from blockdev.lio.found import Found, look
 from blockdev.lio.kernel import Kernel
-from blockdev.lio.wanted import NO_CHAP, Chap, Portal, Wanted
+from blockdev.lio.wanted import Chap, Portal, Wanted
 from blockdev.place import VolumePlace
 from s3core.console import Column, JsonOption, new_app, size_column, write_json, write_line, write_note, write_record
 from s3core.credentials import read_secret
 from s3core.endpoint_commands import ConfigOption
 from s3core.exit_codes import ExitCode
-from s3core.settings import Config, VolumeSettings, load_config
+from s3core.settings import Config, S3BlockSettings, VolumeSettings, load_config
 
 app = new_app("lio", "Volumes behind the kernel's iSCSI target (LIO).")
 
@@ -67,7 +67,7 @@ def attach(
     config = load_config(config_path)
     place = find(config, volume)
     status = _served(place, state_of(place, state_dir), wait)
-    wanted = _wanted(place, status, portals)
+    wanted = _wanted(config, place, status, portals)
     changed = setup.attach(wanted, Kernel(), replace=replace, told=_told(as_json))
     if as_json:
         write_json(
@@ -187,7 +187,7 @@ def _served(place: VolumePlace, directory: Path, wait_s: float) -> dict[str, Any
     return status
 
 
-def _wanted(place: VolumePlace, status: dict[str, Any], portals: list[str] | None) -> Wanted:
+def _wanted(config: Config, place: VolumePlace, status: dict[str, Any], portals: list[str] | None) -> Wanted:
     """Raises BadParameter, Refused, CredentialsError."""
     settings = place.settings
     return Wanted(
@@ -199,19 +199,20 @@ def _wanted(place: VolumePlace, status: dict[str, Any], portals: list[str] | Non
         lun=settings.lun,
         portals=_addresses(portals) if portals else _addresses(list(settings.listen or ())),
         initiators=tuple(dict.fromkeys(settings.initiators)),
-        chap=_chap(settings),
+        chap=_chap(settings, "chap"),
+        discovery=_chap(config.s3block, "discovery_chap"),
     )
 
 
-def _chap(settings: VolumeSettings) -> Chap:
-    if not settings.chap_user:
-        return NO_CHAP
-    secret = read_secret(Path(settings.chap_secret_file))
-    if not settings.chap_mutual_user:
-        return Chap(settings.chap_user, secret)
-    return Chap(
-        settings.chap_user, secret, settings.chap_mutual_user, read_secret(Path(settings.chap_mutual_secret_file))
-    )
+def _chap(settings: VolumeSettings | S3BlockSettings, prefix: str) -> Chap:
+    """What the settings that begin with `prefix` say. Raises CredentialsError."""
+
+    def pair(name: str) -> tuple[str, str]:
+        user = str(getattr(settings, f"{name}_user"))
+        return (user, read_secret(Path(getattr(settings, f"{name}_secret_file")))) if user else ("", "")
+
+    one_way, mutual = pair(prefix), pair(f"{prefix}_mutual")
+    return Chap(*one_way, *mutual)
 
 
 def _addresses(texts: list[str]) -> tuple[Portal, ...]:
@@ -250,7 +251,7 @@ def _condition(config: Config, name: str, found: Found, kept: saved.Document, st
     told = _status(state_of(place, state_dir))
     differing: list[plan.Difference] = []
     if told is not None and "size_bytes" in told:
-        differing = plan.differences(_wanted(place, told, None), found)
+        differing = plan.differences(_wanted(config, place, told, None), found)
     return condition(place.name, found, told, kept, differing)
 
 

@@ -32,7 +32,7 @@ def condition(
         "uio": {"name": uio.name, "map_bytes": uio.map_bytes} if uio is not None else None,
         "handler": daemon.get("lio") if daemon is not None else None,
         "targets": [_target(target, group, lun) for target, group, lun in _exports(found, device)],
-        "discovery_auth": found.discovery_auth,
+        "discovery_chap": bool(found.discovery.user),
         "saved": _is_saved(volume, saved),
     }
     return answer | {"problems": list(_problems(volume, found, daemon, answer, differing))}

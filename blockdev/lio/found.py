@@ -133,8 +133,8 @@ class Found:
     """Whether LIO is there at all."""
     database: str = ""
     """Where the kernel keeps reservations that survive power loss (`dbroot`)."""
-    discovery_auth: bool = False
-    """Whether discovery, of all targets of this host, asks for CHAP."""
+    discovery: Chap = NO_CHAP
+    """What discovery, of all targets of this host, asks for; empty where it asks for nothing."""
     uio: tuple[Uio, ...] = ()
 
     def device(self, volume: str) -> Device | None:
@@ -163,7 +163,7 @@ def look(configfs: Path = CONFIGFS, uio: Path = UIO) -> Found:
             _target(path) for path in _folders(core / "iscsi") if path.name.startswith(("iqn.", "eui.", "naa."))
         ),
         database=_text(core / "dbroot"),
-        discovery_auth=_text(core / "iscsi/discovery_auth/enforce_discovery_auth") == "1",
+        discovery=_discovery(core / "iscsi/discovery_auth"),
         uio=tuple(_uio(uio)),
     )
 
@@ -224,6 +224,10 @@ def _sessions(initiator: str, info: str) -> Iterator[Session]:
 def _chap(path: Path) -> Chap:
     values = [_text(path / name) for name in ("userid", "password", "userid_mutual", "password_mutual")]
     return Chap(*("" if value == "NULL" else value for value in values))
+
+
+def _discovery(path: Path) -> Chap:
+    return _chap(path) if _text(path / "enforce_discovery_auth") == "1" else NO_CHAP
 
 
 def _portal(name: str) -> Portal:

@@ -157,6 +157,13 @@ class Kernel:
             case plan.SetChap(iqn, initiator, chap):
                 group = self._group(iqn)
                 self._set_chap(rts.NodeACL(group, initiator, mode="lookup") if initiator else group, chap)
+            case plan.SetDiscovery(chap):
+                fabric = rts.FabricModule("iscsi")
+                fabric.discovery_userid = chap.user
+                fabric.discovery_password = chap.secret
+                fabric.discovery_mutual_userid = chap.mutual_user
+                fabric.discovery_mutual_password = chap.mutual_secret
+                fabric.discovery_enable_auth = True
             case plan.MakeLun(iqn, lun, device):
                 rts.LUN(self._group(iqn), lun, rts.UserBackedStorageObject(device))
             case plan.RemoveLun(iqn, tag, lun):
@@ -175,8 +182,9 @@ class Kernel:
                 rts.NetworkPortal(self._group(iqn), portal.configfs_host, portal.port, mode="lookup").delete()
             case plan.Enable(iqn, enabled):
                 self._group(iqn).enable = enabled
-            case plan.Save(volume, iqns):
-                document = saved.merged(saved.read(self.saved_path), rts.RTSRoot().dump(), volume, iqns)
+            case plan.Save(volume, iqns, discovery):
+                now = rts.RTSRoot().dump()
+                document = saved.merged(saved.read(self.saved_path), now, volume, iqns, discovery=discovery)
                 return saved.write(self.saved_path, document)
         return None
 

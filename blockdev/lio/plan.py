@@ -122,6 +122,14 @@ class SetChap:
 
 
 @dataclass(frozen=True, slots=True)
+class SetDiscovery:
+    chap: Chap
+
+    def __str__(self) -> str:
+        return "set CHAP of discovery, for all targets of this host"
+
+
+@dataclass(frozen=True, slots=True)
 class MakeLun:
     iqn: str
     lun: int
@@ -213,6 +221,8 @@ class Save:
 
     volume: str
     iqns: tuple[str, ...]
+    discovery: bool = False
+    """Discovery's CHAP with it."""
 
     def __str__(self) -> str:
         return f"save the configuration of {self.volume}"
@@ -229,6 +239,7 @@ Step = (
     | RemoveTarget
     | SetGroup
     | SetChap
+    | SetDiscovery
     | MakeLun
     | RemoveLun
     | MakeAcl
@@ -287,7 +298,16 @@ def check_free(wanted: Wanted, found: Found) -> None:
 
 def differences(wanted: Wanted, found: Found) -> list[Difference]:
     """What is there already and is not as wanted; the size is none."""
-    return [*_device_differences(wanted, found), *_target_differences(wanted, found)]
+    discovery = wanted.discovery.user and found.discovery.user and wanted.discovery != found.discovery
+    return [
+        *_device_differences(wanted, found),
+        *_target_differences(wanted, found),
+        *(
+            [Difference("CHAP of discovery, for all targets of this host, is not as in the settings")]
+            if discovery
+            else []
+        ),
+    ]
 
 
 def _device_differences(wanted: Wanted, found: Found) -> Iterator[Difference]:
@@ -352,9 +372,11 @@ def attach_steps(wanted: Wanted, found: Found) -> list[Step]:
     else:
         steps += _device_mended(wanted, device, exported=any(True for _ in found.exports(device)))
         fresh = False
+    if wanted.discovery.user and wanted.discovery != found.discovery:
+        steps.append(SetDiscovery(wanted.discovery))
     steps += _target_steps(wanted, target, withdrawn=fresh)
     # Crash before this: the kernel has it, the next boot does not. Attaching again saves.
-    steps.append(Save(wanted.volume, (wanted.iqn,)))
+    steps.append(Save(wanted.volume, (wanted.iqn,), discovery=bool(wanted.discovery.user)))
     return steps
 
 

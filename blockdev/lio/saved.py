@@ -31,9 +31,9 @@ def folder(among: Iterable[Path] = FOLDERS) -> Path:
     return path
 
 
-def merged(saved: Document, now: Document, volume: str, iqns: Iterable[str]) -> Document:
+def merged(saved: Document, now: Document, volume: str, iqns: Iterable[str], *, discovery: bool = False) -> Document:
     """`saved` with the entries of the volume and of its targets as they are in `now` (rtslib's dump), or without them where
-    `now` has none."""
+    `now` has none. `discovery`: what it asks for as well."""
 
     def device(entry: Mapping[str, Any]) -> bool:
         return entry.get("plugin") == "user" and entry.get("name") == volume
@@ -46,11 +46,14 @@ def merged(saved: Document, now: Document, volume: str, iqns: Iterable[str]) -> 
         luns = [lun.get("storage_object") for group in entry.get("tpgs", []) for lun in group.get("luns", [])]
         return entry.get("wwn") in wanted or path in luns
 
+    def fabric(entry: Mapping[str, Any]) -> bool:
+        return discovery and entry.get("name") == "iscsi"
+
     wanted = frozenset(iqns)
     return saved | {
         "storage_objects": _replaced(saved, now, "storage_objects", device),
         "targets": _replaced(saved, now, "targets", target),
-        "fabric_modules": saved.get("fabric_modules", []),
+        "fabric_modules": _replaced(saved, now, "fabric_modules", fabric),
     }
 
 

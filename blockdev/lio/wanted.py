@@ -90,6 +90,8 @@ class Wanted:
     initiators: tuple[str, ...] = ()
     """Empty: everybody may log in, by CHAP if there is one."""
     chap: Chap = NO_CHAP
+    discovery: Chap = NO_CHAP
+    """What is asked of those who want to be told the targets: of all targets of the host, so only where it is set."""
 
     @property
     def config(self) -> str:
@@ -135,7 +137,9 @@ def check(wanted: Wanted) -> Wanted:
             raise Refused(f"LIO takes no initiator called {initiator}", hint="see initiators in the settings")
     if not wanted.portals:
         raise Refused(f"volume {wanted.volume} has no address to listen on", hint="set listen, or say --portal")
-    for text in (wanted.chap.user, wanted.chap.secret, wanted.chap.mutual_user, wanted.chap.mutual_secret):
+    texts = [text for chap in (wanted.chap, wanted.discovery) for text in (chap.user, chap.secret)]
+    texts += [text for chap in (wanted.chap, wanted.discovery) for text in (chap.mutual_user, chap.mutual_secret)]
+    for text in texts:
         if len(text.encode()) > 255 or text == "NULL":
             raise Refused(f"volume {wanted.volume}: CHAP names and secrets have at most 255 bytes, and are not NULL")
     return wanted

@@ -36,6 +36,10 @@ def test_what_is_restored_at_boot_is_what_was_attached(guest: Guest) -> None:
     assert [line for line in rest if not line.startswith("save ")] == []
 
 
+def test_discovery_asks_for_chap_where_the_settings_say_so(guest: Guest) -> None:
+    assert guest.call(lio_setup.discovery) == []
+
+
 def test_nothing_of_others_is_changed(guest: Guest) -> None:
     assert guest.call(lio_setup.beside_others) == []
 

@@ -128,6 +128,8 @@ class Model:
                 self._put_group(iqn, replace(self.group(iqn), chap=chap))
             case plan.SetChap(iqn, initiator, chap):
                 self._put_acl(iqn, initiator, lambda acl: replace(acl, chap=chap))
+            case plan.SetDiscovery(chap):
+                self.found = replace(self.found, discovery=chap)
             case plan.MakeLun(iqn, lun, name):
                 group, device = self.group(iqn), self.device(name)
                 assert lun not in group.luns
@@ -168,7 +170,7 @@ class Model:
                 self._put_group(iqn, replace(group, portals=tuple(p for p in group.portals if p != portal)))
             case plan.Enable(iqn, enabled):
                 self._put_group(iqn, replace(self.group(iqn), enabled=enabled))
-            case plan.Save(volume, _):
+            case plan.Save(volume, _, _):
                 if self.found.device(volume) is None:
                     self.saved.pop(volume, None)
                 else:

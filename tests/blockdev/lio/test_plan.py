@@ -189,6 +189,22 @@ def test_a_difference_is_reported_and_mended_only_on_demand(change: dict[str, ob
     assert attach(wanted, model, replace=False) == 0
 
 
+def test_discovery_is_the_hosts_and_changed_only_where_the_settings_speak_of_it() -> None:
+    model = attached(OPEN)
+    theirs, ours = Chap("them", "secretsecret3"), Chap("us", "secretsecret4", "target", "secretsecret5")
+    attach(replace(OPEN, discovery=ours), model, replace=False)
+    assert model.found.discovery == ours
+    attach(OPEN, model, replace=False)
+    assert model.found.discovery == ours
+    model.perform(plan.SetDiscovery(theirs))
+    with pytest.raises(Refused, match="for all targets of this host"):
+        attach(replace(OPEN, discovery=ours), model, replace=False)
+    attach(replace(OPEN, discovery=ours), model, replace=True)
+    assert model.found.discovery == ours
+    remove(model, "vm1")
+    assert model.found == Found(discovery=ours)
+
+
 def test_nothing_is_made_anew_under_a_session() -> None:
     model = attached(CLOSED)
     model.log_in(IQN, HOST)

@@ -42,6 +42,12 @@ def test_a_volume_is_added_and_the_rest_is_kept_as_it_was_saved() -> None:
     assert saved.merged(merged, now, "vm1", [f"{IQN}vm1"]) == merged
 
 
+def test_discovery_is_saved_only_with_what_we_set() -> None:
+    now = {"fabric_modules": [{"name": "iscsi", "discovery_userid": "us"}]}
+    assert saved.merged(OTHERS, now, "vm1", [])["fabric_modules"] == OTHERS["fabric_modules"]
+    assert saved.merged(OTHERS, now, "vm1", [], discovery=True)["fabric_modules"] == now["fabric_modules"]
+
+
 def test_a_volume_is_taken_out_and_a_target_it_shared_stays_with_the_others_luns() -> None:
     document = {"storage_objects": [device("vm1"), device("vm2")], "targets": [target("both", "vm1", "vm2")]}
     now = {"storage_objects": [device("vm2")], "targets": [target("both", "vm2")]}

@@ -31,6 +31,7 @@ CLOSED = replace(
     initiators=HOSTS,
     chap=Chap("joe", "secretsecret1", "target", "secretsecret2"),
 )
+DISCOVERY = Chap("anybody", "secretsecret3", "target", "secretsecret4")
 BOTH = (OPEN, CLOSED)
 TARGET = Path("/sys/kernel/config/target")
 
@@ -139,6 +140,25 @@ def half_made() -> list[str]:
             finish(CLOSED)
             wrong += _unlike(expected, f"{place} was made, {finish.__name__}")
             detach(CLOSED)
+    return wrong
+
+
+def discovery() -> list[str]:
+    """CHAP for those who want to be told the targets: set, saved, restored, and left where it is."""
+    import rtslib_fb
+
+    attach(replace(OPEN, discovery=DISCOVERY))
+    wrong = [f"again: {step}" for step in attach(replace(OPEN, discovery=DISCOVERY))]
+    fabric = rtslib_fb.FabricModule("iscsi")
+    fabric.clear_discovery_auth_settings()
+    rtslib_fb.RTSRoot().restore_from_file(str(Kernel().saved_path))
+    detach(OPEN)
+    if Kernel().look().discovery != DISCOVERY:
+        wrong.append("discovery asks for something else")
+    fabric.clear_discovery_auth_settings()
+    if Kernel().look().discovery.user:
+        wrong.append("discovery still asks")
+    Kernel().saved_path.unlink()
     return wrong
 
 
