@@ -29,7 +29,7 @@ class Limits:
     write_same_bytes: int = 16 * MIB
     """A pattern other than zero is written out this long at most; far less than any journal holds, since a command that
     cannot fit would be answered BUSY for ever."""
-    atomic_write_bytes: int = 256 * KIB
+    atomic_write_bytes: int = 1 * MIB
     """WRITE ATOMIC: at any place. Databases write 16 KiB at once."""
     unmap_sectors: int = 0xFFFFFFFF
     """No limit: a discard is one range in the log however long it is."""

@@ -37,10 +37,6 @@ MIB = 1024 * 1024
 SIZE_BYTES = 256 * MIB
 
 REASONS = {
-    "WriteAtomic16.Simple": (
-        "the tool writes up to 256 sectors at once, here 1 MiB, as far as plain writes go; what is announced for atomic ones "
-        "is 256 KiB (VPD B0h)"
-    ),
     "Sanitize.Readonly": (
         "before it asks whether SANITIZE exists, the test sets software write protect by MODE SELECT; that bit is not "
         "changeable here: whether a volume may be written is its operator's setting"

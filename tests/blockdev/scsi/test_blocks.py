@@ -393,8 +393,8 @@ def test_write_atomic_is_one_write_that_nobody_sees_in_part(flags: int) -> None:
 
 
 def test_write_atomic_takes_no_more_than_it_promises() -> None:
-    unit = unit_over(RamTarget(SECTORS))
-    assert pointed_at(run(unit, medium_cdb(WRITE_ATOMIC, 0, 513), A * 513)) == ("cdb", 12, None)
+    unit = unit_over(RamTarget(4096))
+    assert pointed_at(run(unit, medium_cdb(WRITE_ATOMIC, 0, 2049), A * 2049)) == ("cdb", 12, None)
     boundary = medium_cdb(WRITE_ATOMIC, 0, 1 << 16 | 8)
     assert pointed_at(run(unit, boundary, A * 8)) == ("cdb", 11, 0)
     assert said(run(unit, medium_cdb(WRITE_ATOMIC, 0, 8), A * 7)) is Condition.INVALID_FIELD_IN_CDB, "never a part"
