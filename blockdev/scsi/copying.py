@@ -31,6 +31,7 @@ PIECE_BYTES = 256 * KIB
 """Copied in one turn of the front, so that others hardly notice."""
 WINDOW_BYTES = 16 * MIB
 """What is asked at once whether the source holds it."""
+WINDOWS_AHEAD = 8
 FULL_PAUSE_S = 0.1
 FULL_PAUSES_MAX = 50
 """A full journal is waited for so many times; then the initiator is told BUSY and begins again."""
@@ -143,44 +144,48 @@ def _segment(segment: CopySegment, operation: Copy, questions: "_Questions") -> 
 
 
 class _Questions:
-    """What the source holds, window by window. The next window is asked about while one is copied, since the answer comes
-    from a worker that is busy with what was copied before; but not where the copy is about to change it."""
+    """What the source holds, window by window. Windows that come soon are asked about while others are copied, since the
+    answers come from a worker that is busy with what was copied before; but none that a copy is going to change first."""
 
     def __init__(self, windows: list[tuple[CopySegment, Window]]) -> None:
         self._windows = windows
         self._at = 0
+        """The window that is due next."""
         self._asked = 0
-        self._answer: Any = None
+        self._answers: dict[int, Any] = {}
         self._resume: Resume | None = None
 
     def next(self) -> Generator[Request, Any, Any]:
-        if self._asked == self._at:
-            self._ask()
+        self._ask(self._at)
         answer = yield self._wait
         self._at += 1
-        if self._at < len(self._windows) and not self._changes(self._windows[self._at - 1], self._windows[self._at]):
-            self._ask()
+        self._ask(self._at - 1)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def _ask(self) -> None:
-        segment, (start, size) = self._windows[self._asked]
-        self._asked += 1
-        sector = segment.source.sector_bytes
-        segment.source.allocated(segment.source_lba + start // sector, size // sector, self._answered)
+    def _ask(self, uncopied: int) -> None:
+        """Ask ahead; the windows from `uncopied` on are not, or not wholly, copied yet."""
+        while self._asked < min(len(self._windows), self._at + WINDOWS_AHEAD):
+            asked = self._windows[self._asked]
+            if any(self._changes(before, asked) for before in self._windows[uncopied : self._asked]):
+                return
+            segment, (start, size) = asked
+            sector = segment.source.sector_bytes
+            self._asked += 1
+            answered = partial(self._answered, self._asked - 1)
+            segment.source.allocated(segment.source_lba + start // sector, size // sector, answered)
 
-    def _answered(self, answer: Any) -> None:
-        resume, self._resume = self._resume, None
-        if resume is not None:
+    def _answered(self, index: int, answer: Any) -> None:
+        if index == self._at and self._resume is not None:
+            resume, self._resume = self._resume, None
             resume(answer)
         else:
-            self._answer = answer
+            self._answers[index] = answer
 
     def _wait(self, resume: Resume) -> None:
-        answer, self._answer = self._answer, None
-        if answer is not None:
-            resume(answer)
+        if self._at in self._answers:
+            resume(self._answers.pop(self._at))
         else:
             self._resume = resume
 

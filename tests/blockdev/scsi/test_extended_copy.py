@@ -128,6 +128,26 @@ def test_overlapping_ranges_come_out_as_if_read_first(seed: int, monkeypatch: py
     assert target.peek(0, 1024) == expected
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_segments_that_feed_each_other_come_out_one_after_the_other(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the source holds is asked ahead, and an earlier segment may be about to change it."""
+    monkeypatch.setattr(copying, "PIECE_BYTES", 8 * 512)
+    monkeypatch.setattr(copying, "WINDOW_BYTES", 32 * 512)
+    draw = random.Random(seed)
+    target = RamTarget(1024, deferred_reads=draw.random() < 0.5)
+    for _ in range(draw.randrange(1, 8)):
+        target.poke(draw.randrange(900), pattern(draw.randrange(1, 60), draw.randrange(1 << 30)))
+    expected = bytearray(target.peek(0, 1024))
+    segments = []
+    for _ in range(draw.randrange(2, 12)):
+        count = draw.randrange(1, 100)
+        source, to = draw.randrange(1025 - count), draw.randrange(1025 - count)
+        segments.append(segment(source, to, count))
+        expected[to * 512 : (to + count) * 512] = bytes(expected[source * 512 : (source + count) * 512])
+    assert copied(unit_over(target), listed([named(target)], segments)).status is Status.GOOD
+    assert target.peek(0, 1024) == expected
+
+
 def test_what_the_source_does_not_hold_is_discarded_and_not_read() -> None:
     target = RamTarget(SECTORS)
     target.poke(1024, pattern(64))
