@@ -13,6 +13,7 @@ from statistics import median
 from bench import disk, initiator, volume
 from bench.initiator import BLOCK_BYTES, MIB
 from bench.plan import FLUSH, Plan, Row
+from bench.probe import PROBES, Latencies, measure
 from bench.processes import cpu_seconds
 from bench.store import Client, Stats
 from bench.tgt import Tgt
@@ -80,6 +81,9 @@ class Measured:
     tgt: dict[str, Result]
     """tgt on the same rows, beside ours; empty if it was left out."""
     traffic: list[Traffic]
+    latencies: dict[str, list[Latencies]]
+    """Of each probe, every run; the worker carries what it wrote to the bucket meanwhile."""
+    tgt_latencies: dict[str, list[Latencies]]
     disk_flushes: list[float]
     """What the disk below the journal does alone, in op/s, measured right before and after our flushes."""
     attach_s: float
@@ -135,6 +139,8 @@ class Bench:
         self._results: dict[str, Result] = {}
         self._beside: dict[str, Result] = {}
         self._traffic: list[Traffic] = []
+        self._latencies: dict[str, list[Latencies]] = {}
+        self._beside_latencies: dict[str, list[Latencies]] = {}
         self._attach_s: list[float] = []
         self._memory = 0
         self._disk_flushes: list[float] = []
@@ -166,6 +172,7 @@ class Bench:
                 self._row(served, row)
                 if row.name == FLUSH:
                     self._disk()
+            self._probe(served)
             self._memory = served.peak_memory_bytes()
         with self._served("warm") as served:
             self._scatter(served)
@@ -177,6 +184,8 @@ class Bench:
             results=self._results,
             tgt=self._beside,
             traffic=self._traffic,
+            latencies=self._latencies,
+            tgt_latencies=self._beside_latencies,
             disk_flushes=self._disk_flushes,
             attach_s=median(self._attach_s),
             peak_memory_bytes=self._memory,
@@ -205,6 +214,18 @@ class Bench:
         self._say(f"tgt: {row.name}")
         pid = self._tgt.pid
         self._beside[row.name] = repeat(row, self._tgt.url, self._plan, lambda: (cpu_seconds(pid), 0.0, 0.0))
+
+    def _probe(self, served: volume.Served) -> None:
+        """Ours and tgt in turn, run by run."""
+        plan = self._plan
+        for probe in PROBES:
+            self._say(f"{self._latency_ms} ms: latency of {probe.name}")
+            places = [(self._latencies, served.url)]
+            if self._tgt is not None:
+                places.append((self._beside_latencies, self._tgt.url))
+            for _ in range(plan.repeats):
+                for found, url in places:
+                    found.setdefault(probe.name, []).append(measure(url, probe, plan.volume_bytes, plan.probe_s))
 
     def _disk(self) -> None:
         self._disk_flushes.append(disk.flushes_per_s(self._directory, DISK_S))

@@ -37,6 +37,8 @@ class Plan:
     flushes: int
     cold_reads: int
     scattered: int
+    probe_s: float
+    """For each run of the latency probe."""
 
     @property
     def slice_bytes(self) -> int:
@@ -62,8 +64,15 @@ class Plan:
         step, many = SCATTER_STEP_BYTES, self.operations
         slices = self.slice_bytes // MIB
         return (
-            Row("4K random read QD32", "op/s", Load(False, BLOCK_BYTES, many, 32, step), target=40_000),
-            Row("4K random read QD1", "op/s", Load(False, BLOCK_BYTES, many // 4, 1, step)),
+            Row("4K random read QD32", "op/s", Load(False, BLOCK_BYTES, many, 32, step), target=70_000),
+            Row("4K random read QD1", "op/s", Load(False, BLOCK_BYTES, many // 4, 1, step), target=28_000),
+            Row(
+                "256K sequential read QD8",
+                "MiB/s",
+                Load(False, 256 * KIB, slices * 4, 8),
+                stride_bytes=self.slice_bytes,
+                target=1_717,
+            ),
             Row("1M sequential read QD8", "MiB/s", Load(False, MIB, slices, 8), stride_bytes=self.slice_bytes),
             Row(
                 FLUSH,
@@ -76,11 +85,22 @@ class Plan:
                 "op/s",
                 Load(True, BLOCK_BYTES, self.flushes * 4, 16, step, flush_every=16),
             ),
-            Row("4K random write QD32", "op/s", Load(True, BLOCK_BYTES, many // 2, 32, step), target=30_000),
-            Row("4K random write QD1", "op/s", Load(True, BLOCK_BYTES, many // 8, 1, step)),
+            Row("4K random write QD32", "op/s", Load(True, BLOCK_BYTES, many // 2, 32, step), target=50_000),
+            Row("4K random write QD1", "op/s", Load(True, BLOCK_BYTES, many // 8, 1, step), target=20_000),
+            Row(
+                "256K sequential write QD8",
+                "MiB/s",
+                Load(True, 256 * KIB, slices * 4, 8),
+                stride_bytes=self.slice_bytes,
+                target=1_431,
+            ),
             Row("1M sequential write QD8", "MiB/s", Load(True, MIB, slices, 8), stride_bytes=self.slice_bytes),
         )
 
 
-FULL = Plan(512 * MIB, 1024 * MIB, repeats=3, operations=48_000, flushes=2_000, cold_reads=600, scattered=16_384)
-QUICK = Plan(128 * MIB, 384 * MIB, repeats=3, operations=8_000, flushes=500, cold_reads=150, scattered=2_048)
+FULL = Plan(
+    512 * MIB, 1024 * MIB, repeats=3, operations=48_000, flushes=2_000, cold_reads=600, scattered=16_384, probe_s=5.0
+)
+QUICK = Plan(
+    128 * MIB, 384 * MIB, repeats=3, operations=8_000, flushes=500, cold_reads=150, scattered=2_048, probe_s=1.5
+)

@@ -7,13 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.measure import Measured, Result
 from bench.plan import FLUSH, Plan, Row
+from bench.probe import PROBES
 
 MIB = 1024 * 1024
 DASH = "-"
@@ -53,7 +54,7 @@ class Report:
 
     def tables(self) -> list[TableOf]:
         """Every table."""
-        speed = [self._speed(), self._cpu(), self._traffic()] if self.ours else []
+        speed = [self._speed(), self._latency(), self._cpu(), self._traffic()] if self.ours else []
         return [*speed, *(table for section in self.sections for table in section.tables)]
 
     def _speed(self) -> TableOf:
@@ -72,6 +73,21 @@ class Report:
                 alone = [cell for one in self.ours for cell in (f"{mean(one.disk_flushes):,.0f}", DASH, DASH)]
                 lines.append(["  the journal's disk alone", "op/s", *alone, DASH])
         return "Speed: median of the runs (± half the spread)", header, lines
+
+    def _latency(self) -> TableOf:
+        header = ["commands"]
+        for one in self.ours:
+            header += [f"p50 at {one.latency_ms} ms", "p99", "p99.9", "tgt p50", "p99", "p99.9"]
+        header.append("aim p99")
+        lines = []
+        for probe in PROBES:
+            cells = [probe.name]
+            for one in self.ours:
+                for runs in (one.latencies[probe.name], one.tgt_latencies.get(probe.name, [])):
+                    for values in ([run.p50 for run in runs], [run.p99 for run in runs], [run.p999 for run in runs]):
+                        cells.append(f"{median(values):,.0f}" if values else DASH)
+            lines.append([*cells, "100" if probe.depth == 1 else DASH])
+        return "Latency: microseconds, median of the runs, with the initiator's share", header, lines
 
     def _cpu(self) -> TableOf:
         header = ["load"]
@@ -164,6 +180,8 @@ class Report:
                     "in_flight_max": one.in_flight_max,
                     "results": {name: _result(result) for name, result in one.results.items()},
                     "tgt": {name: _result(result) for name, result in one.tgt.items()},
+                    "latencies_us": {name: list(map(asdict, runs)) for name, runs in one.latencies.items()},
+                    "tgt_latencies_us": {name: list(map(asdict, runs)) for name, runs in one.tgt_latencies.items()},
                     "traffic": [
                         {
                             **asdict(item),
