@@ -1,6 +1,9 @@
 """`s3block lio attach|detach` on a real kernel: idempotent, whole after a death at any step, alone in what it changes."""
 
+import importlib
+import io
 import re
+import tarfile
 from collections.abc import Callable
 
 import pytest
@@ -60,3 +63,21 @@ def test_a_volume_whose_daemon_died_is_detached_without_waiting(guest: Guest) ->
     stuck.wait(check=False)
     assert guest.call(lio.left_behind) == []
     assert not guest.call(commands.still_hung)
+
+
+def test_the_same_with_rtslib_from_pypi(guest: Guest) -> None:
+    """Last: it takes the place of Debian's from here on. Files stay where Debian's targetcli looks for them."""
+    pytest.importorskip("rtslib_fb", reason="needs rtslib-fb on the host, to be copied into the guest")
+    bundle = io.BytesIO()
+    with tarfile.open(fileobj=bundle, mode="w") as tar:
+        for name in ("rtslib_fb", "pyudev"):
+            (folder,) = importlib.import_module(name).__path__
+            tar.add(folder, arcname=name)
+    guest.write("/root/rtslib.tar", bundle.getvalue())
+    guest.run("tar", "-xf", "/root/rtslib.tar", "-C", "/usr/local/lib/python3.11/dist-packages")
+    guest.run("rm", "-f", "/etc/rtslib-fb-target/saveconfig.json")
+    assert "/usr/local/" in guest.run("python3", "-c", "import rtslib_fb; print(rtslib_fb.__file__)")
+    for check in (lio_setup.twice, lio_setup.half_made, lio_setup.discovery, lio_setup.beside_others):
+        assert guest.call(check, seconds=240) == [], check
+    assert guest.call(lio.left_behind) == []
+    assert guest.finish("ls", "/etc/target/saveconfig.json").status, "saved where nobody looks"

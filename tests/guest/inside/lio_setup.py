@@ -181,6 +181,7 @@ def beside_others() -> list[str]:
     """A target that somebody made with targetcli, its saved entry included, is the same afterwards."""
     import rtslib_fb
 
+    Kernel().prepare()  # PyPI's rtslib refuses to work in the folders of Debian's otherwise
     disk = rtslib_fb.RDMCPStorageObject("other", size=8 << 20)
     target = rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), "iqn.2024-01.org.example:other")
     group = rtslib_fb.TPG(target, 1)
