@@ -29,7 +29,7 @@ def test_io_goes_on_when_the_daemon_is_gone_for_a_while(door: GuestDoor, how: st
     """No error reaches fio, what it wrote is there, and no task hangs, neither then nor meanwhile for ever."""
     guest = door.guest
     device = door.log_in("disk")
-    guest.call(initiator.be_patient, device=device, seconds=PATIENCE_S)
+    guest.call(initiator.be_patient, device=device, limit_s=PATIENCE_S)
     running = guest.begin(fio.verify, devices=[device], size_mib=40, rate_mib=4, seconds=PATIENCE_S + 120)
     guest.call(multipath.wait_for_io, paths=[device])
     if how == "killed":

@@ -113,6 +113,6 @@ def log_out_everywhere() -> None:
     run("iscsiadm", "-m", "node", "-o", "delete", check=False)
 
 
-def be_patient(device: str, seconds: int) -> None:
+def be_patient(device: str, limit_s: int) -> None:
     """How long the kernel waits for an answer before it aborts a command; 30 s are short for an emulated daemon's start."""
-    (Path("/sys/block") / Path(device).name / "device/timeout").write_text(f"{seconds}\n")
+    (Path("/sys/block") / Path(device).name / "device/timeout").write_text(f"{limit_s}\n")
