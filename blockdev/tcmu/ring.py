@@ -147,8 +147,8 @@ class Ring:
             place = self._offset + at
             len_op, number, _, _ = HEADER.unpack_from(view, place)
             op, length = len_op & OP_MASK, len_op & ~OP_MASK
-            if not HEADER.size <= length <= self._size - at:
-                raise RingBroken(f"an entry of {length} bytes at {at} in a ring of {self._size}")
+            if not HEADER.size <= length <= min(self._size - at, (head - at) % self._size):
+                raise RingBroken(f"an entry of {length} bytes at {at} in a ring of {self._size}, cmd_head is {head}")
             if op == Op.CMD:
                 found.append(self._request(place, length, number))
                 self.open += 1

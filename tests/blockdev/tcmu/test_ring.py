@@ -152,6 +152,7 @@ def test_a_mailbox_that_cannot_be_right(at: int, form: str, values: tuple[int, .
         (12 - CMDR_OFFSET, "=I", 1 << 20),  # cmd_head outside
         (0, "=I", 0 | Op.CMD),  # an entry of no length
         (0, "=I", 1 << 20 | Op.CMD),  # longer than the ring
+        (0, "=I", 1024 | Op.PAD),  # beyond cmd_head, which would never be met again
         (8, "=I", 1000),  # more vectors than the entry holds
         (24, "=Q", 1 << 40),  # a CDB outside
         (48, "=Q", 1 << 40),  # data outside
