@@ -14,6 +14,8 @@ python -m tests.fuzz TARGET --input FILE.
 import argparse
 import hashlib
 import random
+import resource
+import signal
 import sys
 import time
 import traceback
@@ -24,6 +26,8 @@ from typing import Any
 from tests.fuzz.targets import TARGETS, Target, mutated
 
 FOUND = Path(__file__).parents[2] / ".results" / "fuzz"
+RUN_SECONDS = 10.0
+MEMORY_BYTES = 4 << 30
 PACKAGE = str(Path(__file__).parents[2] / "blockdev")
 
 
@@ -57,13 +61,15 @@ class Lines:
 
 
 def search(target: Target, seconds: float, dice: random.Random) -> tuple[bytes, Exception] | None:
-    """Guided by the lines that run: the first input that raises, and what it raised."""
+    """Guided by the lines that run: the first input that raises or does not end, and what it raised."""
+    signal.signal(signal.SIGALRM, _too_long)
     corpus, lines, runs = list(target.seeds), Lines(), 0
     waiting = list(target.seeds)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         data = waiting.pop() if waiting else mutated(dice.choice(corpus), dice, target.most)
         runs += 1
+        signal.setitimer(signal.ITIMER_REAL, RUN_SECONDS)
         try:
             # Tracing costs tenfold: one in eight of the changed inputs is enough to find what is worth keeping.
             if waiting or not runs & 7:
@@ -75,8 +81,14 @@ def search(target: Target, seconds: float, dice: random.Random) -> tuple[bytes, 
                 target.run(data)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is what is looked for
             return data, error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     print(f"{target.name}: {runs} inputs, {len(lines)} lines, {len(corpus)} kept", flush=True)
     return None
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError(f"still at work after {RUN_SECONDS:.0f} s")
 
 
 def keep(target: Target, data: bytes, error: Exception) -> None:
@@ -121,6 +133,7 @@ def main() -> int:
         return 0
     if len(options.targets) == 1 and libfuzzer(chosen[0], options.seconds, more):
         return 0
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     dice = random.Random(options.seed or time.time_ns())
     bad = 0
     for target in chosen:
