@@ -304,6 +304,30 @@ def test_a_port_in_use(file_place: Place, tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+def test_addresses_to_advertise_that_do_not_fit(tmp_path: Path) -> None:
+    """Said before a volume is attached."""
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f"""
+s3block.state_dir = "{tmp_path}/state"
+s3block.listen = "127.0.0.1:0"
+[volume.vm1]
+url = "file://{tmp_path}/store"
+advertise = "192.0.2.1:3260"
+[volume.vm2]
+url = "file://{tmp_path}/store"
+"""
+    )
+    for name in ("vm1", "vm2"):
+        create(name, size="64M", config=config)
+    said = s3block("serve", "vm1", "vm2", config=config)
+    refused(said, ExitCode.CONFIGURATION, "vm1 and vm2 listen on 127.0.0.1:0", "192.0.2.1:3260 and nothing else")
+    two = ("--listen", "127.0.0.1:0", "--listen", "127.0.0.2:0")
+    said = s3block("serve", "vm1", *two, "--advertise", "192.0.2.1:3260", config=config)
+    refused(said, ExitCode.REFUSED, "2 addresses to listen on and 1 to advertise", "one for each")
+    assert not (tmp_path / "state" / "vm1").exists()
+
+
 def test_a_kernel_without_its_part(file_place: Place, tmp_path: Path) -> None:
     """Said before the volume is attached: no state directory, no epoch spent."""
     if (
