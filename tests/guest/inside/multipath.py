@@ -68,7 +68,9 @@ def wait_for_io(paths: list[str], seconds: float = 60.0) -> None:
 def dissolve(device: str) -> None:
     """The paths are plain disks again."""
     run("multipath", "-f", Path(device).name)
-    run("multipathd", "shutdown")
+    # It may end before it has answered.
+    run("multipathd", "shutdown", check=False)
+    wait_until(lambda: not run("pidof", "multipathd", check=False).strip(), "the end of multipathd")
 
 
 def _writes(path: str) -> int:
