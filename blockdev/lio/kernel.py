@@ -5,6 +5,7 @@ One rule: nothing is decided here. A step does what it says, or raises Refused w
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -23,6 +24,7 @@ from blockdev.lio.wanted import PORTAL_GROUP, Chap
 log = logging.getLogger(__name__)
 
 MODULES = ("target_core_mod", "target_core_user", "iscsi_target_mod")
+DEVICES = Path("/dev")
 LOCK = Path("/run/bucketworks-lio.lock")
 MODPROBE_PATIENCE_S = 60.0
 
@@ -45,6 +47,19 @@ class Kernel:
 
     def look(self) -> Found:
         return look(self._configfs)
+
+    def handled(self, volume: str) -> bool:
+        """Whether some process has the volume's device open: a UIO file of TCMU has one user at a time."""
+        for uio in self.look().uio:
+            if uio.volume != volume:
+                continue
+            try:
+                os.close(os.open(DEVICES / uio.name, os.O_RDWR | os.O_CLOEXEC))
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    return True
+                log.debug("/dev/%s: %s", uio.name, error)
+        return False
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -24,6 +24,8 @@ class Machine(Protocol):
 
     def look(self) -> Found: ...
 
+    def handled(self, volume: str) -> bool: ...
+
     def perform(self, step: Step) -> bool: ...
 
 
@@ -51,6 +53,8 @@ def detach(
     was not there. Idempotent, and the cure for what a crash left. Raises Refused while somebody is logged in."""
     machine.prepare()
     with machine.locked():
+        # A daemon may have its control socket elsewhere (--state-dir): its ring must not be reset under it.
+        served = served or machine.handled(volume)
         steps = detach_steps(volume, machine.look(), force=force, served=served, iqn=iqn)
         return _performed(steps, machine, told)
 

@@ -50,7 +50,9 @@ def test_nothing_of_others_is_changed(guest: Guest) -> None:
 def test_a_volume_whose_daemon_died_is_detached_without_waiting(guest: Guest) -> None:
     door = GuestDoor(guest, [Volume("vm1", 32, "vm1")])
     device = door.log_in("vm1")
+    assert guest.call(lio_setup.handled, volume="vm1")
     door.kill()
+    assert not guest.call(lio_setup.handled, volume="vm1")
     stuck = guest.start("dd", "if=/dev/zero", f"of={device}", "bs=64k", "count=1", "oflag=direct")
     said = guest.finish("s3block", "lio", "detach", "vm1")
     assert said.status == 7, said.output

@@ -36,6 +36,8 @@ class Model:
     half: bool = False
     """The step that fails was done all the same, or half of it."""
     steps: list[Step] = field(default_factory=list)
+    handler: bool = False
+    """Some process has the device open."""
     prepared: int = 0
 
     def prepare(self) -> None:
@@ -44,6 +46,9 @@ class Model:
     @contextmanager
     def locked(self) -> Iterator[None]:
         yield
+
+    def handled(self, volume: str) -> bool:
+        return self.handler
 
     def look(self) -> Found:
         return self.found

@@ -244,6 +244,10 @@ def test_detach_ends_what_waits_where_no_handler_lives() -> None:
     model = attached(OPEN)
     remove(model, "vm1", served=True)
     assert plan.EndCommands("vm1") not in model.steps
+    model = attached(OPEN)
+    model.handler = True  # a daemon whose control socket is elsewhere
+    remove(model, "vm1", served=False)
+    assert plan.EndCommands("vm1") not in model.steps
 
 
 # --- others' things --------------------------------------------------------------------------------------------------

@@ -64,6 +64,11 @@ def shape(found: Found) -> str:
     return text
 
 
+def handled(volume: str) -> bool:
+    """Whether a daemon has the device open, as detach asks before it resets a ring."""
+    return Kernel().handled(volume)
+
+
 def twice() -> list[str]:
     """Attached, and again: nothing is changed; detached, and again: nothing is left."""
     wrong = []
