@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.guest.conformance import run_all, unexplained
+from tests.guest.conformance import LONG, run_all, unexplained
 from tests.guest.doors import GuestDoor, Volume
 from tests.guest.guest import Guest, Hardware, answer_of
 from tests.guest.inside import commands, fio, initiator, multipath
@@ -48,10 +48,11 @@ def test_io_goes_on_when_the_daemon_is_gone_for_a_while(door: GuestDoor, how: st
 
 @pytest.mark.initiator
 def test_libiscsis_suite_finds_what_is_known(door: GuestDoor) -> None:
-    """From the host, through the kernel's target: every failure has its reason in docs/protocol/iscsi-test-cu-lio.md."""
+    """From the host, through the kernel's target: every failure has its reason in docs/protocol/iscsi-test-cu-lio.md, which was
+    drawn from all families; the long ones are left out here."""
     if conformance_run.missing():
         pytest.skip(conformance_run.missing())
-    results = run_all(door.guest.forwarded[3260], door.volumes["suite"].iqn)
+    results = run_all(door.guest.forwarded[3260], door.volumes["suite"].iqn, left_out=LONG)
     assert unexplained(conformance_run.outcomes(results)) == []
-    assert sum(family.count("passed") for family in results) >= 150
+    assert sum(family.count("passed") for family in results) >= 70
     assert not door.guest.call(commands.still_hung)
