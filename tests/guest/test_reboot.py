@@ -131,6 +131,14 @@ def test_a_killed_daemon_is_back_and_nobody_noticed(guest: Guest) -> None:
     assert active.split() == ["active", "active"]
 
 
+def test_a_restart_of_the_distributions_own_service_brings_it_back(guest: Guest) -> None:
+    """It clears LIO and restores what is saved; sessions break, and are made anew by the initiator."""
+    guest.run("systemctl", "restart", "rtslib-fb-targetctl", seconds=300)
+    guest.run("bash", "-c", f"echo 3 > /proc/sys/vm/drop_caches; grep -q 'here to stay' {FILE}", seconds=240)
+    said = guest.run("s3block", "lio", "status", "vm1", seconds=120)
+    assert "PROBLEM" not in said, said
+
+
 def test_targetcli_shows_what_initiators_see(guest: Guest) -> None:
     shown = guest.run("targetcli", "/iscsi", "ls", check=False, seconds=120)
     for word in ("iqn.2025-01.internal.bucketworks:vm1", "user/vm1", "127.0.0.1:3260", "auth per-acl"):
