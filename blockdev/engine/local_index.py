@@ -228,17 +228,24 @@ class LocalIndex:
 
     def local_runs(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """(first block, end, has data) for the blocks of [start, end) that the journal knows about, in order."""
-        written = sorted(set(_within(self.dirty, start, end)) | set(_within(self.partial, start, end)))
-        cursor = start
-        for block in [*written, end]:
-            while cursor < block:
-                zeroed, stop = self.zeros.run(cursor, block)
-                if zeroed:
-                    yield cursor, stop, False
-                cursor = stop
-            if block < end:
-                yield block, block + 1, True
-                cursor = block + 1
+        here = bytearray(map(self.dirty.__contains__, range(start, end)))
+        for block in _within(self.partial, start, end):
+            here[block - start] = 1
+        cursor = 0
+        while cursor < len(here):
+            written = here[cursor]
+            change = here.find(1 - written, cursor)
+            stop = len(here) if change < 0 else change
+            if written:
+                yield start + cursor, start + stop, True
+            else:
+                at, limit = start + cursor, start + stop
+                while at < limit:
+                    zeroed, until = self.zeros.run(at, limit)
+                    if zeroed:
+                        yield at, until, False
+                    at = until
+            cursor = stop
 
 
 def _sector_mask(piece: Piece) -> int:
