@@ -18,6 +18,10 @@ BLOCKS_MAX = 16384
 """Most that one answer covers, 64 MiB; it then ends before the range does, which SBC-4 5.9 allows."""
 
 
+HELD_BLOCKS_MIN = 256
+"""1 MiB: a range that begins with so much in the journal is answered at once, as far as that goes."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
     lba: int
@@ -38,11 +42,15 @@ class Allocation:
         self._next_id = 1
 
     def ask(self, lba: int, count: int, done: AllocatedDone) -> None:
-        """`done` gets (lba, count, mapped) runs from `lba` on. Nothing may be staged."""
+        """`done` gets (lba, count, mapped) runs from `lba` on, perhaps before this returns. Nothing may be staged."""
         per_block = self._sectors_per_block
         count = min(count, BLOCKS_MAX * per_block - lba % per_block)
         first, end = self._blocks(lba, count)
         held = [run for run in self._index.local_runs(first, end) if run[2]]
+        if held and held[0][0] == first and held[0][1] - first >= HELD_BLOCKS_MIN:
+            # A run this long is answer enough: who wants the rest asks from its end on.
+            done([(lba, min(held[0][1] * per_block - lba, count), True)])
+            return
         self._asked[self._next_id] = _Question(lba, count, held, done)
         self._send(AskAllocated(self._next_id, lba, count))
         self._next_id += 1

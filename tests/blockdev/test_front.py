@@ -746,6 +746,21 @@ def test_allocation_is_the_buckets_with_the_journal_over_it() -> None:
     assert allocated(world, 44, 20) == [(44, 4, True), (48, 16, False)]
 
 
+def test_allocation_that_begins_in_the_journal_needs_no_worker() -> None:
+    world = World(ring_bytes=4 * MIB)
+    for block in range(300):
+        world.front.write(block * 8, [fill(block % 200)])
+    answers: list[object] = []
+    world.front.allocated(3, 8 * 1024, answers.append)
+    assert answers == [[(3, 300 * 8 - 3, True)]]
+    world.front.allocated(0, 8 * 290, answers.append)
+    assert answers[1:] == [[(0, 8 * 290, True)]]
+    world.front.allocated(8 * 60, 8 * 300, answers.append)
+    assert len(answers) == 2, "too short a run to be answered with"
+    world.worker.serve()
+    assert len(answers) == 3
+
+
 def test_a_block_that_moves_to_the_bucket_meanwhile_never_looks_unmapped() -> None:
     world = World(ring_bytes=64 * KIB)
     world.front.write(8, [fill(1)])
