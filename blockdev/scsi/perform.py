@@ -337,16 +337,24 @@ def _joined(runs: Sequence[tuple[int, int, bool]], lba: int, count: int) -> list
 def _allocating(operation: Allocating, target: BlockTarget, done: Done) -> None:
     """What is mapped when it is asked may be discarded before it is written: then a little more is allocated than may be."""
     write = operation.write
+    end = write.lba + write.count
 
-    def judge(result: list[tuple[int, int, bool]] | Exception) -> None:
+    def ask(lba: int) -> None:
+        target.allocated(lba, end - lba, lambda result: judge(lba, result))
+
+    def judge(lba: int, result: list[tuple[int, int, bool]] | Exception) -> None:
         if isinstance(result, Exception):
             done(response_for(result))
-        elif _joined(result, write.lba, write.count) == [(write.lba, write.count, True)]:
-            perform(write, target, done)
-        else:
+            return
+        runs = _joined(result, lba, end - lba)
+        if len(runs) != 1 or not runs[0][2]:
             done(check(Condition.SPACE_ALLOCATION_FAILED))
+        elif lba + runs[0][1] < end:
+            ask(lba + runs[0][1])  # an answer may end before the range does
+        else:
+            perform(write, target, done)
 
-    target.allocated(write.lba, write.count, judge)
+    ask(write.lba)
 
 
 def _prefetch(operation: Prefetch, target: BlockTarget, done: Done) -> None:

@@ -102,6 +102,25 @@ def test_half_allocated_is_not_allocated() -> None:
     assert said(run(unit, ten(0x2A, 0, 2), A + A)) is Condition.SPACE_ALLOCATION_FAILED
 
 
+def test_an_answer_that_ends_before_the_range_is_not_a_hole() -> None:
+    """What is mapped may be told in pieces (a run in the journal, then what the bucket has)."""
+
+    class Short(RamTarget):
+        def allocated(
+            self, lba: int, count: int, done: Callable[[list[tuple[int, int, bool]] | Exception], None]
+        ) -> None:
+            super().allocated(lba, min(count, 3), done)
+
+    target = Short()
+    target.poke(0, A * 10)
+    unit = unit_with(target)
+    target.allocated_bytes = QUOTA.bytes
+    unit.begin(READ_10, ONE)
+    unit.begin(READ_10, TWO)
+    assert said(run(unit, ten(0x2A, 0, 10), A * 10)) is Status.GOOD
+    assert said(run(unit, ten(0x2A, 4, 10), A * 10)) is Condition.SPACE_ALLOCATION_FAILED
+
+
 def test_beyond_the_quota_all_else_goes_on() -> None:
     target = RamTarget()
     target.poke(0, A)
