@@ -30,7 +30,7 @@ from blockdev.errors import NotReady
 from blockdev.scsi.device import LogicalUnit
 from blockdev.tcmu import netlink
 from blockdev.tcmu.device import Device
-from blockdev.tcmu.names import volume_of
+from blockdev.tcmu.names import device_config, volume_of
 from blockdev.tcmu.netlink import Command, Event
 from blockdev.tcmu.ring import Ring, RingBroken
 
@@ -366,7 +366,7 @@ class Handler:
             serving = self._serving.get(place.volume)
             if serving is not None and serving.place == place:
                 self.lost(serving)
-        elif event.config is not None:
+        elif event.config not in (None, device_config(place.volume)):
             # A device cannot become another volume's while it is served.
             status = -errno.EINVAL
         # A new size or write cache mode: the volume itself says what they are, so any value may stand there.

@@ -71,6 +71,8 @@ def test_a_new_size_and_another_volume(guest: Guest, daemon: Running) -> None:
     """The volume says how large it is; and a device that is served stays that volume's."""
     guest.call(devices.make, name="one", config=f"bucketworks/{VOLUME}", size=SIZE, seconds=20)
     guest.call(devices.set_attribute, name="one", attribute="dev_size", value=str(2 * SIZE), seconds=20)
+    same = f"bucketworks/{VOLUME}"  # as targetctl restores it
+    guest.call(devices.set_attribute, name="one", attribute="dev_config", value=same, seconds=20)
     with pytest.raises(GuestFailed, match="Invalid argument"):
         guest.call(devices.set_attribute, name="one", attribute="dev_config", value="bucketworks/other", seconds=20)
     guest.call(devices.remove, name="one", seconds=20)
