@@ -46,7 +46,7 @@ check: lint ## format, lint, types, imports and the fast tests: run it before ev
 test: ## everything, set-up included: what continuous integration runs
 	@.ci/system-packages $(TEST_PACKAGES)
 	@$(MAKE) --no-print-directory lint
-	@$(PY) -m pytest
+	@$(PY) -m tests.lanes
 
 demo: ## a disk in an object store, written and read by a real initiator, in under three minutes
 	@.ci/system-packages $(DEMO_PACKAGES)
