@@ -1,0 +1,1 @@
+"""What is known to be on the mirror: segments, layers, snapshots."""

@@ -1,0 +1,26 @@
+"""What can go wrong in cowsync beside the store's own answers, sorted by who must act."""
+
+
+class Held(Exception):
+    """The guard holds a plan: nothing was moved. `digest` is what an approval must name."""
+
+    def __init__(self, message: str, *, digest: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.digest = digest
+        self.hint = hint
+
+
+class Refused(Exception):
+    """Things as they are forbid it: another run is going on, the state moved on, a listing is incomplete."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class StateDamaged(Exception):
+    """A segment, manifest or plan is not what its name says, or cannot be read; the message names it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
