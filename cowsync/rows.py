@@ -7,7 +7,7 @@ Keys are UTF-8 bytes relative to the mirror's source prefix.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
@@ -91,6 +91,20 @@ class Rows:
         self.mirror_etags += other.mirror_etags
         self.mirror_versions += other.mirror_versions
         self.gone += other.gone
+
+    def columns(self) -> tuple[list[Any], ...]:
+        """In the order of the fields, so that `Rows(*columns)` is the same rows."""
+        return (
+            self.keys,
+            self.sizes,
+            self.etags,
+            self.modified,
+            self.version_ids,
+            self.storage_classes,
+            self.mirror_etags,
+            self.mirror_versions,
+            self.gone,
+        )
 
     def slice(self, start: int, stop: int) -> "Rows":
         return Rows(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
@@ -57,6 +58,10 @@ def _store_url(text: str) -> str:
     return text
 
 
+def _store_url_or_not(text: str) -> str:
+    return _store_url(text) if text else ""
+
+
 def _initiator(text: str) -> str:
     if not text.startswith(("iqn.", "eui.", "naa.")) or text != text.lower() or len(text.encode()) > 223:
         raise ValueError(f"{text!r} is not an iSCSI name (iqn., eui. or naa., lower case, at most 223 bytes; RFC 3721)")
@@ -91,6 +96,7 @@ StoreUrl = Annotated[str, AfterValidator(_store_url)]
 Listen = Annotated[str, AfterValidator(_listen)]
 IscsiName = Annotated[str, AfterValidator(_initiator)]
 Addresses = Annotated[tuple[Listen, ...], BeforeValidator(_one_or_more)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 IscsiNames = Annotated[tuple[IscsiName, ...], BeforeValidator(_one_or_more)]
 
 
@@ -247,14 +253,46 @@ class S3BlockSettings(_Table):
     log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")
 
 
+class MirrorSettings(_Table):
+    """`[mirror.NAME]`: one source, kept on one mirror by `cowsync`. Several sources or several mirrors: several tables."""
+
+    source: StoreUrl = _setting(..., "what is mirrored: `s3://ENDPOINT/BUCKET/PREFIX`; it is only read")
+    target: StoreUrl = _setting(..., "where it is mirrored to: `s3://ENDPOINT/BUCKET/PREFIX`, for nothing else")
+    state: Annotated[str, AfterValidator(_store_url_or_not)] = _setting(
+        "", "where what is known is kept, fit for another host to go on; empty: the folder `state` in `state_dir`"
+    )
+    state_dir: str = _setting(
+        "", "plans, journals and a cache of the state; empty: `/var/lib/bucketworks/cowsync/NAME`, on a disk that syncs"
+    )
+    include: Patterns = _setting((), "keys that belong, such as `photos/**`; empty: all", strict=False)
+    exclude: Patterns = _setting((), "keys that do not belong; wins over `include`", strict=False)
+    vanished: Literal["keep", "remove"] = _setting(
+        "keep", "what becomes of objects on the mirror that the source has lost; kept until you say otherwise"
+    )
+    vanished_runs: int = _setting(3, "runs that must have missed an object before it may be removed", ge=1)
+    vanished_s: Seconds = _setting(7 * 86400.0, "how long it must have been missed before it may be removed")
+    check_target: bool = _setting(
+        True, "look before an overwrite whether the mirror still holds what was put there; costs a HEAD each"
+    )
+    scanners: int = _setting(0, "processes that list and compare; 0: one for each processor", ge=0)
+    shard_keys: int = _setting(50_000, "keys in one piece of a scan", ge=1000)
+    copiers: int = _setting(16, "copies at once", ge=1)
+    part_bytes: Bytes = _setting(
+        64 * MIB, "part of a streamed or very large copy where the source tells no part size of its own", ge=5 * MIB
+    )
+    every_s: Seconds = _setting(3600.0, "time from one run of `cowsync watch` to the next", gt=0)
+    snapshots_kept: int = _setting(90, "restore points kept by `cowsync watch`; 0: all", ge=0)
+
+
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("endpoint.NAME", EndpointSettings),
     ("endpoint.NAME.prices", PriceSettings),
     ("volume.NAME", VolumeSettings),
     ("s3block", S3BlockSettings),
+    ("mirror.NAME", MirrorSettings),
 )
 
-_AnyTable = TypeVar("_AnyTable", EndpointSettings, VolumeSettings)
+_AnyTable = TypeVar("_AnyTable", EndpointSettings, VolumeSettings, MirrorSettings)
 
 
 class Config(_Table):
@@ -262,6 +300,7 @@ class Config(_Table):
 
     endpoints: dict[Name, EndpointSettings] = Field(default_factory=dict, alias="endpoint")
     volumes: dict[Name, VolumeSettings] = Field(default_factory=dict, alias="volume")
+    mirrors: dict[Name, MirrorSettings] = Field(default_factory=dict, alias="mirror")
     s3block: S3BlockSettings = S3BlockSettings()
     path: Path = Field(default=DEFAULT_PATH, exclude=True)
     """Where it was read from, or would have been: messages and `endpoint create` name it."""
@@ -298,6 +337,13 @@ class Config(_Table):
                 "iqn": volume.iqn or f"{common.iqn_prefix}:{name}",
             }
         )
+
+    def mirror(self, name: str) -> MirrorSettings:
+        """The mirror's settings with its folder and the place of its state filled in."""
+        found = self._find("mirror", name, self.mirrors, "add it to the file, or create it: cowsync init {}")
+        state_dir = found.state_dir or f"/var/lib/bucketworks/cowsync/{name}"
+        state = found.state or f"file://{quote(str((Path(state_dir) / 'state').absolute()))}"
+        return found.model_copy(update={"state_dir": state_dir, "state": state})
 
     def _find(self, kind: str, name: str, among: Mapping[str, _AnyTable], cure: str) -> _AnyTable:
         if name in among:
@@ -433,7 +479,7 @@ def _problem(error: dict[str, Any], tables: Mapping[str, Any]) -> str:
 def _unknown(place: list[str]) -> str:
     *within, word = place
     if not within:
-        known = ["endpoint", "volume", "s3block"]
+        known = ["endpoint", "volume", "s3block", "mirror"]
         return f"unknown table [{word}]{_suggest(word, known)}"
     chosen = _model(within)
     close = _suggest(word, list(chosen.model_fields))
@@ -451,6 +497,6 @@ def _suggest(word: str, known: list[str]) -> str:
 def _model(place: list[str]) -> type[BaseModel]:
     if place[0] == "s3block":
         return S3BlockSettings
-    if place[0] == "volume":
-        return VolumeSettings
+    if place[0] in ("volume", "mirror"):
+        return VolumeSettings if place[0] == "volume" else MirrorSettings
     return PriceSettings if place[2:3] == ["prices"] else EndpointSettings
