@@ -40,7 +40,7 @@ class Listed:
     complete: bool = False
     requests: int = 0
     keys: int = 0
-    bytes: int = 0
+    bytes_listed: int = 0
     left_out: int = 0
     reserved: int = 0
 
@@ -83,7 +83,7 @@ def pages(
             seen += len(rows)
         rows = _wanted(rows, belongs, listed)
         listed.keys += len(rows)
-        listed.bytes += sum(rows.sizes)
+        listed.bytes_listed += sum(rows.sizes)
         if rows.keys:
             yield rows
         if keys_max and seen >= keys_max:

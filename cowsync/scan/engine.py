@@ -1,0 +1,134 @@
+"""Who runs the pieces of a scan or of an apply: this process, processes of this machine, or a Dask cluster.
+
+One rule: a piece is a function and a value, both fit to be sent elsewhere, and running it twice does no harm: a piece whose
+worker died is run again by whoever is left, and only an answer that arrived counts.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Generic, Protocol, TypeVar
+
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+TRIES = 4
+"""How often a piece is given out when workers die under it, before the run gives up."""
+
+
+class WorkerLost(Exception):
+    """The process or host that ran the piece is gone; the piece may have run, in part or wholly."""
+
+
+class Engine(Protocol):
+    @property
+    def lanes(self) -> int:
+        """How many pieces run at once."""
+        ...
+
+    def submit(self, function: Callable[[Task], Answer], task: Task) -> "Future[Answer]":
+        """The future's error is WorkerLost where the worker died, else what the function raised."""
+        ...
+
+    def close(self) -> None:
+        """Wait for nothing: pieces not begun are dropped."""
+        ...
+
+
+class InlineEngine:
+    """Runs a piece where it is submitted, at once: for tests, small buckets and stores of this process."""
+
+    lanes = 1
+
+    def submit(self, function: Callable[[Task], Answer], task: Task) -> "Future[Answer]":
+        future: Future[Answer] = Future()
+        try:
+            future.set_result(function(task))
+        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+class ProcessEngine:
+    """Processes of this machine. They are spawned, not forked: a fork would share sockets and locks of this one."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.lanes, mp_context=multiprocessing.get_context("spawn"))
+
+    def submit(self, function: Callable[[Task], Answer], task: Task) -> "Future[Answer]":
+        outer: Future[Answer] = Future()
+        try:
+            inner = self._pool.submit(function, task)
+        except BrokenProcessPool:
+            # One dead process breaks the whole pool, which takes nothing any more.
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = self._new_pool()
+            inner = self._pool.submit(function, task)
+        inner.add_done_callback(lambda done: _pass_on(done, outer))
+        return outer
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pass_on(inner: "Future[Any]", outer: "Future[Any]") -> None:
+    if inner.cancelled():
+        outer.set_exception(WorkerLost("the piece was dropped"))
+        return
+    error = inner.exception()
+    if isinstance(error, BrokenProcessPool):
+        outer.set_exception(WorkerLost("a process of this machine died"))
+    elif error is not None:
+        outer.set_exception(error)
+    else:
+        outer.set_result(inner.result())
+
+
+class Pieces(Generic[Task, Answer]):
+    """Pieces given to an engine, at most so many at once, and given again when their worker dies.
+
+    `add` while iterating adds work; iteration ends when nothing is waiting and nothing runs. An error of a piece
+    ends it; so does a piece whose worker died TRIES times. Bounded: what waits are tasks, not answers."""
+
+    def __init__(self, engine: Engine, function: Callable[[Task], Answer]) -> None:
+        self._engine = engine
+        self._function = function
+        self._waiting: list[tuple[Task, int]] = []
+        self._running: dict[Future[Answer], tuple[Task, int]] = {}
+        self.lost = 0
+        """How many workers died under a piece."""
+
+    def add(self, task: Task) -> None:
+        self._waiting.append((task, 1))
+
+    @property
+    def idle(self) -> int:
+        """Lanes that have nothing to do now."""
+        return max(0, self._engine.lanes - len(self._running) - len(self._waiting))
+
+    def __iter__(self) -> Iterator[tuple[Task, Answer]]:
+        while self._waiting or self._running:
+            # One more than there are lanes: a lane that is done finds its next piece at once.
+            while self._waiting and len(self._running) <= self._engine.lanes:
+                task, tries = self._waiting.pop()
+                self._running[self._engine.submit(self._function, task)] = (task, tries)
+            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            for future in done:
+                task, tries = self._running.pop(future)
+                try:
+                    answer = future.result()
+                except WorkerLost:
+                    self.lost += 1
+                    if tries >= TRIES:
+                        raise
+                    self._waiting.append((task, tries + 1))
+                    continue
+                yield task, answer

@@ -1,0 +1,150 @@
+"""A whole scan: ranges given out, answers gathered, and the proof that they cover every key.
+
+One rule: a scan that returns is complete: the ranges that were listed to their end tile all keys, exactly. Anything else
+is an error, and nothing of it may be used. The answers of the pieces lie in a spool of files, a file each, until the plan
+is written; a crash leaves the spool, and the next scan removes it.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cowsync.changes import PlanLine
+from cowsync.errors import Refused
+from cowsync.scan.engine import Engine, Pieces
+from cowsync.scan.ranges import WHOLE, KeyRange, cut, gaps, merged, midpoint
+from cowsync.scan.shard import ShardResult, ShardTask, lines_of
+from s3core.bucket import Bucket
+
+PROBES = 24
+"""How often the middle of a range is looked for before it is left whole."""
+MIN_SPLIT = 2
+
+
+@dataclass(slots=True)
+class ScanFacts:
+    """What a scan came to. `bytes_listed` are those of the keys that belong; `left_out` keys a filter excluded, `reserved` such
+    below cowsync's own prefix. `tiling` covers every key. `seconds` is wall-clock time."""
+
+    keys: int = 0
+    bytes_listed: int = 0
+    left_out: int = 0
+    reserved: int = 0
+    changes: int = 0
+    requests: int = 0
+    probes: int = 0
+    shards: int = 0
+    workers_lost: int = 0
+    seconds: float = 0.0
+    started: float = 0.0
+    unordered: str = ""
+    tiling: list[KeyRange] = field(default_factory=list)
+    prefixes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A complete scan: its facts, and its lines in ascending order of key, which may be read any number of times."""
+
+    facts: ScanFacts
+    spool: Sequence[Path]
+
+    def lines(self) -> Iterator[PlanLine]:
+        for path in self.spool:
+            yield from lines_of(path.read_bytes())
+
+    def remove(self) -> None:
+        """Remove the spool; `lines` must not be called afterwards."""
+        for path in self.spool:
+            path.unlink(missing_ok=True)
+
+
+def first_cuts(bucket: Bucket, prefix: str) -> tuple[list[bytes], int]:
+    """Where a source that nothing is known of may be cut, and the requests it took: at its top-level prefixes, asked
+    for with one request. Keys relative to `prefix`."""
+    page = bucket.list_page(prefix=prefix, delimiter="/")
+    stem = len(prefix.encode())
+    # The last key below a prefix is not known; the prefix itself sorts before everything below it.
+    points = [found[stem:] for found in page.prefixes]
+    return [point for point in points if point], 1
+
+
+def split(bucket: Bucket, prefix: str, rest: KeyRange) -> tuple[list[KeyRange], int]:
+    """`rest` cut in two where keys are on both sides, and the requests it took. A range in which no such place is found
+    with PROBES requests comes back whole; a part that has no keys stays a part of its neighbour."""
+    low = rest
+    for probe in range(1, PROBES + 1):
+        middle = midpoint(low)
+        if middle is None:
+            return [rest], probe - 1
+        page = bucket.list_page(prefix=prefix, start_after=(prefix.encode() + middle).decode(), max_keys=1)
+        found = page.keys[0][len(prefix.encode()) :] if page.keys else None
+        if found is not None and (rest.upto is None or found < rest.upto):
+            return [KeyRange(rest.after, middle), KeyRange(middle, rest.upto)], probe
+        low = KeyRange(low.after, middle)
+    return [rest], PROBES
+
+
+def run_scan(
+    engine: Engine,
+    function: Callable[[ShardTask], ShardResult],
+    bucket: Bucket,
+    prefix: str,
+    template: ShardTask,
+    points: Sequence[bytes],
+    spool: Path,
+    *,
+    now: Callable[[], float] = time.time,
+    progress: Callable[[ScanFacts], None] = lambda facts: None,
+) -> Scan:
+    """List the whole source and compare it. `function` runs one piece (`shard.scan_shard` with its rim), `template` is a
+    piece's task but for its range, `points` are where the key space is cut to begin with (quantiles of the base), `bucket`
+    and `prefix` the source, for probing. Refused when the pieces do not tile all keys."""
+    shutil.rmtree(spool, ignore_errors=True)
+    spool.mkdir(parents=True)
+    facts = ScanFacts(started=now())
+    if not points:
+        points, facts.probes = first_cuts(bucket, prefix)
+    pieces: Pieces[ShardTask, ShardResult] = Pieces(engine, function)
+    for piece in reversed(cut(WHOLE, points)):
+        pieces.add(template.over(piece))
+    written: list[tuple[bytes, Path]] = []
+    done: list[KeyRange] = []
+    for _, answer in pieces:
+        _count(facts, answer)
+        done.append(answer.done)
+        if answer.changes:
+            path = spool / f"{len(written):08}"
+            path.write_bytes(answer.lines)
+            written.append((answer.done.after, path))
+        if answer.rest is not None:
+            parts = [answer.rest]
+            if pieces.idle:
+                # Somebody has nothing to do: half of what is left is for them.
+                parts, probes = split(bucket, prefix, answer.rest)
+                facts.probes += probes
+            for part in reversed(parts):
+                pieces.add(template.over(part))
+        progress(facts)
+    missing = gaps(done)
+    if missing:
+        raise Refused(f"the listing of {bucket.url} is incomplete: nobody listed {missing[0]}")
+    facts.tiling = merged(done) if len(done) <= 1 else sorted(done, key=lambda piece: piece.after)
+    facts.workers_lost = pieces.lost
+    facts.seconds = now() - facts.started
+    return Scan(facts, [path for _, path in sorted(written)])
+
+
+def _count(facts: ScanFacts, answer: ShardResult) -> None:
+    facts.shards += 1
+    facts.keys += answer.keys
+    facts.bytes_listed += answer.bytes_listed
+    facts.left_out += answer.left_out
+    facts.reserved += answer.reserved
+    facts.changes += answer.changes
+    facts.requests += answer.requests
+    for prefix, (keys, size) in answer.prefixes.items():
+        had = facts.prefixes.get(prefix, (0, 0))
+        facts.prefixes[prefix] = (had[0] + keys, had[1] + size)
