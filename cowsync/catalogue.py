@@ -1,0 +1,143 @@
+"""The catalogue: every run of a mirror on this host, in one SQLite file.
+
+One rule: it is a record, not the truth. What is on the mirror is in the base, what was done is in journals, what was planned
+is in plans; a catalogue that is lost costs the history of runs and nothing else. Each change is one transaction; after a
+crash the last run stands there unfinished, and the next one that begins marks it `interrupted`.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from cowsync.errors import StateDamaged
+
+VERSION = 1
+
+
+class Phase(StrEnum):
+    """How far a run came. HELD waits for an approval; PARTIAL ended with lines that failed; CLEAN found nothing to do."""
+
+    SCANNING = "scanning"
+    PLANNED = "planned"
+    HELD = "held"
+    APPLYING = "applying"
+    DONE = "done"
+    CLEAN = "clean"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+UNFINISHED = (Phase.SCANNING, Phase.APPLYING)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`id` counts what began on this host; `number` is the run's own, one above that of the base it started from. Times
+    are Unix seconds, `ended` 0.0 while it goes on. `facts` are counts for people, as JSON carries them."""
+
+    id: int
+    number: int
+    phase: Phase
+    started: float
+    ended: float = 0.0
+    base: str = ""
+    plan: str = ""
+    snapshot: str = ""
+    message: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+_FIELDS = ("id", "number", "phase", "started", "ended", "base", "plan", "snapshot", "message", "facts")
+_SCHEMA = f"""
+create table runs (
+    id integer primary key, number integer not null, phase text not null, started real not null,
+    ended real not null default 0, base text not null default '', plan text not null default '',
+    snapshot text not null default '', message text not null default '', facts text not null default '{{}}'
+);
+create index runs_by_plan on runs (plan);
+pragma user_version = {VERSION};
+"""
+
+
+class Catalogue:
+    """Opened for each act and closed after it; several processes may read while one writes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._open() as database:
+            version = database.execute("pragma user_version").fetchone()[0]
+            if version == 0:
+                database.executescript(_SCHEMA)
+            elif version != VERSION:
+                raise StateDamaged(
+                    f"{path}: is a catalogue of version {version}, this program knows {VERSION}",
+                    hint="use the newer program, or move the file away: it is only the history of runs",
+                )
+
+    def begin(self, number: int, base: str, now: float) -> int:
+        """A new run; those that never ended are marked interrupted. Returns its id."""
+        with self._open() as database:
+            database.execute(
+                f"update runs set phase = ?, ended = ? where phase in ({','.join('?' * len(UNFINISHED))})",
+                (Phase.INTERRUPTED, now, *UNFINISHED),
+            )
+            cursor = database.execute(
+                "insert into runs (number, phase, started, base) values (?, ?, ?, ?)",
+                (number, Phase.SCANNING, now, base),
+            )
+            assert cursor.lastrowid is not None
+            return cursor.lastrowid
+
+    def update(self, run_id: int, phase: Phase, **changes: Any) -> None:
+        """Set the phase and any other fields; `facts` are added to those that stand there."""
+        with self._open() as database:
+            if "facts" in changes:
+                row = database.execute("select facts from runs where id = ?", (run_id,)).fetchone()
+                changes["facts"] = json.dumps({**json.loads(row[0] if row else "{}"), **changes["facts"]})
+            columns = {"phase": phase, **changes}
+            unknown = columns.keys() - set(_FIELDS)
+            if unknown:
+                raise ValueError(f"no such fields of a run: {', '.join(sorted(unknown))}")
+            settings = ", ".join(f"{name} = ?" for name in columns)
+            database.execute(f"update runs set {settings} where id = ?", (*columns.values(), run_id))
+
+    def runs(self, limit: int = 0) -> list[Run]:
+        """Newest first; all with 0."""
+        with self._open() as database:
+            rows = database.execute(
+                f"select {', '.join(_FIELDS)} from runs order by id desc limit ?", (limit or -1,)
+            ).fetchall()
+        return [_run(row) for row in rows]
+
+    def run_of_plan(self, digest: str) -> Run | None:
+        """The newest run that made this plan."""
+        with self._open() as database:
+            row = database.execute(
+                f"select {', '.join(_FIELDS)} from runs where plan = ? order by id desc limit 1", (digest,)
+            ).fetchone()
+        return _run(row) if row else None
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self._path, timeout=30)) as database:
+                database.execute("pragma journal_mode = wal")
+                with database:
+                    yield database
+        except sqlite3.DatabaseError as error:
+            raise StateDamaged(
+                f"{self._path}: cannot be used: {error}",
+                hint="move the file away: it is only the history of runs, the next run makes a new one",
+            ) from error
+
+
+def _run(row: tuple[Any, ...]) -> Run:
+    values = dict(zip(_FIELDS, row, strict=True))
+    return Run(**{**values, "phase": Phase(values["phase"]), "facts": json.loads(values["facts"])})
