@@ -74,6 +74,7 @@ class ReadCache:
         self._content = content
         self._table = table
         self._blocks = layout.blocks_per_frame
+        self._every = (1 << self._blocks) - 1
         self._frame_bytes = layout.frame_bytes
         self._slot: dict[int, int] = {}
         self._frame = array("q", [-1]) * slots
@@ -81,6 +82,7 @@ class ReadCache:
         self._covered = array("Q", [0]) * slots
         self._held = array("I", [0]) * slots  # blocks whose checksum is known, current or not
         self._checksums = array("I", [0]) * (slots * self._blocks)
+        self._whole = array("I", [0]) * slots  # CRC32C over a whole frame, found when its blocks' held; 0: not yet
         self._lent: dict[int, int] = {}  # slot -> the valid bits it had
         self._last = bytearray(slots)  # generation of the last use
         self._mark = bytearray(slots)  # generation of the fill, or of the use that last saved it
@@ -157,6 +159,45 @@ class ReadCache:
         self._last[slot] = self._generation
         return data
 
+    def whole_frames(self, first: int, last: int) -> int:
+        """How many of the frames `first` to `last` - 1, from `first` on, are here whole and in slots that follow each other."""
+        slots, valid, every = self._slot, self.valid, self._every
+        slot = slots.get(first, -1)
+        if slot < 0:
+            return 0
+        frame = first
+        while frame < last and slots.get(frame) == slot and valid[slot] == every:
+            frame += 1
+            slot += 1
+        return frame - first
+
+    def read_frames(self, first: int, count: int) -> bytes | None:
+        """So many frames of which `whole_frames` has just said that they are here, with one read; None if that fails, or one of
+        them turns out damaged. Which one cannot be read is for `read_run` to find out.
+
+        One checksum over a frame costs half of what its blocks' cost. It is taken from bytes that the blocks' checksums held
+        for, so what holds against the one holds against the others."""
+        size, slot, whole = self._frame_bytes, self._slot[first], self._whole
+        try:
+            data = self._content.pread(count * size, slot * size)
+        except OSError:
+            return None
+        if len(data) != count * size:
+            return None
+        view = memoryview(data)
+        for start in range(0, count * size, size):
+            frame = view[start : start + size]
+            checksum = crc32c(frame)
+            if checksum != whole[slot] or not checksum:
+                at = slot * self._blocks
+                if first_bad_block(frame, self._checksums[at : at + self._blocks]) >= 0:
+                    self._damaged(slot)
+                    return None
+                whole[slot] = checksum
+            self._last[slot] = self._generation
+            slot += 1
+        return data
+
     def _damaged(self, slot: int) -> None:
         """A bit flipped, or a crash left content and table apart: forget the slot; the bucket has the frame."""
         self.damaged_blocks += 1
@@ -196,6 +237,7 @@ class ReadCache:
         self._covered[slot] = covered
         at = slot * self._blocks
         self._checksums[at : at + blocks] = array("I", checksums)
+        self._whole[slot] = 0
         frame = self._frame[slot]
         padded = checksums + (0,) * (self._blocks - blocks)
         # A table that cannot be written costs this slot's content after a restart, nothing else.
@@ -264,7 +306,7 @@ class ReadCache:
     def forget_range(self, first: int, last: int, end: int) -> Iterator[None]:
         """The same for all blocks of the frames first to last - 1 which now read as zeros; yields between bounded
         steps, and counts only once it is exhausted. Frames known as unwritten stay so."""
-        whole = (1 << self._blocks) - 1
+        whole = self._every
         if last - first <= self.layout.slots:
             for frame in range(first, last):
                 slot = self._slot.get(frame)

@@ -365,14 +365,21 @@ class Front:
         return self._read_frames(lba, count, done)
 
     def _read_frames(self, lba: int, count: int, done: ReadDone) -> list[Buffer] | None:
-        """The general read, frame by frame; what is missing is fetched with one message."""
+        """The general read, by runs of whole frames where it can be, else frame by frame; what is missing is fetched with one
+        message."""
         per_frame = self._sectors_per_frame
         end = lba + count
         waiting = Waiting(done, lba, end)
         first = lba
         try:
             while first < end:
-                frame = first // per_frame
+                frame, within = divmod(first, per_frame)
+                if not within and end - first >= per_frame:
+                    run = self._local.read_frames(frame, end // per_frame)
+                    if run is not None:
+                        waiting.parts.append([run])
+                        first += len(run) // self.sector_bytes
+                        continue
                 stop = min(end, (frame + 1) * per_frame)
                 buffers = self._local.read_part(frame, first, stop)
                 if buffers is None:

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 ZEROS = memoryview(bytes(128 * 1024))
 """As long as the largest frame."""
+RUN_BYTES_MAX = 1024 * 1024
+"""Most that is read at once: what takes longer to read than the processor's cache keeps it is fetched twice."""
 
 
 class LocalReader:
@@ -34,6 +36,7 @@ class LocalReader:
         self.sector_bytes = geometry.sector_bytes
         self._sectors_per_block = geometry.sectors_per_block
         self._blocks_per_frame = geometry.blocks_per_frame
+        self._frame_bytes = geometry.frame_bytes
         self.durable = 0
         """The bucket has everything before this journal position."""
         self.corrupt_blocks = 0
@@ -55,6 +58,26 @@ class LocalReader:
         if cut:
             buffers[0] = memoryview(buffers[0])[cut * self.sector_bytes :]
         return buffers
+
+    def read_frames(self, first: int, last: int) -> bytes | None:
+        """The longest run of whole frames from `first` on, `last` - 1 at most, that can be read at once: in the cache side by
+        side, with nothing newer here. None if there is none; then `read_part` has to look."""
+        last = min(last, first + RUN_BYTES_MAX // self._frame_bytes)
+        count = self._cache.whole_frames(first, last)
+        if not count:
+            return None
+        per_frame, zeros = self._blocks_per_frame, self._index.zeros
+        block = first * per_frame
+        end = block + count * per_frame
+        end = next(filter(self._dirty.__contains__, range(block, end)), end)
+        if self._partial:
+            end = next(filter(self._partial.__contains__, range(block, end)), end)
+        if zeros:
+            zeroed, end = zeros.run(block, end)
+            if zeroed:
+                return None
+        count = (end - block) // per_frame
+        return self._cache.read_frames(first, count) if count else None
 
     def read_blocks(self, frame: int, block: int, end: int) -> list[Buffer] | None:
         dirty, partial, zeros = self._dirty, self._partial, self._index.zeros

@@ -77,6 +77,59 @@ def test_a_flipped_bit_is_never_returned_and_counted() -> None:
     assert cache.read_run(slot, 0, 4) is None
 
 
+def test_neighbours_are_read_at_once() -> None:
+    disk = Disk()
+    cache = disk.open()
+    for frame in (7, 8, 9, 20, 10):
+        disk.fetch(cache, frame)
+    assert cache.whole_frames(7, 20) == 3, "frame 10 lies elsewhere"
+    assert cache.whole_frames(8, 9) == 1
+    assert cache.whole_frames(6, 9) == 0
+    for _ in range(2):  # the second time against the checksums that the first one found
+        assert cache.read_frames(7, 3) == b"".join(map(content_of, (7, 8, 9)))
+    cache.forget(9, 0b0001, 101)
+    assert cache.whole_frames(7, 20) == 2
+    lent = cache.lend(8)
+    assert lent is not None
+    assert cache.whole_frames(7, 20) == 1
+    # What the worker writes there from now on is another content, with checksums of its own.
+    other = content_of(80)
+    disk.content.pwritev([other], lent[0] * FRAME)
+    cache.fill(lent[0], tuple(block_checksums([other])), 6, 200)
+    for _ in range(2):
+        assert cache.read_frames(7, 2) == content_of(7) + other
+
+
+@pytest.mark.parametrize("read_before", [False, True])
+@pytest.mark.parametrize("at", [0, 1, FRAME // 2, FRAME - 1])
+def test_a_flipped_bit_in_a_run_is_never_returned(read_before: bool, at: int) -> None:
+    disk = Disk()
+    cache = disk.open()
+    first, _, _ = (disk.fetch(cache, frame) for frame in (7, 8, 9))
+    if read_before:
+        assert cache.read_frames(7, 3) is not None
+    disk.content.content[(first + 1) * FRAME + at] ^= 0x10
+    assert cache.read_frames(7, 3) is None
+    assert cache.damaged_blocks == 1
+    assert cache.find(8) == -1
+    assert cache.whole_frames(7, 10) == 1
+    assert cache.read_frames(7, 1) == content_of(7)
+    assert cache.read_frames(9, 1) == content_of(9)
+
+
+def test_a_run_that_cannot_be_read_says_nothing_of_its_frames() -> None:
+    disk = Disk()
+    cache = disk.open()
+    slot, _ = (disk.fetch(cache, frame) for frame in (7, 8))
+    assert cache.read_frames(7, 2) is not None
+    del disk.content.content[(slot + 2) * FRAME - 1 :]
+    assert cache.read_frames(7, 2) is None
+    assert cache.damaged_blocks == 0
+    assert cache.read_run(slot, 0, 4) == content_of(7)
+    assert cache.read_run(slot + 1, 0, 4) is None
+    assert cache.find(8) == -1
+
+
 def test_a_lent_slot_is_not_read() -> None:
     disk = Disk()
     cache = disk.open()

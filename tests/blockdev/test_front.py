@@ -411,6 +411,40 @@ def test_more_frames_than_slots_are_fetched_in_turns() -> None:
     assert world.read(0, 704) == expected
 
 
+@pytest.mark.parametrize(("first", "count"), [(0, 256), (32, 96), (33, 94), (0, 32), (40, 200)])
+def test_frames_side_by_side_are_read_at_once_where_nothing_newer_is_here(
+    monkeypatch: pytest.MonkeyPatch, first: int, count: int
+) -> None:
+    world = World()
+    expected = bytearray()
+    for block in range(32):
+        expected += fill(block + 1)
+        world.front.write(block * 8, [fill(block + 1)])
+    settled(world)
+    assert world.read(0, 256) == expected, "eight frames of four blocks are in the cache now"
+    reads: list[int] = []
+    pread = world.content_file.pread
+
+    def counted(length: int, offset: int) -> bytes:
+        reads.append(length)
+        return pread(length, offset)
+
+    monkeypatch.setattr(world.content_file, "pread", counted)
+    assert world.read(0, 256) == expected
+    assert reads == [128 * KIB]
+    world.front.write(8 * 9, [fill(77)])
+    world.front.write(8 * 17 + 3, [fill(78, 2)])
+    world.front.unmap([(8 * 20, 16)])
+    expected[9 * 4096 : 10 * 4096] = fill(77)
+    expected[17 * 4096 + 3 * 512 : 17 * 4096 + 5 * 512] = fill(78, 2)
+    expected[20 * 4096 : 22 * 4096] = bytes(8192)
+    assert world.read(first, count) == expected[first * 512 : (first + count) * 512]
+    world.content_file.content[13 * 4096 + 7] ^= 4  # the slots follow each other from 0 on
+    sent = len(fetches(world))
+    assert world.read(0, 256) == expected
+    assert [frame.frame for message in fetches(world)[sent:] for frame in message.frames] == [3]
+
+
 def test_after_a_restart_the_cache_is_asked_about_and_not_fetched_again() -> None:
     world = World()
     world.front.write(0, [fill(1, 32)])
