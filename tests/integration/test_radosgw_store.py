@@ -138,9 +138,13 @@ def test_retries_carry_a_writer_over_a_restart_of_the_gateway(radosgw: Radosgw, 
     assert patient.get("before").data == b"1"
 
 
+PATIENCE_S = 3.0
+"""Longer than a healthy server takes on a busy machine, since the requests before the pause have to pass too."""
+
+
 @pytest.mark.slow
 def test_a_server_that_hangs_is_given_up_after_the_timeout(radosgw: Radosgw) -> None:
-    store = new_store(radosgw, tls=True, read_timeout_s=0.5)
+    store = new_store(radosgw, tls=True, read_timeout_s=PATIENCE_S)
     store.put("key", b"1")
     radosgw.pause_gateway()
     try:
@@ -149,7 +153,7 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout(radosgw: Radosgw) -> 
             store.get("key")
         with pytest.raises(StoreError) as lost:
             store.put_if_absent("new", b"2")
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 10 + 2 * PATIENCE_S
     finally:
         radosgw.resume_gateway()
     # Over the connection that is still open the request is sent and its fate unknown; a new one is not even had.
@@ -164,7 +168,7 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout(radosgw: Radosgw) -> 
 
 def test_a_hung_server_leaves_a_sent_creation_open(radosgw: Radosgw) -> None:
     """The case where silence must not be taken for failure: the request is applied after we gave up."""
-    store = new_store(radosgw, tls=False, read_timeout_s=0.5)
+    store = new_store(radosgw, tls=False, read_timeout_s=PATIENCE_S)
     store.put("warm", b"")  # opens the connection that the creation will be sent over
     radosgw.pause_gateway()
     try:

@@ -1,7 +1,8 @@
-"""moto's server as `moto.server` runs it, but for one thing: conditional writes come one after the other.
+"""moto's server as `moto.server` runs it, but for one thing: requests are answered one after the other.
 
-The emulator looks whether the object is there and then writes it, so that two racing writers may both be told that they won.
-No server worth testing against does that; what real races look like is shown with `radosgw`.
+The emulator looks whether an object is there and then writes it, so that two racing writers may both be told that they won;
+and it reads an object for its ETag and for its body through one file position, so that two readers may be given bytes that
+were never there. No server worth testing against does that; what real races look like is shown with `radosgw`.
 """
 
 import argparse
@@ -19,8 +20,6 @@ def one_by_one(app: Callable[[Environment, Any], Iterable[bytes]]) -> Callable[[
     lock = threading.Lock()
 
     def serve(environment: Environment, start_response: Any) -> Iterable[bytes]:
-        if "HTTP_IF_NONE_MATCH" not in environment and "HTTP_IF_MATCH" not in environment:
-            return app(environment, start_response)
         with lock:
             return list(app(environment, start_response))
 
