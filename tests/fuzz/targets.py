@@ -32,6 +32,17 @@ from blockdev.scsi.perform import perform
 from blockdev.tcmu import netlink
 from blockdev.tcmu.netlink import NetlinkError
 from blockdev.tcmu.ring import HEAD_AT, TAIL_AT, Ring, RingBroken
+from cowsync.apply.journal_format import (
+    HEADER_BYTES,
+    BadRecord,
+    Begun,
+    Upload,
+    decode_header,
+    encode_header,
+)
+from cowsync.apply.journal_format import decode as decode_entry
+from cowsync.apply.journal_format import encode as encode_entry
+from cowsync.changes import LineResult, Op, Outcome
 from tests.blockdev.iscsi.initiator import HOST, IQN, LOGIN_KEYS, World
 from tests.blockdev.ram_target import RamTarget
 from tests.blockdev.scsi.test_extended_copy import cdb as copy_cdb
@@ -42,6 +53,7 @@ from tests.protocol.conversations import CONVERSATIONS, RECORDED, fresh_world
 MEMORY_MAX = 48 << 20
 """What one connection may keep for its initiator."""
 _SECRET = b"a secret of 16 b"
+_PLAN = bytes(range(32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,9 +487,40 @@ def _netlink_seeds() -> list[bytes]:
     ]
 
 
+# --- what lies on our own disk ----------------------------------------------------------------------------------------
+
+
+def apply_journal(data: bytes) -> None:
+    """Bytes of an apply journal: header, then records until one is not whole. What decodes is written back the same."""
+    with contextlib.suppress(BadRecord):
+        assert encode_header(decode_header(data)) == data[:HEADER_BYTES]
+    at = HEADER_BYTES
+    with contextlib.suppress(BadRecord):
+        while True:
+            entry, end, synced = decode_entry(data, at, at, _PLAN)
+            assert at < end <= len(data)
+            again = encode_entry(entry, at, synced, _PLAN)
+            assert decode_entry(bytes(at) + again, at, at, _PLAN).entry == entry
+            at = end
+
+
+def _apply_journal_seed() -> bytes:
+    data = encode_header(_PLAN)
+    for entry in (
+        Begun(Op.ADD, 0, 64),
+        LineResult(7, Outcome.DONE, "9e107d9d372bb6826bd81d3542a419d6", "v1", 12, 0, 3),
+        LineResult(8, Outcome.FAILED, message="no"),
+        Upload("a/b", "upload", over=False),
+        Upload("a/b", "upload", over=True),
+    ):
+        data += encode_entry(entry, len(data), HEADER_BYTES, _PLAN)
+    return data
+
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
+        Target("apply-journal", apply_journal, (_apply_journal_seed(),)),
         Target("header", header, (*map(pdu.pack, Opcode), bytes(48))),
         Target(
             "pairs",

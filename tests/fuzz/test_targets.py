@@ -17,7 +17,14 @@ from tests.fuzz.__main__ import search
 from tests.fuzz.targets import TARGETS, Target, mutated
 
 ROOT = Path(__file__).parents[2]
-PLACES = ("blockdev/iscsi", "blockdev/scsi", "blockdev/tcmu/netlink.py", "blockdev/tcmu/ring.py", "blockdev/control.py")
+PLACES = (
+    "blockdev/iscsi",
+    "blockdev/scsi",
+    "blockdev/tcmu/netlink.py",
+    "blockdev/tcmu/ring.py",
+    "blockdev/control.py",
+    "cowsync/apply/journal_format.py",
+)
 BYTES = re.compile(r"(?<!\[\[int\], )\b(bytes|bytearray|memoryview|Buffer|dict\[str, str\]|StreamReader)\b")
 
 OURS = {

@@ -1,0 +1,185 @@
+"""One line of a plan, carried out.
+
+One rule: on the mirror nothing is overwritten or taken away but what we put there: what it holds must be what the base
+says (`mirror_etag`), or bytes equal to those that would be copied.
+
+    ADD, MODIFY   copied (transfer.py); the source's version is pinned by ETag and version id
+    REMOVE        a mirror with versions: a delete marker, never a version; else moved to the trash by the server
+    VANISH        nothing moves
+    RETURN        nothing moves
+
+The trash of run 12 is `.cowsync/trash/12/` below the mirror's prefix. A crash between the copy to the trash and the
+deletion leaves both; the line is done again and finds its object still there. `maybe_ours` is how a line that an
+earlier attempt may have carried out (journal.py) is told apart from one that somebody else's write met.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+
+from cowsync.apply.transfer import SourceMoved, Subject, Tally, TargetChanged, Transfer
+from cowsync.changes import LineResult, Op, Outcome, PlanLine
+from s3core.bucket import Bucket, ObjectFacts, Written
+from s3core.clock import Clock
+from s3core.errors import OutcomeUnknown, StoreError
+
+OWN_PREFIX = ".cowsync/"
+"""Below the mirror's prefix: ours, never mirrored, never listed as drift."""
+KEY_BYTES_MAX = 1024
+"""S3 API reference, "Object key names"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A bucket and the prefix that stands before every key of a plan there."""
+
+    bucket: Bucket
+    prefix: str = ""
+
+    def key(self, relative: str) -> str:
+        return self.prefix + relative
+
+
+class Verdict(StrEnum):
+    WRITE = "write"
+    PRESENT = "present"
+    """The mirror holds these bytes already."""
+    DRIFTED = "drifted"
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A line's result, and the error behind FAILED: whoever runs many lines stops at some kinds of it."""
+
+    result: LineResult
+    error: StoreError | None = None
+
+
+class _Left(Exception):
+    """The line was left alone, for this reason."""
+
+    def __init__(self, outcome: Outcome, message: str) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+def judge(line: PlanLine, held: ObjectFacts | None, *, maybe_ours: bool = False) -> Verdict:
+    """Whether the mirror's object may be overwritten by what an ADD or MODIFY line says.
+
+    Nothing there is right for both: a mirror that lost an object gets it back. Equal ETags and sizes are equal bytes
+    (the reverse does not hold, so unequal ones say nothing)."""
+    if held is None or (line.mirror_etag and held.etag == line.mirror_etag):
+        return Verdict.WRITE
+    if line.etag and held.etag == line.etag and held.size == line.size:
+        return Verdict.PRESENT
+    # An attempt of ours that the journal does not know the end of: its ETag may be any, its size is known.
+    return Verdict.WRITE if maybe_ours and held.size == line.size else Verdict.DRIFTED
+
+
+def trash_prefix(run: int) -> str:
+    """Relative to the mirror's prefix."""
+    return f"{OWN_PREFIX}trash/{run}/"
+
+
+def trash_key(run: int, key: str, prefix: str = "") -> str:
+    """Where run `run` puts the object `key` that it removes, relative to the mirror's prefix. A name that S3 would
+    refuse for its length is replaced by its SHA-256."""
+    plain = trash_prefix(run) + key
+    if len((prefix + plain).encode()) <= KEY_BYTES_MAX:
+        return plain
+    return f"{trash_prefix(run)}.long-{sha256(key.encode()).hexdigest()}"
+
+
+class LineCopier:
+    """`run` is the number of the run that carries out the plan: it names the trash. One for each worker."""
+
+    def __init__(
+        self, source: Place, mirror: Place, transfer: Transfer, clock: Clock, *, run: int, check_mirror: bool = True
+    ) -> None:
+        self._source = source
+        self._mirror = mirror
+        self._transfer = transfer
+        self._clock = clock
+        self._run = run
+        self._check_mirror = check_mirror
+
+    def carry_out(self, number: int, line: PlanLine, *, maybe_ours: bool = False) -> Carried:
+        """Never raises for what a store says: that is the result. DONE is durable on the mirror."""
+        began = self._clock.monotonic()
+        tally = Tally()
+        done, outcome, message, failure = Written(""), Outcome.DONE, "", None
+        try:
+            done = self._perform(line, maybe_ours, tally)
+        except _Left as left:
+            outcome, message = left.outcome, str(left)
+        except SourceMoved as moved:
+            outcome, message = Outcome.MOVED, str(moved)
+        except TargetChanged as changed:
+            outcome, message = Outcome.DRIFTED, f"mirror: {changed}"
+        except StoreError as error:
+            outcome, message, failure = Outcome.FAILED, str(error), error
+        milliseconds = int((self._clock.monotonic() - began) * 1000)
+        result = LineResult(
+            number, outcome, done.etag, done.version_id, tally.moved, tally.copied, milliseconds, message
+        )
+        return Carried(result, failure)
+
+    def _perform(self, line: PlanLine, maybe_ours: bool, tally: Tally) -> Written:
+        if line.key.startswith(OWN_PREFIX):
+            raise _Left(
+                Outcome.FAILED, f"keys below {OWN_PREFIX} are cowsync's own on a mirror; exclude them by a filter"
+            )
+        match line.op:
+            case Op.ADD | Op.MODIFY:
+                return self._copy(line, maybe_ours, tally)
+            case Op.REMOVE:
+                return self._remove(line, tally)
+            case Op.VANISH | Op.RETURN:
+                return Written(line.mirror_etag, line.mirror_version)
+
+    def _copy(self, line: PlanLine, maybe_ours: bool, tally: Tally) -> Written:
+        subject = Subject(self._source.bucket, self._source.key(line.key), line.size, line.etag, line.version_id)
+        mirror, key = self._mirror.bucket, self._mirror.key(line.key)
+        if not self._check_mirror:
+            return self._transfer.copy(subject, mirror, key, tally)
+        if not maybe_ours and self._transfer.guarded_put(subject, mirror):
+            try:
+                return self._transfer.copy(subject, mirror, key, tally, before=line.mirror_etag)
+            except TargetChanged:
+                tally.moved = 0
+        held = self._transfer.look(mirror, key)
+        verdict = judge(line, held, maybe_ours=maybe_ours)
+        if held is not None and verdict is Verdict.PRESENT:
+            return Written(held.etag, held.version_id)
+        if held is not None and verdict is Verdict.DRIFTED:
+            expected = f"ETag {line.mirror_etag}" if line.mirror_etag else "nothing"
+            raise _Left(
+                Outcome.DRIFTED, f"the mirror holds {held.size} bytes with ETag {held.etag} where we left {expected}"
+            )
+        return self._transfer.copy(subject, mirror, key, tally, before=held.etag if held else "")
+
+    def _remove(self, line: PlanLine, tally: Tally) -> Written:
+        mirror, key = self._mirror.bucket, self._mirror.key(line.key)
+        held = self._transfer.look(mirror, key)
+        if held is None:
+            return Written("")
+        if held.etag != line.mirror_etag:
+            raise _Left(
+                Outcome.DRIFTED,
+                f"not removed: the mirror holds ETag {held.etag}, we left {line.mirror_etag or 'nothing'}",
+            )
+        if not mirror.properties.versioned:
+            subject = Subject(mirror, key, held.size, held.etag)
+            trash = self._mirror.key(trash_key(self._run, line.key, self._mirror.prefix))
+            try:
+                self._transfer.copy(subject, mirror, trash, tally)
+            except SourceMoved as moved:
+                raise _Left(Outcome.DRIFTED, f"not removed: it changed on the mirror meanwhile ({moved})") from moved
+            # Crash here: the trash has it, the mirror too; the line is done again.
+        try:
+            marker = self._transfer.ask(lambda: mirror.delete(key))
+        except OutcomeUnknown:
+            if self._transfer.look(mirror, key) is not None:
+                raise
+            marker = ""
+        return Written("", marker)

@@ -1,0 +1,460 @@
+"""A whole plan, carried out by some threads: what is left of it, for calling again is how an apply goes on.
+
+One rule: a line's result is in the journal before the next line begins, and only DONE lines are left out when the same
+plan is applied again. Copies come first (adds, then modifies), removals last, each kind finished before the next
+begins: what was renamed at the source is on the mirror under its new name before the old one goes.
+
+VANISH and RETURN move nothing: they are facts, true without being carried out, and have no records.
+"""
+
+import fcntl
+import os
+import queue
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from cowsync.apply.copy_line import LineCopier, Place
+from cowsync.apply.journal import Journals, WorkerJournal
+from cowsync.apply.transfer import MIB, Transfer, TransferSettings
+from cowsync.changes import LineResult, Op, Outcome, PlanLine
+from cowsync.errors import Refused
+from s3core.clock import Clock, SystemClock
+from s3core.errors import Denied, Misconfigured, OutcomeUnknown, StoreError, Unavailable
+from s3core.limit import TokenBucket
+
+ORDER = (Op.ADD, Op.MODIFY, Op.REMOVE)
+"""Kinds of lines that move something, in the order they are carried out."""
+
+
+class Plan(Protocol):
+    """What an apply needs of a plan."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal."""
+        ...
+
+    def lines(self) -> Iterable[tuple[int, PlanLine]]:
+        """Number and line, from the first to the last; may be called again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ApplySettings:
+    """`workers` lines at once; 0 requests or bytes per second are without limit (bytes through us, of all workers).
+    `removals`: whether REMOVE lines are carried out. A worker takes up to `batch_lines` lines or `batch_bytes` at
+    once. After `failures_in_a_row` lines that met refused credentials or a store that is away, the rest is kept."""
+
+    workers: int = 16
+    requests_per_s: float = 0.0
+    bytes_per_s: float = 0.0
+    removals: bool = True
+    check_mirror: bool = True
+    transfer: TransferSettings = field(default_factory=TransferSettings)
+    batch_lines: int = 64
+    batch_bytes: int = 256 * MIB
+    sync_s: float = 0.5
+    failures_in_a_row: int = 20
+    failures_kept: int = 100
+    progress_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of what was left when this call began. `seconds_left` is None until something can be said."""
+
+    lines: int
+    lines_total: int
+    bytes: int
+    bytes_total: int
+    failed: int
+    seconds: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the slower of lines and bytes so far."""
+        estimates = [
+            (total - done) * self.seconds / done
+            for done, total in ((self.lines, self.lines_total), (self.bytes, self.bytes_total))
+            if done
+        ]
+        return max(estimates, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A line that is not DONE, for people."""
+
+    number: int
+    op: Op
+    key: str
+    outcome: Outcome
+    message: str
+
+
+@dataclass(slots=True)
+class ApplyResult:
+    """`counts` per kind of line and outcome, of this call; `done_before` were done by earlier ones. `stopped` says why
+    lines were left untried, "" where none was. `failures` holds the first ones; all are in the journal."""
+
+    plan: str
+    lines: int = 0
+    done_before: int = 0
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    bytes_moved: int = 0
+    bytes_copied: int = 0
+    seconds: float = 0.0
+    stopped: str = ""
+    failures: list[Failure] = field(default_factory=list)
+    uploads_left: int = 0
+    """Multipart uploads that could not be aborted; the next start tries again."""
+
+    @property
+    def done(self) -> int:
+        return self.done_before + self.count(Outcome.DONE)
+
+    def count(self, outcome: Outcome) -> int:
+        return sum(of.get(outcome, 0) for of in self.counts.values())
+
+    @property
+    def complete(self) -> bool:
+        """Every line of the plan is done."""
+        return self.done == self.lines
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self) | {"done": self.done, "complete": self.complete}
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Lines of one kind with numbers from `first` to before `end`; nobody else has such lines in between."""
+
+    op: Op
+    first: int
+    end: int
+    lines: list[tuple[int, PlanLine]]
+
+
+@contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for an orderly stop; a second SIGINT is KeyboardInterrupt. From the main thread only."""
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    former = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+class _SharedPace:
+    """Allowances of all workers together."""
+
+    def __init__(self, settings: ApplySettings, clock: Clock) -> None:
+        self._requests = TokenBucket(settings.requests_per_s, 1.0, clock) if settings.requests_per_s else None
+        self._bytes = TokenBucket(settings.bytes_per_s, 1.0, clock) if settings.bytes_per_s else None
+
+    def request(self) -> None:
+        if self._requests is not None:
+            self._requests.take(1)
+
+    def transfer(self, count: int) -> None:
+        if self._bytes is not None:
+            self._bytes.take(count)
+
+
+def apply_plan(
+    plan: Plan,
+    source: Place,
+    mirror: Place,
+    directory: Path,
+    *,
+    run: int,
+    settings: ApplySettings | None = None,
+    stop: threading.Event | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    clock: Clock | None = None,
+) -> ApplyResult:
+    """Carry out what is left of `plan`. `directory` keeps its journals and nothing else, on a disk that syncs; `run` is
+    the number of the run, the same when called again.
+
+    What stores say ends in the result, so does a journal that cannot be written. Raises Refused where another apply
+    uses the directory, StateDamaged for a damaged journal, OSError where the journals cannot be opened. After a crash
+    at any point, calling again carries on; what had been begun is done again."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory):
+        applying = _Applying(plan, source, mirror, directory, run, settings or ApplySettings(), clock or SystemClock())
+        return applying.run(stop or threading.Event(), on_progress)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f"another process is applying this plan (it holds {directory / 'lock'})",
+                hint="wait for it, or stop it with SIGTERM and call again",
+            ) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+class _Applying:
+    """One call. `_lock` guards everything that workers and the caller's thread share."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        source: Place,
+        mirror: Place,
+        directory: Path,
+        run: int,
+        settings: ApplySettings,
+        clock: Clock,
+    ) -> None:
+        self._plan = plan
+        self._source = source
+        self._mirror = mirror
+        self._directory = directory
+        self._run = run
+        self._settings = settings
+        self._clock = clock
+        self._digest = bytes.fromhex(plan.digest)
+        self._pace = _SharedPace(settings, clock)
+        self._queue: queue.Queue[_Batch | None] = queue.Queue(maxsize=2 * settings.workers)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._result = ApplyResult(plan.digest)
+        self._open_batches = 0
+        self._in_a_row = 0
+        self._lines_done = 0
+        self._bytes_done = 0
+        self._lines_total = 0
+        self._bytes_total = 0
+        self._halted = threading.Event()
+        self._fatal: BaseException | None = None
+
+    def run(self, stop: threading.Event, on_progress: Callable[[Progress], None] | None) -> ApplyResult:
+        self._stop = stop
+        self._on_progress = on_progress
+        self._began = self._reported = self._clock.monotonic()
+        self._journals = Journals.read(self._directory, self._digest)
+        kinds = self._count()
+        journals: list[WorkerJournal] = []
+        try:
+            for worker in range(self._settings.workers):
+                journals.append(WorkerJournal(self._directory, worker, self._digest))
+            self._abort_left_uploads(journals[0])
+            self._work(journals, kinds)
+        finally:
+            for journal in journals:
+                try:
+                    journal.close()
+                except OSError as error:
+                    self._halt(f"the journal cannot be synced: {error}")
+        if self._fatal is not None:
+            raise self._fatal
+        self._result.seconds = self._clock.monotonic() - self._began
+        self._report(last=True)
+        return self._result
+
+    def _count(self) -> Counter[Op]:
+        """What is left, by kind."""
+        left: Counter[Op] = Counter()
+        for number, line in self._plan.lines():
+            self._result.lines += 1
+            if line.op not in ORDER:
+                self._tell(line.op, Outcome.DONE)
+            elif number in self._journals.done:
+                self._result.done_before += 1
+            elif line.op is Op.REMOVE and not self._settings.removals:
+                self._tell(line.op, Outcome.SKIPPED)
+            else:
+                left[line.op] += 1
+                self._lines_total += 1
+                self._bytes_total += line.size if line.op is not Op.REMOVE else 0
+        return left
+
+    def _work(self, journals: list[WorkerJournal], kinds: Counter[Op]) -> None:
+        workers = [
+            threading.Thread(target=self._worker, args=(journal,), name=f"apply-{n}", daemon=True)
+            for n, journal in enumerate(journals)
+        ]
+        over = threading.Event()
+        syncer = threading.Thread(target=self._syncer, args=(journals, over), name="apply-sync", daemon=True)
+        for thread in (*workers, syncer):
+            thread.start()
+        try:
+            for op in ORDER:
+                if kinds[op]:
+                    for batch in self._batches(op):
+                        if not self._hand_out(batch):
+                            break
+                    self._wait_for_all()
+        except BaseException:
+            self._halt("interrupted")
+            raise
+        finally:
+            for _ in workers:
+                self._give(None)
+            for thread in workers:
+                thread.join()
+            over.set()
+            syncer.join()
+
+    def _batches(self, op: Op) -> Iterator[_Batch]:
+        """Lines of one kind that are not done, by number. Ranges touch each other, so that they join."""
+        lines: list[tuple[int, PlanLine]] = []
+        first = size = 0
+        for number, line in self._plan.lines():
+            if line.op is not op or number in self._journals.done:
+                continue
+            lines.append((number, line))
+            size += line.size
+            if len(lines) >= self._settings.batch_lines or size >= self._settings.batch_bytes:
+                yield _Batch(op, first, number + 1, lines)
+                first, size, lines = number + 1, 0, []
+        if lines:
+            yield _Batch(op, first, lines[-1][0] + 1, lines)
+
+    def _hand_out(self, batch: _Batch) -> bool:
+        if self._stopping():
+            return False
+        with self._lock:
+            self._open_batches += 1
+        if not self._give(batch):
+            with self._lock:
+                self._open_batches -= 1
+            return False
+        return True
+
+    def _give(self, batch: _Batch | None) -> bool:
+        """Whether somebody will take it. None always finds its way: workers empty the queue when they stop."""
+        while batch is None or not self._stopping():
+            try:
+                self._queue.put(batch, timeout=0.1)
+                return True
+            except queue.Full:
+                self._report()
+        return False
+
+    def _wait_for_all(self) -> None:
+        """When halted, workers drop what is in the queue at once: this is the time of the lines in flight."""
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: not self._open_batches, 0.1):
+                    return
+            self._report()
+
+    def _worker(self, journal: WorkerJournal) -> None:
+        transfer = Transfer(self._settings.transfer, journal, self._pace)
+        copier = LineCopier(
+            self._source,
+            self._mirror,
+            transfer,
+            self._clock,
+            run=self._run,
+            check_mirror=self._settings.check_mirror,
+        )
+        while (batch := self._queue.get()) is not None:
+            try:
+                if not self._stopping():
+                    self._carry_out(batch, copier, journal)
+            except OSError as error:
+                self._halt(f"the journal cannot be written: {error}; make room, then apply again")
+            except BaseException as error:  # noqa: BLE001
+                # Ours to mend, or the end of the process: nothing more may happen, and the caller hears it.
+                self._fatal = self._fatal or error
+                self._halt(f"{type(error).__name__}: {error}")
+            finally:
+                with self._changed:
+                    self._open_batches -= 1
+                    self._changed.notify_all()
+
+    def _carry_out(self, batch: _Batch, copier: LineCopier, journal: WorkerJournal) -> None:
+        journal.begin(batch.op, batch.first, batch.end)
+        for number, line in batch.lines:
+            if self._stopping():
+                return
+            carried = copier.carry_out(number, line, maybe_ours=self._journals.maybe_ours(batch.op, number))
+            # Crash here: done on the mirror, not in the journal; the line is looked at and done again.
+            journal.append(carried.result)
+            self._note(line, carried.result, carried.error)
+
+    def _note(self, line: PlanLine, result: LineResult, error: StoreError | None) -> None:
+        with self._lock:
+            self._tell(line.op, result.outcome)
+            self._result.bytes_moved += result.bytes_moved
+            self._result.bytes_copied += result.bytes_copied
+            self._lines_done += 1
+            self._bytes_done += line.size if line.op is not Op.REMOVE else 0
+            if result.outcome is not Outcome.DONE and len(self._result.failures) < self._settings.failures_kept:
+                failure = Failure(result.number, line.op, line.key, result.outcome, result.message)
+                self._result.failures.append(failure)
+            lasting = isinstance(error, Denied | Misconfigured | Unavailable | OutcomeUnknown)
+            self._in_a_row = self._in_a_row + 1 if lasting else 0
+            enough = self._in_a_row >= self._settings.failures_in_a_row
+        if enough:
+            self._halt(f"{self._in_a_row} lines in a row failed, the last one with: {result.message}")
+
+    def _tell(self, op: Op, outcome: Outcome) -> None:
+        of = self._result.counts.setdefault(op, {})
+        of[outcome] = of.get(outcome, 0) + 1
+
+    def _stopping(self) -> bool:
+        if self._stop.is_set() and not self._halted.is_set():
+            self._halt("asked to stop")
+        return self._halted.is_set()
+
+    def _halt(self, reason: str) -> None:
+        """Lines in flight are finished, no other is begun. The first reason counts."""
+        with self._lock:
+            self._result.stopped = self._result.stopped or reason
+        self._halted.set()
+
+    def _syncer(self, journals: list[WorkerJournal], over: threading.Event) -> None:
+        while not over.wait(self._settings.sync_s):
+            for journal in journals:
+                try:
+                    journal.sync()
+                except OSError as error:
+                    self._halt(f"the journal cannot be synced: {error}; see to the disk, then apply again")
+
+    def _abort_left_uploads(self, journal: WorkerJournal) -> None:
+        """What a crash left begun. Nobody can see these uploads, but they are paid for."""
+        transfer = Transfer(self._settings.transfer, journal, self._pace)
+        for key, upload_id in sorted(self._journals.uploads):
+            if not transfer.abort(self._mirror.bucket, key, upload_id):
+                self._result.uploads_left += 1
+
+    def _report(self, *, last: bool = False) -> None:
+        now = self._clock.monotonic()
+        if self._on_progress is None or (not last and now - self._reported < self._settings.progress_s):
+            return
+        self._reported = now
+        with self._lock:
+            progress = Progress(
+                self._lines_done,
+                self._lines_total,
+                self._bytes_done,
+                self._bytes_total,
+                self._result.count(Outcome.FAILED),
+                now - self._began,
+            )
+        self._on_progress(progress)

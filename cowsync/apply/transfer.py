@@ -1,0 +1,381 @@
+"""One object from one bucket to another, or to another key: by the server where it can, else through us.
+
+One rule: the target is written in one visible step, the last one (a PUT, a CopyObject, or the completion of a multipart
+upload), and only with bytes of the one version of the source that was asked for. Whoever looks sees the old object or
+the whole new one.
+
+    route       when                                              memory
+    COPY        same endpoint, size up to `copy_bytes_max`        none
+    COPY_PARTS  same endpoint, larger: UploadPartCopy             none
+    PUT         streamed, up to `part_bytes`                      the object
+    PARTS       streamed, larger, or the source had parts         one part
+
+Parts are cut as the source's first part is, so that the ETag comes out equal where the server makes it the usual way.
+
+A crash leaves the target as it was, or with the new object; and perhaps an upload that was begun: `UploadLog` knows it
+and the next start aborts it. One that the crash took before it was noted costs room until the bucket's lifecycle rule
+(AbortIncompleteMultipartUpload) finds it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import md5
+from typing import Protocol, TypeVar
+
+from s3core.bucket import Attributes, Bucket, BucketProperties, CopySource, ObjectFacts, Written
+from s3core.errors import Denied, NotFound, OutcomeUnknown, PreconditionFailed, StoreError, Unsupported
+
+MIB = 1024 * 1024
+PARTS_MAX = 10_000
+"""Parts of one upload (S3 API reference)."""
+_COPY_PART_BYTES = 512 * MIB
+"""A part that the server copies by itself: nothing of it is in our memory."""
+
+T = TypeVar("T")
+
+
+class SourceMoved(Exception):
+    """The source is not, or no longer, the object that was asked for. Nothing was written."""
+
+
+class TargetChanged(Exception):
+    """The target does not hold what `before` says. Nothing was written."""
+
+
+class Route(StrEnum):
+    COPY = "copy"
+    COPY_PARTS = "copy_parts"
+    PUT = "put"
+    PARTS = "parts"
+
+
+class UploadLog(Protocol):
+    """Remembers multipart uploads so that somebody can abort them after a crash."""
+
+    def upload_begun(self, key: str, upload_id: str) -> None: ...
+
+    def upload_over(self, key: str, upload_id: str) -> None:
+        """Completed or aborted: it is nobody's business any more."""
+        ...
+
+
+class Pace(Protocol):
+    """Waits until it is allowed."""
+
+    def request(self) -> None: ...
+
+    def transfer(self, count: int) -> None:
+        """Before `count` bytes go through us."""
+        ...
+
+
+class NoPace:
+    def request(self) -> None:
+        return
+
+    def transfer(self, count: int) -> None:
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSettings:
+    """`part_bytes`: a part where the source tells none, and the largest object that is put in one request.
+    `streamed_part_bytes_max`: source parts larger than this are not copied as they are, for the memory's sake.
+    `copy_bytes_max` bounds one CopyObject below what the bucket says; 0: as the bucket says. `conditional_puts`: the
+    target is known to honour If-Match and If-None-Match on PUT."""
+
+    part_bytes: int = 64 * MIB
+    streamed_part_bytes_max: int = 128 * MIB
+    copy_bytes_max: int = 0
+    conditional_puts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is read: this version, with this ETag and size. `etag` "": not known, then only the size is compared."""
+
+    bucket: Bucket
+    key: str
+    size: int
+    etag: str
+    version_id: str = ""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Bytes so far, kept also where the transfer fails: through us, and copied by the server."""
+
+    moved: int = 0
+    copied: int = 0
+
+
+def choose_route(
+    size: int, etag: str, source: BucketProperties, target: BucketProperties, settings: TransferSettings
+) -> Route:
+    if source.endpoint and source.endpoint == target.endpoint:
+        most = min(settings.copy_bytes_max or target.copy_bytes_max, target.copy_bytes_max)
+        return Route.COPY if size <= most else Route.COPY_PARTS
+    return _streamed_route(size, etag, settings)
+
+
+def _streamed_route(size: int, etag: str, settings: TransferSettings) -> Route:
+    return Route.PARTS if size > settings.part_bytes or ("-" in etag and size) else Route.PUT
+
+
+def part_size(size: int, first: int, parts: int, *, least: int, most: int, default: int) -> int:
+    """Bytes of each part but the last of an object of `size` bytes, whose source has `parts` parts (0: not known) with
+    `first` bytes in the first: as the source's where that is allowed, else `default` or what 10,000 parts need."""
+    if 0 < parts <= PARTS_MAX and 0 < first <= most and -(-size // first) == parts and (first >= least or parts == 1):
+        return first
+    needed = -(-size // PARTS_MAX)
+    return max(least, default, -(-needed // MIB) * MIB if needed > default else 0)
+
+
+def multipart_etag(part_etags: list[str]) -> str:
+    """What S3 calls an object of these parts where their ETags are MD5, else ""."""
+    try:
+        digests = [bytes.fromhex(etag) for etag in part_etags]
+    except ValueError:
+        return ""
+    if any(len(digest) != 16 for digest in digests):
+        return ""
+    return f"{md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
+
+
+class Transfer:
+    """One worker's hands; not for two threads at once. Retries are the bucket's own, below the port."""
+
+    def __init__(self, settings: TransferSettings, uploads: UploadLog, pace: Pace | None = None) -> None:
+        self._settings = settings
+        self._uploads = uploads
+        self._pace: Pace = pace or NoPace()
+        self._server_copies = True
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """One request, when its turn has come."""
+        self._pace.request()
+        return call()
+
+    def look(self, bucket: Bucket, key: str) -> ObjectFacts | None:
+        """What is there now; None: nothing."""
+        try:
+            return self.ask(lambda: bucket.head(key))
+        except NotFound as error:
+            _require_bucket(error)
+            return None
+
+    def route(self, subject: Subject, target: Bucket) -> Route:
+        if self._server_copies:
+            return choose_route(
+                subject.size, subject.etag, subject.bucket.properties, target.properties, self._settings
+            )
+        return _streamed_route(subject.size, subject.etag, self._settings)
+
+    def guarded_put(self, subject: Subject, target: Bucket) -> bool:
+        """Whether `before` costs no request of its own, since the PUT itself carries the condition."""
+        return self._settings.conditional_puts and self.route(subject, target) is Route.PUT
+
+    def copy(self, subject: Subject, target: Bucket, key: str, tally: Tally, *, before: str | None = None) -> Written:
+        """Durably there when this returns, with headers, metadata and tags.
+
+        `before` is the ETag that the target holds, "" for nothing, None for whatever. A PUT carries it as a condition
+        where the target honours that; a multipart upload looks again before it is completed; for a CopyObject the
+        caller has just looked. Raises SourceMoved, TargetChanged (nothing written, no upload left), StoreError (not
+        written) and OutcomeUnknown (only after looking did not tell)."""
+        route = self.route(subject, target)
+        if route in (Route.COPY, Route.COPY_PARTS):
+            try:
+                if route is Route.COPY:
+                    return self._server_copy(subject, target, key, tally, before)
+                return self._by_parts(subject, target, key, tally, before, by_server=True)
+            except (Unsupported, Denied) as error:
+                # Copying needs one identity that may read there and write here; streaming needs two.
+                self._server_copies = self._server_copies and not isinstance(error, Unsupported)
+                route = _streamed_route(subject.size, subject.etag, self._settings)
+        if route is Route.PUT:
+            return self._put(subject, target, key, tally, before)
+        return self._by_parts(subject, target, key, tally, before, by_server=False)
+
+    def _server_copy(self, subject: Subject, target: Bucket, key: str, tally: Tally, before: str | None) -> Written:
+        try:
+            written = self._from_source(lambda: target.copy(_copy_source(subject), key))
+        except OutcomeUnknown as error:
+            # A CopyObject makes one object without parts: the ETag of a source with parts is not to be expected.
+            expected = "" if "-" in subject.etag else subject.etag
+            written = self._settle(subject, target, key, expected, before, error)
+        tally.copied += subject.size
+        return written
+
+    def _put(self, subject: Subject, target: Bucket, key: str, tally: Tally, before: str | None) -> Written:
+        attributes, _ = self._attributes(subject)
+        data = b""
+        if subject.size:
+            self._pace.transfer(subject.size)
+            data = self._from_source(
+                lambda: subject.bucket.get(subject.key, if_match=subject.etag, version_id=subject.version_id)
+            )
+        if len(data) != subject.size:
+            raise SourceMoved(f"{len(data)} bytes came, the plan says {subject.size}")
+        tally.moved += len(data)
+        conditional = self._settings.conditional_puts and before is not None
+        try:
+            return self.ask(
+                lambda: target.put(
+                    key,
+                    data,
+                    attributes=attributes,
+                    if_match=(before or "") if conditional else "",
+                    if_absent=conditional and not before,
+                )
+            )
+        except OutcomeUnknown as error:
+            return self._settle(subject, target, key, md5(data, usedforsecurity=False).hexdigest(), before, error)
+        except PreconditionFailed as error:
+            raise TargetChanged("it holds another object by now") from error
+        except NotFound as error:
+            # If-Match on a key that is not there is 404 on some servers.
+            _require_bucket(error)
+            raise TargetChanged("its object is gone") from error
+
+    def _by_parts(
+        self, subject: Subject, target: Bucket, key: str, tally: Tally, before: str | None, *, by_server: bool
+    ) -> Written:
+        attributes, (first, parts) = self._attributes(subject)
+        limits = target.properties
+        length = part_size(
+            subject.size,
+            first,
+            parts,
+            least=limits.part_bytes_min,
+            most=limits.copy_bytes_max if by_server else self._settings.streamed_part_bytes_max,
+            default=max(self._settings.part_bytes, _COPY_PART_BYTES) if by_server else self._settings.part_bytes,
+        )
+        upload_id = self.ask(lambda: target.begin_upload(key, attributes=attributes))
+        # Crash before this line: an upload nobody knows. After it: the next start aborts it.
+        self._uploads.upload_begun(key, upload_id)
+        try:
+            etags: list[str] = []
+            for offset in range(0, subject.size, length):
+                count = min(length, subject.size - offset)
+                carry = self._copy_part if by_server else self._stream_part
+                etags.append(carry(subject, target, key, upload_id, len(etags) + 1, offset, count, tally))
+            if before is not None:
+                held = self.look(target, key)
+                if (held.etag if held else "") != before:
+                    raise TargetChanged("its object changed while the new one was uploaded")
+            written = self._complete(subject, target, key, upload_id, etags, before)
+        except Exception:
+            self.abort(target, key, upload_id)
+            raise
+        self._uploads.upload_over(key, upload_id)
+        return written
+
+    def abort(self, target: Bucket, key: str, upload_id: str) -> bool:
+        """Whether it is gone. Where not, the log still knows it, and the next start tries again."""
+        try:
+            self.ask(lambda: target.abort_upload(key, upload_id))
+        except StoreError:
+            return False
+        self._uploads.upload_over(key, upload_id)
+        return True
+
+    def _complete(
+        self, subject: Subject, target: Bucket, key: str, upload_id: str, etags: list[str], before: str | None
+    ) -> Written:
+        listed = list(enumerate(etags, 1))
+        expected = multipart_etag(etags)
+        try:
+            return self.ask(lambda: target.complete_upload(key, upload_id, listed))
+        except OutcomeUnknown as error:
+            try:
+                return self._settle(subject, target, key, expected, before, error)
+            except OutcomeUnknown:
+                # Once aborted it can no longer be completed by a request that is still under way: this look is final.
+                self.ask(lambda: target.abort_upload(key, upload_id))
+                return self._settle(subject, target, key, expected, before, error)
+
+    def _copy_part(
+        self,
+        subject: Subject,
+        target: Bucket,
+        key: str,
+        upload_id: str,
+        number: int,
+        offset: int,
+        length: int,
+        tally: Tally,
+    ) -> str:
+        source = _copy_source(subject)
+        etag = self._from_source(lambda: target.copy_part(key, upload_id, number, source, offset=offset, length=length))
+        tally.copied += length
+        return etag
+
+    def _stream_part(
+        self,
+        subject: Subject,
+        target: Bucket,
+        key: str,
+        upload_id: str,
+        number: int,
+        offset: int,
+        length: int,
+        tally: Tally,
+    ) -> str:
+        self._pace.transfer(length)
+        data = self._from_source(
+            lambda: subject.bucket.get(
+                subject.key, offset=offset, length=length, if_match=subject.etag, version_id=subject.version_id
+            )
+        )
+        if len(data) != length:
+            raise SourceMoved(f"{len(data)} bytes came from offset {offset}, the plan says {length}")
+        tally.moved += length
+        return self.ask(lambda: target.upload_part(key, upload_id, number, data))
+
+    def _attributes(self, subject: Subject) -> tuple[Attributes, tuple[int, int]]:
+        """What is kept beside the bytes; size of the first part and number of parts, where there are any."""
+        with_parts = "-" in subject.etag
+        facts = self._from_source(
+            lambda: subject.bucket.head(subject.key, version_id=subject.version_id, part_number=1 if with_parts else 0)
+        )
+        if subject.etag and facts.etag != subject.etag:
+            raise SourceMoved(f"its ETag is {facts.etag}, the plan says {subject.etag}")
+        if not facts.parts and facts.size != subject.size and not with_parts:
+            raise SourceMoved(f"it has {facts.size} bytes, the plan says {subject.size}")
+        tags: dict[str, str] = {}
+        if facts.tag_count:
+            tags = self._from_source(lambda: subject.bucket.tags(subject.key, version_id=subject.version_id))
+        attributes = Attributes(facts.attributes.headers, facts.attributes.metadata, tags)
+        return attributes, (facts.size, facts.parts)
+
+    def _from_source(self, call: Callable[[], T]) -> T:
+        try:
+            return self.ask(call)
+        except NotFound as error:
+            _require_bucket(error)
+            raise SourceMoved("the source has it no longer") from error
+        except PreconditionFailed as error:
+            raise SourceMoved("the source has another object there by now") from error
+
+    def _settle(
+        self, subject: Subject, target: Bucket, key: str, expected: str, before: str | None, error: OutcomeUnknown
+    ) -> Written:
+        """Look whether a write whose answer was lost is there. Raises `error` where that cannot be seen."""
+        held = self.look(target, key)
+        if held is None or held.size != subject.size or held.etag == before:
+            raise error
+        # Without an ETag to expect, only a look before tells that this one is new.
+        if held.etag != expected if expected else before is None:
+            raise error
+        return Written(held.etag, held.version_id)
+
+
+def _copy_source(subject: Subject) -> CopySource:
+    return CopySource(subject.bucket.properties.name, subject.key, subject.version_id, subject.etag)
+
+
+def _require_bucket(error: StoreError) -> None:
+    """A NotFound without a key is about the bucket: then nothing is known of any object."""
+    if not error.key:
+        raise error
