@@ -5,15 +5,21 @@ not objects per row, since a run goes through a billion of them: lists are compa
 Keys are UTF-8 bytes relative to the mirror's source prefix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import itemgetter
 from typing import Any, NamedTuple
+
+REMOVED = -1
+"""`gone` of a row in a layer of the base that takes the key away: it is no longer on the mirror, or no longer ours."""
 
 
 class Row(NamedTuple):
     """One object. `etag` and `version_id` as the source gave them; `modified` is the source's ISO 8601 text;
     `storage_class` as listed ("" when not). The last three are empty in a scan and tell in a base what the mirror holds:
-    its ETag and version id after the copy, and `gone`, the number of the run that first missed the key (0: present)."""
+    its ETag and version id after the copy, and `gone`, the number of the run that first missed the key (0: present;
+    REMOVED)."""
 
     key: bytes
     size: int
@@ -44,8 +50,14 @@ class Rows:
         return len(self.keys)
 
     def __iter__(self) -> Iterator[Row]:
-        return map(
-            Row,
+        return map(Row, *self.columns())
+
+    def __getitem__(self, place: int) -> Row:
+        return Row(*[column[place] for column in self.columns()])
+
+    def columns(self) -> tuple[list[Any], ...]:
+        """The lists themselves, in the order of the fields, so that `Rows(*columns)` is the same rows."""
+        return (
             self.keys,
             self.sizes,
             self.etags,
@@ -55,19 +67,6 @@ class Rows:
             self.mirror_etags,
             self.mirror_versions,
             self.gone,
-        )
-
-    def __getitem__(self, place: int) -> Row:
-        return Row(
-            self.keys[place],
-            self.sizes[place],
-            self.etags[place],
-            self.modified[place],
-            self.version_ids[place],
-            self.storage_classes[place],
-            self.mirror_etags[place],
-            self.mirror_versions[place],
-            self.gone[place],
         )
 
     def append(self, row: Row) -> None:
@@ -82,39 +81,22 @@ class Rows:
         self.gone.append(row.gone)
 
     def extend(self, other: "Rows") -> None:
-        self.keys += other.keys
-        self.sizes += other.sizes
-        self.etags += other.etags
-        self.modified += other.modified
-        self.version_ids += other.version_ids
-        self.storage_classes += other.storage_classes
-        self.mirror_etags += other.mirror_etags
-        self.mirror_versions += other.mirror_versions
-        self.gone += other.gone
-
-    def columns(self) -> tuple[list[Any], ...]:
-        """In the order of the fields, so that `Rows(*columns)` is the same rows."""
-        return (
-            self.keys,
-            self.sizes,
-            self.etags,
-            self.modified,
-            self.version_ids,
-            self.storage_classes,
-            self.mirror_etags,
-            self.mirror_versions,
-            self.gone,
-        )
+        for mine, more in zip(self.columns(), other.columns(), strict=True):
+            mine += more
 
     def slice(self, start: int, stop: int) -> "Rows":
-        return Rows(
-            self.keys[start:stop],
-            self.sizes[start:stop],
-            self.etags[start:stop],
-            self.modified[start:stop],
-            self.version_ids[start:stop],
-            self.storage_classes[start:stop],
-            self.mirror_etags[start:stop],
-            self.mirror_versions[start:stop],
-            self.gone[start:stop],
-        )
+        return Rows(*[column[start:stop] for column in self.columns()])
+
+    def take(self, places: Sequence[int]) -> "Rows":
+        """The rows at `places`, in that order."""
+        if len(places) < 2:
+            return Rows(*[[column[place] for place in places] for column in self.columns()])
+        chosen = itemgetter(*places)
+        return Rows(*[list(chosen(column)) for column in self.columns()])
+
+    def without_removed(self) -> "Rows":
+        """Itself, when none is REMOVED."""
+        if REMOVED not in self.gone:
+            return self
+        kept = [mark != REMOVED for mark in self.gone]
+        return Rows(*[list(compress(column, kept)) for column in self.columns()])
