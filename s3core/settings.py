@@ -253,6 +253,49 @@ class S3BlockSettings(_Table):
     log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")
 
 
+def _percent(default: float, reason: str) -> Any:
+    return _setting(default, reason, ge=0)
+
+
+class GuardSettings(_Table):
+    """`[mirror.NAME.guard]`: what `cowsync` holds for an approval, judged on a whole plan before anything moves."""
+
+    vanished_percent: float = _percent(
+        10.0, "most keys that may be gone since the last run, and most that one run may remove; 100: no limit"
+    )
+    vanished_keys: int = _setting(0, "the same as a number, for buckets where 10 % is too many; 0: no limit", ge=0)
+    vanished_bytes: Bytes = _setting(0, "the same in bytes; 0: no limit", ge=0)
+    prefix_vanished_percent: float = _percent(
+        50.0, "most keys that may be gone below one first component of keys, such as `photos/`; 100: no limit"
+    )
+    shrink_percent: float = _percent(
+        20.0, "how much fewer keys the source may have than last time, new ones included; 100: no limit"
+    )
+    modified_percent: float = _percent(
+        10.0, "most keys that may be overwritten above the median of earlier runs; 100: no limit"
+    )
+    modified_spread: float = _setting(
+        6.0, "the same in median deviations of earlier runs, where that is more: unsteady buckets get more room", ge=0
+    )
+    modified_runs: int = _setting(30, "earlier runs that tell what is usual", ge=1)
+    all_changed: bool = _setting(True, "hold when no object is as it was; false for buckets written anew each time")
+    suffix_percent: float = _percent(
+        1.0, "most keys that may come with suffixes that the bucket hardly had, such as `.locked`; 100: no limit"
+    )
+    rename_percent: float = _percent(
+        1.0, "most keys that may be gone and there again with a new suffix behind them; 100: no limit"
+    )
+    floor_keys: int = _setting(
+        10, "fewer keys than this never count as a percentage: small buckets change by a lot every day", ge=0
+    )
+    canaries: Patterns = _setting(
+        (), "keys that must be there unchanged: objects nobody has a reason to touch", strict=False
+    )
+    clock_skew_s: Seconds = _setting(
+        300.0, "how far this host's clock may be from the source's, since ages are judged by both; 0: no limit"
+    )
+
+
 class MirrorSettings(_Table):
     """`[mirror.NAME]`: one source, kept on one mirror by `cowsync`. Several sources or several mirrors: several tables."""
 
@@ -282,6 +325,7 @@ class MirrorSettings(_Table):
     )
     every_s: Seconds = _setting(3600.0, "time from one run of `cowsync watch` to the next", gt=0)
     snapshots_kept: int = _setting(90, "restore points kept by `cowsync watch`; 0: all", ge=0)
+    guard: GuardSettings = _setting(GuardSettings(), "what is held for an approval")
 
 
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -290,6 +334,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("volume.NAME", VolumeSettings),
     ("s3block", S3BlockSettings),
     ("mirror.NAME", MirrorSettings),
+    ("mirror.NAME.guard", GuardSettings),
 )
 
 _AnyTable = TypeVar("_AnyTable", EndpointSettings, VolumeSettings, MirrorSettings)
@@ -464,8 +509,8 @@ def _problem(error: dict[str, Any], tables: Mapping[str, Any]) -> str:
     # Positions within a list or a union follow the setting's own name and say nothing to a reader.
     depth = 1 if place[0] == "s3block" else 2
     table, rest = ".".join(place[:depth]), place[depth : depth + 1]
-    if rest == ["prices"] and len(place) > 3:
-        table, rest = f"{table}.prices", place[3:4]
+    if rest in (["prices"], ["guard"]) and len(place) > 3:
+        table, rest = f"{table}.{rest[0]}", place[3:4]
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     if error["type"] == "missing":
         message = f"is required: {_model(place).model_fields[rest[0]].description}"
@@ -497,6 +542,8 @@ def _suggest(word: str, known: list[str]) -> str:
 def _model(place: list[str]) -> type[BaseModel]:
     if place[0] == "s3block":
         return S3BlockSettings
-    if place[0] in ("volume", "mirror"):
-        return VolumeSettings if place[0] == "volume" else MirrorSettings
+    if place[0] == "volume":
+        return VolumeSettings
+    if place[0] == "mirror":
+        return GuardSettings if place[2:3] == ["guard"] else MirrorSettings
     return PriceSettings if place[2:3] == ["prices"] else EndpointSettings

@@ -87,7 +87,8 @@ def settings_markdown() -> str:
 
 def _unit(name: str) -> str:
     rates = {"requests_per_s": "requests/s", "bytes_per_s": "bytes/s"}
-    return rates.get(name) or ("bytes" if name.endswith("_bytes") else "seconds" if name.endswith("_s") else "")
+    endings = {"_bytes": "bytes", "_s": "seconds", "_percent": "%"}
+    return rates.get(name) or next((unit for end, unit in endings.items() if name.endswith(end)), "")
 
 
 def _shown(default: object, unit: str) -> str:

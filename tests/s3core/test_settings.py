@@ -232,3 +232,14 @@ def test_the_table_has_every_setting_with_a_reason() -> None:
 
 def test_defaults_pass_their_own_checks() -> None:
     assert Config().s3block == parse_config("[s3block]\niqn_prefix = 'iqn.2025-01.internal.bucketworks'").s3block
+
+
+def test_the_guard_of_a_mirror_is_a_table_of_its_own() -> None:
+    mirror = '[mirror.photos]\nsource = "memory:"\ntarget = "memory:"\n'
+    config = parse_config(mirror + '[mirror.photos.guard]\nvanished_percent = 5.0\ncanaries = "a/canary"\n')
+    guard = config.mirrors["photos"].guard
+    assert (guard.vanished_percent, guard.canaries, guard.floor_keys) == (5.0, ("a/canary",), 10)
+    with pytest.raises(ConfigError, match=r"\[mirror.photos.guard\]: unknown setting 'vanish_percent': did you mean"):
+        parse_config(mirror + "[mirror.photos.guard]\nvanish_percent = 5.0\n")
+    with pytest.raises(ConfigError, match=r"\[mirror.photos.guard\]: floor_keys: "):
+        parse_config(mirror + "[mirror.photos.guard]\nfloor_keys = -1\n")
