@@ -65,7 +65,7 @@ def pages(
             prefix=prefix, start_after=(stem + listed.reached).decode() if listed.reached else "", max_keys=page_keys
         )
         listed.requests += 1
-        rows = _relative(page, stem)
+        rows = relative(page, stem)
         check_rising(listed.reached, rows.keys)
         if page.truncated and not rows.keys:
             raise Refused(
@@ -81,7 +81,7 @@ def pages(
         if rows.keys:
             listed.reached = rows.keys[-1]
             seen += len(rows)
-        rows = _wanted(rows, belongs, listed)
+        rows = wanted(rows, belongs, listed)
         listed.keys += len(rows)
         listed.bytes_listed += sum(rows.sizes)
         if rows.keys:
@@ -101,7 +101,7 @@ def check_rising(before: bytes, keys: list[bytes]) -> None:
         raise Unordered(keys[place - 1], keys[place])
 
 
-def _relative(page: ListedPage, stem: bytes) -> Rows:
+def relative(page: ListedPage, stem: bytes) -> Rows:
     count = len(page.keys)
     keys = page.keys
     if stem:
@@ -112,7 +112,7 @@ def _relative(page: ListedPage, stem: bytes) -> Rows:
     return Rows(keys, page.sizes, page.etags, page.modified, empty, page.classes, empty, empty, zeros)
 
 
-def _wanted(rows: Rows, belongs: Belongs | None, listed: Listed) -> Rows:
+def wanted(rows: Rows, belongs: Belongs | None, listed: Listed) -> Rows:
     keys = rows.keys
     if not keys:
         return rows

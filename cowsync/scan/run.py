@@ -9,18 +9,20 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from cowsync.changes import PlanLine
 from cowsync.errors import Refused
 from cowsync.scan.engine import Engine, Pieces
-from cowsync.scan.ranges import WHOLE, KeyRange, cut, gaps, merged, midpoint
-from cowsync.scan.shard import ShardResult, ShardTask, lines_of
+from cowsync.scan.listing import Listed, Unordered
+from cowsync.scan.ranges import WHOLE, KeyRange, cut, gaps, midpoint
+from cowsync.scan.shard import ShardResult, ShardTask, lines_of, packed
 from s3core.bucket import Bucket
 
 PROBES = 24
 """How often the middle of a range is looked for before it is left whole."""
-MIN_SPLIT = 2
+UNORDERED_LINES = 50_000
 
 
 @dataclass(slots=True)
@@ -87,9 +89,14 @@ def split(bucket: Bucket, prefix: str, rest: KeyRange) -> tuple[list[KeyRange], 
     return [rest], PROBES
 
 
+ListAnew = Callable[[Listed, dict[str, tuple[int, int]], Path], Iterator[PlanLine]]
+"""The lines of the whole source by way of a sort on disk: given what to keep up to date and a folder for the sort."""
+
+
 def run_scan(
     engine: Engine,
     function: Callable[[ShardTask], ShardResult],
+    list_anew: ListAnew,
     bucket: Bucket,
     prefix: str,
     template: ShardTask,
@@ -99,12 +106,36 @@ def run_scan(
     now: Callable[[], float] = time.time,
     progress: Callable[[ScanFacts], None] = lambda facts: None,
 ) -> Scan:
-    """List the whole source and compare it. `function` runs one piece (`shard.scan_shard` with its rim), `template` is a
-    piece's task but for its range, `points` are where the key space is cut to begin with (quantiles of the base), `bucket`
-    and `prefix` the source, for probing. Refused when the pieces do not tile all keys."""
+    """List the whole source and compare it. `function` runs one piece (`shard.scan_shard` with its rim), `template` is
+    a piece's task but for its range, `points` are where the key space is cut to begin with (quantiles of the base),
+    `bucket` and `prefix` the source, for probing. A store that lists out of order is listed again, in one piece, by
+    `list_anew`. Refused when the pieces do not tile all keys."""
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)
     facts = ScanFacts(started=now())
+    try:
+        paths = _in_pieces(engine, function, bucket, prefix, template, points, spool, facts, progress)
+    except Unordered as seen:
+        shutil.rmtree(spool)
+        spool.mkdir()
+        facts = ScanFacts(started=facts.started, requests=facts.requests, probes=facts.probes)
+        facts.unordered = f"{bucket.url} {seen}"
+        paths = _in_one(list_anew, spool, facts, progress)
+    facts.seconds = now() - facts.started
+    return Scan(facts, paths)
+
+
+def _in_pieces(
+    engine: Engine,
+    function: Callable[[ShardTask], ShardResult],
+    bucket: Bucket,
+    prefix: str,
+    template: ShardTask,
+    points: Sequence[bytes],
+    spool: Path,
+    facts: ScanFacts,
+    progress: Callable[[ScanFacts], None],
+) -> list[Path]:
     if not points:
         points, facts.probes = first_cuts(bucket, prefix)
     pieces: Pieces[ShardTask, ShardResult] = Pieces(engine, function)
@@ -131,10 +162,31 @@ def run_scan(
     missing = gaps(done)
     if missing:
         raise Refused(f"the listing of {bucket.url} is incomplete: nobody listed {missing[0]}")
-    facts.tiling = merged(done) if len(done) <= 1 else sorted(done, key=lambda piece: piece.after)
+    facts.tiling = sorted(done, key=lambda piece: piece.after)
     facts.workers_lost = pieces.lost
-    facts.seconds = now() - facts.started
-    return Scan(facts, [path for _, path in sorted(written)])
+    return [path for _, path in sorted(written)]
+
+
+def _in_one(list_anew: ListAnew, spool: Path, facts: ScanFacts, progress: Callable[[ScanFacts], None]) -> list[Path]:
+    folder = spool / "sort"
+    folder.mkdir()
+    listed = Listed(b"")
+    lines = list_anew(listed, facts.prefixes, folder)
+    paths: list[Path] = []
+    while batch := list(islice(lines, UNORDERED_LINES)):
+        path = spool / f"{len(paths):08}"
+        path.write_bytes(packed(batch))
+        paths.append(path)
+        facts.changes += len(batch)
+        facts.keys = listed.keys
+        progress(facts)
+    if not listed.complete:
+        raise Refused("the listing ended before the server said that nothing follows")
+    facts.keys, facts.bytes_listed = listed.keys, listed.bytes_listed
+    facts.left_out, facts.reserved = listed.left_out, listed.reserved
+    facts.requests += listed.requests
+    facts.shards, facts.tiling = 1, [WHOLE]
+    return paths
 
 
 def _count(facts: ScanFacts, answer: ShardResult) -> None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import zstandard
 
+from cowsync.base.difference import Kind, differences, each
 from cowsync.changes import Op, PlanLine
 from cowsync.rows import Row, Rows
 from cowsync.scan.filters import Belongs
@@ -27,7 +28,6 @@ PREFIXES_MAX = 10_000
 OTHER_PREFIXES = "..."
 """Stands for all top prefixes after the first PREFIXES_MAX."""
 
-Differences = Callable[[Iterator[Rows], Iterator[Rows]], Iterator[tuple[Row | None, Row | None]]]
 ReadBase = Callable[[KeyRange], Iterator[Rows]]
 
 
@@ -69,33 +69,16 @@ def scan_shard(
     bucket: Bucket,
     prefix: str,
     read_base: ReadBase,
-    differences: Differences,
     belongs: Belongs | None,
     *,
     now: Callable[[], float] = time.time,
 ) -> ShardResult:
     """List `task.within` and compare. Errors of the store, Unordered and Refused are raised; nothing is half answered."""
-    began = now()
-    hot_from = datetime.fromtimestamp(began - HOT_S, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
     listed = Listed(task.within.after)
     prefixes: dict[str, tuple[int, int]] = {}
-
-    def counted() -> Iterator[Rows]:
-        for rows in pages(
-            bucket, prefix, task.within, listed, belongs=belongs, keys_max=task.keys_max, page_keys=task.page_keys
-        ):
-            count_prefixes(rows, prefixes)
-            yield rows
-
-    lines: list[PlanLine] = []
-    # The end of what will be listed is not known before it has been: the base is read to the end of the range, and what
-    # lies behind the last listed key belongs to the rest.
-    for known, seen in differences(read_base(task.within), counted()):
-        if seen is None and not listed.complete and known is not None and known.key > listed.reached:
-            break
-        line = line_for(known, seen, task, hot_from)
-        if line is not None:
-            lines.append(line)
+    began = now()
+    rows = pages(bucket, prefix, task.within, listed, belongs=belongs, keys_max=task.keys_max, page_keys=task.page_keys)
+    lines = list(compared(task, rows, listed, prefixes, read_base, began))
     done, rest = task.within, None
     if not listed.complete:
         done, rest = KeyRange(task.within.after, listed.reached), KeyRange(listed.reached, task.within.upto)
@@ -113,18 +96,51 @@ def scan_shard(
     )
 
 
-def line_for(known: Row | None, seen: Row | None, task: ShardTask, hot_from: bytes) -> PlanLine | None:
+def compared(
+    task: ShardTask,
+    rows: Iterator[Rows],
+    listed: Listed,
+    prefixes: dict[str, tuple[int, int]],
+    read_base: ReadBase,
+    began: float,
+) -> Iterator[PlanLine]:
+    """The lines of a listing of `task.within` that began at `began`, ascending. `rows` keeps `listed` up to date;
+    where it ends before the range does, the lines end there too. `prefixes` is counted up."""
+    hot_from = datetime.fromtimestamp(began - HOT_S, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+
+    def counted() -> Iterator[Rows]:
+        for page in rows:
+            count_prefixes(page, prefixes)
+            yield page
+
+    # The end of what will be listed is not known before it has been: the base is read to the end of the range, and what
+    # lies behind the last listed key belongs to the rest.
+    for kind, known, seen in each(differences(read_base(task.within), counted())):
+        if seen is None and not listed.complete and known is not None and known.key > listed.reached:
+            return
+        line = line_for(kind, known, seen, task, hot_from)
+        if line is not None:
+            yield line
+
+
+def line_for(kind: Kind, known: Row | None, seen: Row | None, task: ShardTask, hot_from: bytes) -> PlanLine | None:
     """What the plan says of one key that the base has as `known` and the source as `seen`; None where there is nothing
     to do (it is gone, that is known, and it is not to be removed yet)."""
-    if seen is None:
-        assert known is not None
-        return _absent(known, task)
-    if known is None:
+    if kind is Kind.ADDED:
+        assert seen is not None
         return _line(Op.ADD, seen, None, hot_from, "new")
+    assert known is not None
+    if kind is Kind.VANISHED:
+        return _line(Op.VANISH, known, known, b"", "absent now", gone=task.run)
+    if kind is Kind.ABSENT:
+        if known.gone > task.remove_upto:
+            return None
+        return _line(Op.REMOVE, known, known, b"", f"absent since run {known.gone}", gone=known.gone)
+    assert seen is not None
+    if kind is Kind.RETURNED:
+        return _line(Op.RETURN, seen, known, hot_from, "back, unchanged")
     reason = why_modified(known, seen)
-    if reason:
-        return _line(Op.MODIFY, seen, known, hot_from, f"{reason}, and back" if known.gone else reason)
-    return _line(Op.RETURN, seen, known, hot_from, "back, unchanged") if known.gone else None
+    return _line(Op.MODIFY, seen, known, hot_from, f"{reason}, and back" if known.gone else reason)
 
 
 def why_modified(known: Row, seen: Row) -> str:
@@ -138,14 +154,6 @@ def why_modified(known: Row, seen: Row) -> str:
     if known.version_id and seen.version_id and known.version_id != seen.version_id:
         parts.append("version")
     return ", ".join(parts)
-
-
-def _absent(known: Row, task: ShardTask) -> PlanLine | None:
-    if not known.gone:
-        return _line(Op.VANISH, known, known, b"", "absent now", gone=task.run)
-    if known.gone <= task.remove_upto:
-        return _line(Op.REMOVE, known, known, b"", f"absent since run {known.gone}", gone=known.gone)
-    return None
 
 
 def _line(op: Op, row: Row, known: Row | None, hot_from: bytes, reason: str, *, gone: int = 0) -> PlanLine:

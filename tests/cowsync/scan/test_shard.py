@@ -49,16 +49,6 @@ class Listing:
         )
 
 
-def plain_differences(old: Iterator[Rows], new: Iterator[Rows]) -> Iterator[tuple[Row | None, Row | None]]:
-    """The contract, the slow way: by dictionaries."""
-    was = {row.key: row for rows in old for row in rows}
-    now = {row.key: row for rows in new for row in rows}
-    for key in sorted(was.keys() | now.keys()):
-        before, after = was.get(key), now.get(key)
-        if before is None or after is None or before.gone or (before.etag, before.size) != (after.etag, after.size):
-            yield before, after
-
-
 def scan(
     source: Listing,
     base: list[Row],
@@ -76,7 +66,7 @@ def scan(
         yield rows
 
     task = ShardTask(within, run=7, remove_upto=2, keys_max=keys_max, page_keys=page_keys)
-    return scan_shard(task, source, prefix, read_base, plain_differences, None, now=lambda: NOW)  # type: ignore[arg-type]
+    return scan_shard(task, source, prefix, read_base, None, now=lambda: NOW)  # type: ignore[arg-type]
 
 
 OBJECTS = st.dictionaries(
