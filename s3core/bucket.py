@@ -29,8 +29,9 @@ class ListedPage:
 
     Columns, because a bucket has a billion rows: a list is compared, sliced and joined in C. Keys and ETags are the
     bytes that came (keys URL-decoded). `modified` is the ISO 8601 text of the server, not parsed; texts of one server
-    compare as times do. `prefixes` are common prefixes where a delimiter was asked for. `truncated`: there is more
-    after `last`, which is the greatest key or common prefix of this page, b"" when it is empty."""
+    compare as times do. `prefixes` are common prefixes where a delimiter was asked for. `truncated`: there is more;
+    the next page begins after `last`, the greatest key or common prefix of this one (b"" when it is empty), or at
+    `token`. In order and without a delimiter both lead to the same page; otherwise only the token is exact."""
 
     keys: list[bytes]
     sizes: list[int]
@@ -39,6 +40,7 @@ class ListedPage:
     classes: list[bytes]
     prefixes: list[bytes]
     truncated: bool
+    token: str = ""
 
     @property
     def last(self) -> bytes:
@@ -77,6 +79,7 @@ class Attributes:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
+NO_ATTRIBUTES = Attributes()
 CONTENT_HEADERS = (
     "content-type",
     "cache-control",
@@ -151,10 +154,12 @@ class Bucket(Protocol):
         ...
 
     def list_page(
-        self, *, prefix: str = "", start_after: str = "", delimiter: str = "", max_keys: int = 1000
+        self, *, prefix: str = "", start_after: str = "", delimiter: str = "", max_keys: int = 1000, token: str = ""
     ) -> ListedPage:
         """Current objects below `prefix` with a key greater than `start_after`, in the order the server gives them:
-        whoever needs it ascending must check, since not every store does so."""
+        whoever needs it ascending must check, since not every store does so. `max_keys` is 1 to 1,000 and counts
+        keys and common prefixes together. With the `token` of the page before, the listing goes on there; the other
+        arguments must be those of that page."""
         ...
 
     def list_versions(
@@ -170,8 +175,9 @@ class Bucket(Protocol):
     def tags(self, key: str, *, version_id: str = "") -> dict[str, str]: ...
 
     def get(self, key: str, *, offset: int = 0, length: int = -1, if_match: str = "", version_id: str = "") -> bytes:
-        """`length` bytes from `offset`, all the rest with -1. Raises NotFound; PreconditionFailed where `if_match` is
-        not the current ETag; Corrupt for a range beyond the end. A short body is Unavailable, never returned."""
+        """`length` > 0 bytes from `offset`, all the rest with -1. Raises NotFound; PreconditionFailed where `if_match`
+        is not the ETag; Corrupt for a range not wholly inside the object. A short body is Unavailable, never
+        returned."""
         ...
 
     def put(
@@ -189,7 +195,8 @@ class Bucket(Protocol):
 
     def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None) -> Written:
         """Server-side copy of an object of at most `copy_bytes_max`. Headers, metadata and tags come along; with
-        `attributes` those replace them. NotFound: no such source. An error inside a 200 answer is an error."""
+        `attributes` those replace them. The copy is one piece, so its ETag is another than that of a source uploaded
+        in parts. NotFound: no such source. An error inside a 200 answer is an error."""
         ...
 
     def begin_upload(self, key: str, *, attributes: Attributes = Attributes()) -> str:

@@ -17,7 +17,7 @@ from s3core.clock import Clock, SystemClock, system_random
 from s3core.errors import Misconfigured
 from s3core.file import FileStore
 from s3core.limit import LimitedStore, Limits
-from s3core.memory import MemoryBucket, MemoryStore
+from s3core.memory import MemoryObjects, MemoryStore
 from s3core.observe import ObservedStore
 from s3core.retry import RetryingStore, RetryPolicy
 from s3core.store import ObjectStore
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from s3core.errors import StoreError
     from s3core.settings import Config
 
-_memory_buckets: dict[str, MemoryBucket] = {}
+_memory_buckets: dict[str, MemoryObjects] = {}
 """The `memory:NAME` stores of this process: two opens of one name see the same objects."""
 _memory_lock = threading.Lock()
 
@@ -87,7 +87,7 @@ def build_store(
     adapter: ObjectStore
     if place.scheme == "memory":
         with _memory_lock:
-            bucket = _memory_buckets.setdefault(place.name, MemoryBucket())
+            bucket = _memory_buckets.setdefault(place.name, MemoryObjects())
         prefix = f"{place.path}/" if place.path else ""
         adapter = MemoryStore(prefix, clock=clock, bucket=bucket, name=place.name)
     elif place.scheme == "file":

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 KEY_BYTES_MAX = 900
 """S3 allows 1,024 bytes; the rest is left to the store's prefix."""
+FOREIGN_KEY_BYTES_MAX = 1024
+"""What S3 itself allows, for buckets that somebody else fills."""
 METADATA_BYTES_MAX = 2048
 """S3's bound on the names and values of user metadata together."""
 PART_NUMBER_MAX = 10_000
@@ -33,6 +35,17 @@ def check_key(key: str) -> str:
         raise ValueError(
             f"a key must be at most {KEY_BYTES_MAX} bytes of UTF-8, this one has {length}: {key[:60]!r}..."
         )
+    return key
+
+
+def check_foreign_key(key: str) -> str:
+    """Returns `key`; ValueError when no object of any bucket may be called that (S3: 1 to 1,024 bytes of UTF-8)."""
+    try:
+        length = len(key) if key.isascii() else len(key.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a key must be text that UTF-8 can encode: {key!r}") from error
+    if not 1 <= length <= FOREIGN_KEY_BYTES_MAX:
+        raise ValueError(f"a key must have 1 to {FOREIGN_KEY_BYTES_MAX:,} bytes of UTF-8, not {length:,}: {key[:60]!r}")
     return key
 
 

@@ -30,7 +30,7 @@ class _Object:
 
 
 @dataclass(slots=True)
-class MemoryBucket:
+class MemoryObjects:
     """What stores of one name share. `lock` guards the rest; `keys` is always sorted and equals `objects`."""
 
     objects: dict[str, _Object] = field(default_factory=dict)
@@ -56,13 +56,13 @@ class MemoryStore:
         prefix: str = "",
         *,
         clock: Clock | None = None,
-        bucket: MemoryBucket | None = None,
+        bucket: MemoryObjects | None = None,
         name: str = "",
         part_bytes_min: int = 5 * 1024 * 1024,
     ) -> None:
         self._prefix = prefix
         self._clock = clock or SystemClock()
-        self._bucket = bucket or MemoryBucket()
+        self._bucket = bucket or MemoryObjects()
         self._url = f"memory:{name}/{prefix}".rstrip("/")
         self._properties = Properties(
             scheme="memory",

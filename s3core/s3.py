@@ -19,17 +19,16 @@ from s3core.clock import Clock, SystemClock
 from s3core.endpoint import PRESETS, REGION_AUTO, Address, Endpoint
 from s3core.errors import Corrupt, Misconfigured, NotFound, StoreError, Unavailable, Unsupported
 from s3core.keys import check_key, check_metadata, check_range
+from s3core.listing import ListPage, parse_list
 from s3core.s3_faults import COPY, DELETE, GET, HEAD, LIST, PUT, UPLOAD, Act, Place, fault, served_region
 from s3core.s3_http import Answer, Transport, pieces
 from s3core.s3_multipart import S3MultipartUpload
 from s3core.s3_xml import (
     ErrorBody,
-    ListPage,
     delete_request,
     fits_xml,
     parse_delete_result,
     parse_error,
-    parse_list,
     parse_result,
 )
 from s3core.signing import (

@@ -28,10 +28,13 @@ Operation = Literal[
     "part",
     "complete",
     "abort",
+    "list_versions",
+    "tags",
+    "copy_part",
 ]
 CONDITIONAL: frozenset[Operation] = frozenset({"put_if_absent", "put_if_match"})
 """Asking again could find one's own first attempt in the way."""
-READS: frozenset[Operation] = frozenset({"get", "get_range", "head", "list", "list_prefixes"})
+READS: frozenset[Operation] = frozenset({"get", "get_range", "head", "list", "list_prefixes", "list_versions", "tags"})
 PAGE_KEYS = 1000
 """Keys in one page of a listing and in one batch of a removal, in S3; what counts as one request."""
 

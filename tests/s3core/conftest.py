@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("s3core.conformance")
+pytest.register_assert_rewrite("s3core.conformance", "s3core.bucket_conformance")

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from s3core.errors import NotFound
-from s3core.memory import MemoryBucket, MemoryStore
+from s3core.memory import MemoryObjects, MemoryStore
 from tests.s3core.fakes import FakeClock
 
 
@@ -52,7 +52,7 @@ def test_a_missing_object_does_not_match_any_version() -> None:
 
 
 def test_stores_on_one_bucket_see_each_other_below_their_prefix() -> None:
-    bucket = MemoryBucket()
+    bucket = MemoryObjects()
     whole, part = MemoryStore(bucket=bucket), MemoryStore("part/", bucket=bucket)
     part.put("k", b"x")
     whole.put("other", b"")

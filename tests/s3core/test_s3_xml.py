@@ -1,4 +1,4 @@
-"""Listings, errors and results as bytes: the fast reader, the strict one, and what neither takes."""
+"""Requests, errors and results as bytes."""
 
 import pytest
 from hypothesis import given
@@ -11,81 +11,9 @@ from s3core.s3_xml import (
     fits_xml,
     parse_delete_result,
     parse_error,
-    parse_list,
     parse_result,
     parse_time,
 )
-
-HEAD = (
-    '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-    "<Name>b</Name><EncodingType>url</EncodingType>"
-)
-ROW = (
-    "<Contents><Key>{key}</Key><LastModified>2023-11-14T22:13:20.500Z</LastModified>"
-    "<ETag>&quot;abc-2&quot;</ETag><Size>{size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
-)
-
-
-def page(rows: str, head: str = HEAD, truncated: str = "false", token: str = "") -> bytes:
-    more = f"<NextContinuationToken>{token}</NextContinuationToken>" if token else ""
-    return f"{head}<IsTruncated>{truncated}</IsTruncated>{more}{rows}</ListBucketResult>".encode()
-
-
-def test_a_page_is_read_with_keys_decoded_and_etags_bare() -> None:
-    read = parse_list(page(ROW.format(key="a%20b%2Bc+d/%C3%A9", size=7), truncated="true", token="t&amp;1=="))
-    assert [(item.key, item.size, item.etag) for item in read.objects] == [("a b+c d/é", 7, "abc-2")]
-    assert read.objects[0].modified == 1_700_000_000.5
-    assert read.next_token == "t&1=="
-
-
-def test_prefixes_and_an_empty_page() -> None:
-    rows = "<CommonPrefixes><Prefix>a/</Prefix></CommonPrefixes><CommonPrefixes><Prefix>b%26/</Prefix></CommonPrefixes>"
-    assert parse_list(page(rows)).prefixes == ["a/", "b&/"]
-    assert parse_list(page("")).objects == []
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        # another order of elements; an owner and unknown elements between; an entity in a key
-        '<Contents><Size>7</Size><ETag>"abc-2"</ETag><Key>it%27s</Key>'
-        "<LastModified>2023-11-14T22:13:20.500Z</LastModified></Contents>",
-        "<Contents>\n  <Owner><ID>x</ID></Owner><Key>it%27s</Key><LastModified>2023-11-14T22:13:20.500Z</LastModified>"
-        "<ETag>abc-2</ETag><New>1</New><Size>7</Size></Contents>",
-        ROW.format(key="it&apos;s", size=7),
-    ],
-)
-def test_what_the_fast_reader_does_not_know_the_parser_reads(row: str) -> None:
-    read = parse_list(page(ROW.format(key="first", size=1) + row))
-    assert [(item.key, item.size, item.etag, item.modified) for item in read.objects] == [
-        ("first", 1, "abc-2", 1_700_000_000.5),
-        ("it's", 7, "abc-2", 1_700_000_000.5),
-    ]
-
-
-def test_without_url_encoding_names_are_taken_as_they_stand() -> None:
-    head = HEAD.replace("<EncodingType>url</EncodingType>", "")
-    read = parse_list(page(ROW.format(key="a%20b+c&amp;d", size=1), head))
-    assert read.objects[0].key == "a%20b+c&d"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"<html>busy</html>",
-        page(ROW.format(key="a", size=1))[:-40],
-        page("", truncated="true"),
-        page("", truncated="maybe"),
-        page("<Contents><Key>a</Key></Contents>"),
-        page(ROW.format(key="a", size=1).replace("2023-11-14T22:13:20.500Z", "yesterday")),
-        page(ROW.format(key="a", size=1)).replace(b"<Key>a", b"<Key>\xff"),
-        page("<Contents><Key>a</Wrong></Contents>"),
-    ],
-)
-def test_what_is_no_whole_listing_is_corrupt_and_never_empty(body: bytes) -> None:
-    with pytest.raises(Corrupt):
-        parse_list(body)
 
 
 def test_error_bodies() -> None:
@@ -107,9 +35,7 @@ def test_any_bytes_are_an_error_body_or_none(body: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_listing_or_corrupt(body: bytes) -> None:
-    with pytest.raises(Corrupt):
-        parse_list(body)
+def test_any_bytes_are_a_result_or_corrupt(body: bytes) -> None:
     with pytest.raises(Corrupt):
         parse_result(body, "CopyObjectResult")
 

@@ -11,7 +11,7 @@ from s3core.clock import SystemClock
 from s3core.conformance import MakeStore, StoreConformance
 from s3core.file import FileStore
 from s3core.limit import LimitedStore, Limits
-from s3core.memory import MemoryBucket, MemoryStore
+from s3core.memory import MemoryObjects, MemoryStore
 from s3core.observe import ObservedStore
 from s3core.prefixed import PrefixedStore, sub_store
 from s3core.retry import RetryingStore
@@ -28,7 +28,7 @@ class TestMemoryStoreWithPrefix(StoreConformance):
     @pytest.fixture
     def make_store(self) -> MakeStore:
         def make() -> ObjectStore:
-            bucket = MemoryBucket()
+            bucket = MemoryObjects()
             for key in ("a", "some", "some/other", "some/prefix", "some/prefix0", "z"):
                 MemoryStore(bucket=bucket).put(key, b"not ours")
             return MemoryStore("some/prefix/", bucket=bucket)

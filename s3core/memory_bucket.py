@@ -1,0 +1,520 @@
+"""Buckets in memory, as S3 has them: the bucket port's reference behaviour, for property tests and simulations.
+
+One rule: where servers differ, this one takes the answer that is hardest on the caller: times have whole seconds, a
+missing object under `if_match` is NotFound, a copy is one piece with an ETag of its own, `start_after` knows keys only
+(a common prefix that still has keys after it is listed again), a page never has more than 1,000 rows.
+
+ETags are S3's: the MD5 of the bytes, and for an upload in parts the MD5 of the parts' MD5s and their number.
+Nothing but the clock makes a difference between two runs: same calls, same answers.
+"""
+
+import threading
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import md5
+from itertools import count
+from typing import Literal
+
+from s3core.attributes import DEFAULT_CONTENT_TYPE, check_attributes
+from s3core.bucket import (
+    COPY_BYTES_MAX,
+    NO_ATTRIBUTES,
+    PART_BYTES_MIN,
+    Attributes,
+    BucketProperties,
+    CopySource,
+    ListedPage,
+    ListedVersion,
+    ObjectFacts,
+    VersionsPage,
+    Written,
+)
+from s3core.clock import Clock, SystemClock
+from s3core.content import byte_views
+from s3core.errors import Corrupt, NotFound, PreconditionFailed, StoreError, Unsupported
+from s3core.keys import check_foreign_key, check_part_number
+from s3core.store import Buffer
+from s3core.wrapper import PAGE_KEYS, Operation
+
+Versioning = Literal["", "Enabled", "Suspended"]
+NULL_VERSION = "null"
+STORAGE_CLASS = "STANDARD"
+
+_services = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    version_id: str
+    data: bytes
+    etag: str
+    modified: int
+    attributes: Attributes = NO_ATTRIBUTES
+    part_sizes: tuple[int, ...] = ()
+    delete_marker: bool = False
+
+
+@dataclass(slots=True)
+class _Upload:
+    key: str
+    attributes: Attributes
+    parts: dict[int, tuple[bytes, str]] = field(default_factory=dict)
+    """Bytes and ETag by number."""
+
+
+class MemoryService:
+    """What one endpoint holds: buckets by name, between which it copies by itself. `lock` guards all of them."""
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        clock: Clock | None = None,
+        part_bytes_min: int = PART_BYTES_MIN,
+        copy_bytes_max: int = COPY_BYTES_MAX,
+    ) -> None:
+        self.name = name or f"service-{next(_services)}"
+        self.clock = clock or SystemClock()
+        self.part_bytes_min = part_bytes_min
+        self.copy_bytes_max = copy_bytes_max
+        self.buckets: dict[str, MemoryBucket] = {}
+        self.lock = threading.RLock()
+
+    def bucket(self, name: str, *, versioned: bool = False) -> "MemoryBucket":
+        """The bucket of that name; made if there is none, and then with versions if `versioned`."""
+        with self.lock:
+            if name not in self.buckets:
+                MemoryBucket(name, versioned=versioned, service=self)
+            return self.buckets[name]
+
+
+class MemoryBucket:
+    """A `Bucket` in a dictionary. `requests` counts what was asked of it by kind, answered or refused; `bytes_up` and
+    `bytes_down` count bodies, `bytes_copied` what it copied by itself."""
+
+    def __init__(
+        self,
+        name: str = "bucket",
+        *,
+        versioned: bool = False,
+        service: MemoryService | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._service = service or MemoryService(clock=clock)
+        self._name = name
+        self._lock = self._service.lock
+        self._versioning: Versioning = "Enabled" if versioned else ""
+        self._history: dict[str, list[_Version]] = {}  # oldest first, never empty
+        self._keys: list[str] = []  # of _history, ascending
+        self._live: list[str] = []  # those whose newest version is no delete marker, ascending
+        self._uploads: dict[str, _Upload] = {}
+        self._numbers = count(1)
+        self.requests: Counter[Operation] = Counter()
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.bytes_copied = 0
+        with self._lock:
+            if name in self._service.buckets:
+                raise ValueError(f"{self._service.name} has a bucket {name} already")
+            self._service.buckets[name] = self
+
+    @property
+    def url(self) -> str:
+        return f"memory:{self._service.name}/{self._name}"
+
+    @property
+    def properties(self) -> BucketProperties:
+        return BucketProperties(
+            endpoint=f"memory:{self._service.name}",
+            name=self._name,
+            versioned=self._versioning == "Enabled",
+            part_bytes_min=self._service.part_bytes_min,
+            copy_bytes_max=self._service.copy_bytes_max,
+        )
+
+    # --- what only a test does to a bucket ----------------------------------------------------------------
+
+    def set_versioning(self, versioning: Versioning) -> None:
+        """As PutBucketVersioning: once on, it can be suspended and not be taken away."""
+        if not versioning and self._versioning:
+            raise ValueError("versioning can be suspended, not taken away")
+        self._versioning = versioning
+
+    def delete_version(self, key: str, version_id: str) -> None:
+        """DeleteObject with a version id: what a lifecycle rule or an attacker does, and the port never."""
+        with self._lock:
+            history = self._history.get(key, [])
+            left = [version for version in history if version.version_id != version_id]
+            if len(left) != len(history):
+                self._store_history(key, left)
+
+    def uploads(self) -> dict[str, str]:
+        """Uploads that were begun and neither completed nor aborted: key by id."""
+        with self._lock:
+            return {upload_id: upload.key for upload_id, upload in self._uploads.items()}
+
+    def contents(self) -> dict[str, bytes]:
+        """Current objects, ascending by key; not counted as requests."""
+        with self._lock:
+            return {key: self._history[key][-1].data for key in self._live}
+
+    # --- listings ----------------------------------------------------------------------------------------
+
+    def list_page(
+        self, *, prefix: str = "", start_after: str = "", delimiter: str = "", max_keys: int = 1000, token: str = ""
+    ) -> ListedPage:
+        _check_max_keys(max_keys)
+        with self._lock:
+            self.requests["list"] += 1
+            after, skip = (token[1:], token[:1] == "p") if token else (start_after, False)
+            at = max(bisect_left(self._live, prefix), bisect_right(self._live, after))
+            if skip:
+                at = max(at, self._end_of(after, at))
+            rows: list[_Version] = []
+            keys: list[str] = []
+            prefixes: list[str] = []
+            last = ""
+            while at < len(self._live) and self._live[at].startswith(prefix):
+                if len(keys) + len(prefixes) == max_keys:
+                    return _page(keys, rows, prefixes, last)
+                key = self._live[at]
+                end = key.find(delimiter, len(prefix)) if delimiter else -1
+                if end >= 0:
+                    prefixes.append(key[: end + len(delimiter)])
+                    last = "p" + prefixes[-1]
+                    at = self._end_of(prefixes[-1], at)
+                    continue
+                keys.append(key)
+                rows.append(self._history[key][-1])
+                last = "k" + key
+                at += 1
+            return _page(keys, rows, prefixes, "")
+
+    def _end_of(self, prefix: str, at: int) -> int:
+        """The first place from `at` on whose key does not begin with `prefix`."""
+        return bisect_left(self._live, True, at, key=lambda key: key > prefix and not key.startswith(prefix))
+
+    def list_versions(
+        self, *, prefix: str = "", key_marker: str = "", version_marker: str = "", max_keys: int = 1000
+    ) -> VersionsPage:
+        _check_max_keys(max_keys)
+        if version_marker and not key_marker:
+            raise ValueError("a version marker needs a key marker")
+        listed: list[ListedVersion] = []
+        with self._lock:
+            self.requests["list_versions"] += 1
+            inside = bool(version_marker)  # the marker's own key has versions left to list
+            search = bisect_left if inside else bisect_right
+            at = max(bisect_left(self._keys, prefix), search(self._keys, key_marker))
+            for key in self._keys[at:]:
+                if not key.startswith(prefix):
+                    break
+                newest_first = self._history[key][::-1]
+                ids = [version.version_id for version in newest_first]
+                begin = ids.index(version_marker) + 1 if key == key_marker and version_marker in ids else 0
+                for place, version in enumerate(newest_first[begin:], begin):
+                    if len(listed) == max_keys:
+                        return VersionsPage(listed, listed[-1].key, listed[-1].version_id)
+                    listed.append(_listed_version(key, version, latest=place == 0))
+        return VersionsPage(listed, "", "")
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    def head(self, key: str, *, version_id: str = "", part_number: int = 0) -> ObjectFacts:
+        with self._lock:
+            self.requests["head"] += 1
+            version = self._find(key, version_id)
+            size = len(version.data)
+            if part_number:
+                check_part_number(part_number)
+                if part_number > max(1, len(version.part_sizes)):
+                    raise Corrupt(f"the object has no part {part_number}", key=key)
+                size = version.part_sizes[part_number - 1] if version.part_sizes else size
+            return ObjectFacts(
+                key=key,
+                size=size,
+                etag=version.etag,
+                modified=float(version.modified),
+                version_id=self._told(version),
+                parts=len(version.part_sizes) if part_number else 0,
+                storage_class=STORAGE_CLASS,
+                tag_count=len(version.attributes.tags),
+                attributes=replace(version.attributes, tags={}),
+            )
+
+    def tags(self, key: str, *, version_id: str = "") -> dict[str, str]:
+        with self._lock:
+            self.requests["tags"] += 1
+            return dict(self._find(key, version_id).attributes.tags)
+
+    def get(self, key: str, *, offset: int = 0, length: int = -1, if_match: str = "", version_id: str = "") -> bytes:
+        check_span(offset, length)
+        with self._lock:
+            self.requests["get"] += 1
+            version = self._find(key, version_id)
+            _check_match(key, version.etag, if_match)
+            data = _cut(key, version.data, offset, length)
+            self.bytes_down += len(data)
+            return data
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        key: str,
+        data: Buffer | Sequence[Buffer],
+        *,
+        attributes: Attributes = NO_ATTRIBUTES,
+        if_match: str = "",
+        if_absent: bool = False,
+    ) -> Written:
+        check_foreign_key(key)
+        kept = _kept(data)
+        attributes = _with_defaults(attributes)
+        with self._lock:
+            operation: Operation = "put_if_absent" if if_absent else "put_if_match" if if_match else "put"
+            self.requests[operation] += 1
+            self.bytes_up += len(kept)
+            current = self._current(key)
+            if if_absent and current is not None:
+                raise PreconditionFailed("the object exists already", key=key)
+            if if_match and current is None:
+                raise NotFound("no such object", key=key)
+            if current is not None:
+                _check_match(key, current.etag, if_match)
+            return self._write(key, kept, _md5(kept).hex(), attributes)
+
+    def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None) -> Written:
+        check_foreign_key(key)
+        with self._lock:
+            self.requests["copy"] += 1
+            version = self._copied(source)
+            if len(version.data) > self._service.copy_bytes_max:
+                limit = self._service.copy_bytes_max
+                raise StoreError(f"the source is larger than {limit:,} bytes: copy it in parts", key=key)
+            if (source.bucket, source.key, source.version_id) == (self._name, key, "") and attributes is None:
+                raise StoreError("an object is not copied to itself without changing its attributes", key=key)
+            kept = version.attributes if attributes is None else _with_defaults(attributes)
+            self.bytes_copied += len(version.data)
+            return self._write(key, version.data, _md5(version.data).hex(), kept)
+
+    def begin_upload(self, key: str, *, attributes: Attributes = NO_ATTRIBUTES) -> str:
+        check_foreign_key(key)
+        attributes = _with_defaults(attributes)
+        with self._lock:
+            self.requests["multipart"] += 1
+            upload_id = f"upload-{next(self._numbers):08}"
+            self._uploads[upload_id] = _Upload(key, attributes)
+            return upload_id
+
+    def upload_part(self, key: str, upload_id: str, number: int, data: Buffer | Sequence[Buffer]) -> str:
+        check_part_number(number)
+        kept = _kept(data)
+        with self._lock:
+            self.requests["part"] += 1
+            self.bytes_up += len(kept)
+            return self._place_part(key, upload_id, number, kept)
+
+    def copy_part(self, key: str, upload_id: str, number: int, source: CopySource, *, offset: int, length: int) -> str:
+        check_part_number(number)
+        if length < 1:
+            raise ValueError(f"a part is copied from a range of at least 1 byte, not {length}")
+        check_span(offset, length)
+        with self._lock:
+            self.requests["copy_part"] += 1
+            upload = self._upload(key, upload_id)
+            kept = _cut(source.key, self._copied(source).data, offset, length)
+            self.bytes_copied += len(kept)
+            return self._place_part(upload.key, upload_id, number, kept)
+
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[tuple[int, str]]) -> Written:
+        check_parts(key, parts)
+        with self._lock:
+            self.requests["complete"] += 1
+            upload = self._upload(key, upload_id)
+            chosen: list[bytes] = []
+            for number, etag in parts:
+                data, held = upload.parts.get(number, (b"", ""))
+                if held != etag:
+                    raise StoreError(f"part {number} is {held or 'missing'}, not {etag}", key=key)
+                chosen.append(data)
+            for (number, _), data in zip(parts[:-1], chosen[:-1], strict=True):
+                if len(data) < self._service.part_bytes_min:
+                    raise Unsupported(
+                        f"part {number} has {len(data):,} bytes; all but the last need"
+                        f" {self._service.part_bytes_min:,}",
+                        key=key,
+                    )
+            etag = f"{_md5(b''.join(map(_md5, chosen))).hex()}-{len(chosen)}"
+            del self._uploads[upload_id]
+            return self._write(key, b"".join(chosen), etag, upload.attributes, tuple(map(len, chosen)))
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        with self._lock:
+            self.requests["abort"] += 1
+            upload = self._uploads.get(upload_id)
+            if upload is not None and upload.key == key:
+                del self._uploads[upload_id]
+
+    def delete(self, key: str) -> str:
+        check_foreign_key(key)
+        with self._lock:
+            self.requests["delete"] += 1
+            if not self._versioning:
+                self._store_history(key, [])
+                return ""
+            marker = _Version(self._new_version_id(), b"", "", int(self._service.clock.time()), delete_marker=True)
+            self._add(key, marker)
+            return marker.version_id
+
+    def close(self) -> None:
+        """Nothing to give back; the bucket stays for whoever else has it."""
+
+    # --- inside, under the lock ----------------------------------------------------------------------------
+
+    def _current(self, key: str) -> _Version | None:
+        history = self._history.get(key)
+        return history[-1] if history and not history[-1].delete_marker else None
+
+    def _find(self, key: str, version_id: str) -> _Version:
+        check_foreign_key(key)
+        if not version_id:
+            found = self._current(key)
+        else:
+            versions = (version for version in self._history.get(key, []) if version.version_id == version_id)
+            found = next(versions, None)
+        if found is None or found.delete_marker:
+            raise NotFound("no such object" if not version_id else f"no version {version_id}", key=key)
+        return found
+
+    def _copied(self, source: CopySource) -> _Version:
+        bucket = self._service.buckets.get(source.bucket)
+        if bucket is None:
+            raise NotFound(f"bucket {source.bucket} does not exist")
+        version = bucket._find(source.key, source.version_id)
+        _check_match(source.key, version.etag, source.if_match)
+        return version
+
+    def _upload(self, key: str, upload_id: str) -> _Upload:
+        upload = self._uploads.get(upload_id)
+        if upload is None or upload.key != key:
+            raise NotFound("the upload does not exist: it was completed or aborted before", key=key)
+        return upload
+
+    def _place_part(self, key: str, upload_id: str, number: int, data: bytes) -> str:
+        etag = _md5(data).hex()
+        self._upload(key, upload_id).parts[number] = (data, etag)
+        return etag
+
+    def _write(
+        self, key: str, data: bytes, etag: str, attributes: Attributes, part_sizes: tuple[int, ...] = ()
+    ) -> Written:
+        moment = int(self._service.clock.time())
+        version = _Version(self._new_version_id(), data, etag, moment, attributes, part_sizes)
+        self._add(key, version)
+        return Written(etag, self._told(version))
+
+    def _new_version_id(self) -> str:
+        return f"version-{next(self._numbers):08}" if self._versioning == "Enabled" else NULL_VERSION
+
+    def _told(self, version: _Version) -> str:
+        return version.version_id if self._versioning else ""
+
+    def _add(self, key: str, version: _Version) -> None:
+        history = self._history.get(key, [])
+        if version.version_id == NULL_VERSION:  # of one key there is one of that name
+            history = [older for older in history if older.version_id != NULL_VERSION]
+        self._store_history(key, [*history, version])
+
+    def _store_history(self, key: str, history: list[_Version]) -> None:
+        was_known, was_live = key in self._history, self._current(key) is not None
+        if history:
+            self._history[key] = history
+        else:
+            self._history.pop(key, None)
+        for keys, was, now in (
+            (self._keys, was_known, bool(history)),
+            (self._live, was_live, bool(history) and not history[-1].delete_marker),
+        ):
+            if now and not was:
+                insort(keys, key)
+            elif was and not now:
+                del keys[bisect_left(keys, key)]
+
+
+def check_span(offset: int, length: int) -> None:
+    """ValueError unless `offset` >= 0 and `length` > 0 or -1, all the rest."""
+    if offset < 0 or (length < 1 and length != -1):
+        raise ValueError(
+            f"a range begins at 0 or later and has at least 1 byte, or -1 for the rest: {offset}, {length}"
+        )
+
+
+def check_parts(key: str, parts: Sequence[tuple[int, str]]) -> None:
+    """ValueError unless there are parts, ascending by number."""
+    numbers = [number for number, _ in parts]
+    if not numbers or numbers != sorted(set(numbers)):
+        raise ValueError(f"{key}: an upload is completed from at least one part, ascending by number: {numbers[:10]}")
+
+
+def _check_max_keys(max_keys: int) -> None:
+    if not 1 <= max_keys <= PAGE_KEYS:
+        raise ValueError(f"a page has 1 to {PAGE_KEYS:,} keys, not {max_keys}")
+
+
+def _check_match(key: str, etag: str, if_match: str) -> None:
+    if if_match and etag != if_match:
+        raise PreconditionFailed(f"the object is {etag}, not {if_match}", key=key)
+
+
+def _cut(key: str, data: bytes, offset: int, length: int) -> bytes:
+    beyond = offset + max(length, 0) > len(data) or (offset == len(data) and offset > 0)
+    if beyond:
+        raise Corrupt(f"the object ends at {len(data):,}, inside or before the range", key=key, offset=offset)
+    return data[offset:] if length < 0 else data[offset : offset + length]
+
+
+def _with_defaults(attributes: Attributes) -> Attributes:
+    check_attributes(attributes)
+    headers = {"content-type": DEFAULT_CONTENT_TYPE, **attributes.headers}
+    return Attributes(headers, dict(attributes.metadata), dict(attributes.tags))
+
+
+def _kept(data: Buffer | Sequence[Buffer]) -> bytes:
+    return data if isinstance(data, bytes) else b"".join(byte_views(data))
+
+
+def _md5(data: bytes) -> bytes:
+    return md5(data, usedforsecurity=False).digest()
+
+
+def _page(keys: list[str], rows: list[_Version], prefixes: list[str], token: str) -> ListedPage:
+    return ListedPage(
+        keys=[key.encode() for key in keys],
+        sizes=[len(row.data) for row in rows],
+        etags=[row.etag.encode() for row in rows],
+        modified=[_moment(row.modified).encode() for row in rows],
+        classes=[STORAGE_CLASS.encode()] * len(rows),
+        prefixes=[prefix.encode() for prefix in prefixes],
+        truncated=bool(token),
+        token=token,
+    )
+
+
+def _listed_version(key: str, version: _Version, latest: bool) -> ListedVersion:
+    return ListedVersion(
+        key=key,
+        version_id=version.version_id,
+        latest=latest,
+        delete_marker=version.delete_marker,
+        size=len(version.data),
+        etag=version.etag,
+        modified=_moment(version.modified),
+    )
+
+
+def _moment(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
