@@ -7,8 +7,8 @@ listing gives. b"" is before every key, None is after every key. Everything here
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# Split points are made of characters that every store and every log can carry.
-_LOWEST, _HIGHEST = 0x20, 0x7E
+LOWEST, HIGHEST = 0x20, 0x7E
+"""Split points are made of characters that every store and every log can carry."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -63,35 +63,19 @@ def merged(ranges: Sequence[KeyRange]) -> list[KeyRange]:
     return joined
 
 
-def midpoint(of: KeyRange) -> bytes | None:
-    """A text strictly inside the range, somewhere near its middle as characters go; None where there is no simple one.
-    Nothing is known about where keys lie: whoever splits asks the store what comes after the point."""
-    low = of.after
-    high = of.upto if of.upto is not None else b""
-    shared = 0
-    if of.upto is not None:
-        while shared < min(len(low), len(high)) and low[shared] == high[shared]:
-            shared += 1
-    # Below the first difference the upper bound says nothing; the lower one still does.
-    ceiling = high[shared] if of.upto is not None and shared < len(high) else _HIGHEST + 1
-    for place in range(shared, len(low) + 1):
-        floor = low[place] if place < len(low) else _LOWEST - 1
-        least, most = max(floor + 1, _LOWEST), min(ceiling, _HIGHEST + 1) - 1
-        if least <= most:
-            # The character of the upper bound itself may stand there too when more of it follows; the middle does not
-            # need it.
-            point = low[:place] + bytes([(least + most + 1) // 2])
-            if _is_text(point) and point > of.after and (of.upto is None or point < of.upto):
-                return point
-        if place >= len(low):
-            break
-        ceiling = _HIGHEST + 1
-    return None
+def steps(of: KeyRange) -> list[bytes]:
+    """Points inside the range, ascending, each the next sibling of a longer beginning of `after` than the one behind it:
+    after `a/b7` come `a/b8`, `a/c`, `a0`, `b`. What lies behind the last of them that has keys after it is how far the
+    range reaches, in few questions, whatever the keys look like."""
+    points = []
+    for place in range(len(of.after) - 1, -1, -1):
+        if LOWEST <= of.after[place] < HIGHEST:
+            point = with_character(of.after, place, of.after[place] + 1)
+            if of.upto is None or point < of.upto:
+                points.append(point)
+    return points
 
 
-def _is_text(point: bytes) -> bool:
-    try:
-        point.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def with_character(key: bytes, place: int, character: int) -> bytes:
+    """The beginning of `key` before `place`, and there another (ASCII) character."""
+    return key[:place] + bytes([character])

@@ -16,12 +16,10 @@ from cowsync.changes import PlanLine
 from cowsync.errors import Refused
 from cowsync.scan.engine import Engine, Pieces
 from cowsync.scan.listing import Listed, Unordered
-from cowsync.scan.ranges import WHOLE, KeyRange, cut, gaps, midpoint
+from cowsync.scan.ranges import HIGHEST, WHOLE, KeyRange, cut, gaps, steps, with_character
 from cowsync.scan.shard import ShardResult, ShardTask, lines_of, packed
 from s3core.bucket import Bucket
 
-PROBES = 24
-"""How often the middle of a range is looked for before it is left whole."""
 UNORDERED_LINES = 50_000
 
 
@@ -74,19 +72,46 @@ def first_cuts(bucket: Bucket, prefix: str) -> tuple[list[bytes], int]:
 
 
 def split(bucket: Bucket, prefix: str, rest: KeyRange) -> tuple[list[KeyRange], int]:
-    """`rest` cut in two where keys are on both sides, and the requests it took. A range in which no such place is found
-    with PROBES requests comes back whole; a part that has no keys stays a part of its neighbour."""
-    low = rest
-    for probe in range(1, PROBES + 1):
-        middle = midpoint(low)
-        if middle is None:
-            return [rest], probe - 1
-        page = bucket.list_page(prefix=prefix, start_after=(prefix.encode() + middle).decode(), max_keys=1)
-        found = page.keys[0][len(prefix.encode()) :] if page.keys else None
-        if found is not None and (rest.upto is None or found < rest.upto):
-            return [KeyRange(rest.after, middle), KeyRange(middle, rest.upto)], probe
-        low = KeyRange(low.after, middle)
-    return [rest], PROBES
+    """`rest` cut in two about where half of its keys are likely to lie, and the requests it took (some ten). A range in
+    which nothing leads to such a place comes back whole.
+
+    Where the keys end is searched for with questions of one key each: at which place of `rest.after` they still differ,
+    then with which character there. Keys are taken to be spread evenly over that character."""
+    stem = prefix.encode()
+    probes = 0
+
+    def more_after(point: bytes) -> bool:
+        nonlocal probes
+        probes += 1
+        page = bucket.list_page(prefix=prefix, start_after=(stem + point).decode(), max_keys=1)
+        return bool(page.keys) and (rest.upto is None or page.keys[0][len(stem) :] <= rest.upto)
+
+    points = steps(rest)
+    reached = _last_true(len(points), lambda at: more_after(points[at]))
+    if reached < 0:
+        return [rest], probes
+    place = len(points[reached]) - 1
+    first = rest.after[place]
+
+    def usable(character: int) -> bool:
+        point = with_character(rest.after, place, character)
+        return (rest.upto is None or point < rest.upto) and more_after(point)
+
+    last = first + 1 + _last_true(HIGHEST - first, lambda at: usable(first + 1 + at))
+    middle = with_character(rest.after, place, max(first + 1, (first + last + 1) // 2))
+    return [KeyRange(rest.after, middle), KeyRange(middle, rest.upto)], probes
+
+
+def _last_true(count: int, holds: Callable[[int], bool]) -> int:
+    """The greatest number below `count` for which `holds`, -1 for none; what holds for one holds for all below it."""
+    low, high = -1, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 ListAnew = Callable[[Listed, dict[str, tuple[int, int]], Path], Iterator[PlanLine]]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowsync.scan.ranges import WHOLE, KeyRange, cut, gaps, merged, midpoint
+from cowsync.scan.ranges import WHOLE, KeyRange, cut, gaps, merged, steps
 
 KEYS = st.text(min_size=1, max_size=6).map(str.encode)
 
@@ -33,28 +33,17 @@ def test_nothing_listed_is_all_missing() -> None:
     assert gaps([]) == [WHOLE]
 
 
-@given(KEYS | st.just(b""), KEYS | st.none())
-def test_a_midpoint_is_inside(after: bytes, upto: bytes | None) -> None:
+@given(KEYS, KEYS | st.none())
+def test_steps_are_inside_and_rise(after: bytes, upto: bytes | None) -> None:
     within = KeyRange(after, upto)
-    if within.empty:
-        return
-    middle = midpoint(within)
-    if middle is not None:
-        middle.decode()
-        assert middle > after
-        assert upto is None or middle < upto
+    points = [] if within.empty else steps(within)
+    assert points == sorted(set(points))
+    for point in points:
+        point.decode()
+        assert point > after
+        assert upto is None or point < upto
 
 
-@pytest.mark.parametrize(
-    ("after", "upto"),
-    [("", None), ("a", "z"), ("photos/2024/", "photos/2025/"), ("data/a", None), ("key-00041", "key-00042")],
-)
-def test_there_is_one_where_keys_are_ordinary(after: str, upto: str | None) -> None:
-    assert midpoint(KeyRange(after.encode(), upto.encode() if upto else None)) is not None
-
-
-def test_halving_goes_on_towards_the_first_key() -> None:
-    within, steps = KeyRange(b"data/part-0001", b"data/part-0002"), 0
-    while (middle := midpoint(within)) is not None and steps < 12:
-        within, steps = KeyRange(within.after, middle), steps + 1
-    assert steps > 3
+def test_steps_of_an_ordinary_key() -> None:
+    assert steps(KeyRange(b"a/b7")) == [b"a/b8", b"a/c", b"a0", b"b"]
+    assert steps(KeyRange(b"a/b7", b"a/z")) == [b"a/b8", b"a/c"]
