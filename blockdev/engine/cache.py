@@ -292,7 +292,9 @@ class ReadCache:
 
     def forget(self, frame: int, blocks: int, end: int) -> None:
         """The journal gives up a record that ends at `end` and wrote these blocks (a mask) of the frame."""
-        self.forget_zeroed(frame, blocks, end)
+        slot = self._slot.get(frame)
+        if slot is not None:
+            self._forget_slot(slot, blocks, end)
         covered = self.zero_frames.get(frame)
         if covered is not None and covered < end:
             del self.zero_frames[frame]

@@ -171,15 +171,17 @@ class LocalIndex:
 
     # --- the journal gives a record up ---------------------------------------------------------------------------
 
+    def drop_block(self, block: int, end: int) -> None:
+        """The same as `drop_write` for the record of one whole block that ends at `end`, all before which is given up."""
+        entry = self.dirty.get(block)
+        if entry is not None and entry >> 32 < end:
+            del self.dirty[block]
+
     def drop_write(self, record: Record) -> None:
         """Forget what still points into this WRITE record."""
         begin, end = record.data_position, record.data_position + record.data_bytes
         dirty = self.dirty
         block = record.lba // self._sectors_per_block
-        if record.sectors == self._sectors_per_block and len(record.checksums) == 1:
-            if dirty.get(block, 0) >> 32 == begin:  # the common case
-                del dirty[block]
-            return
         for number in range(block, block + len(record.checksums)):
             entry = dirty.get(number)
             if entry is not None and begin <= entry >> 32 < end:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from blockdev.engine.cache import ReadCache
 from blockdev.engine.local_index import LocalIndex
 from blockdev.errors import CorruptJournal
-from blockdev.journal.format import Kind, Record
+from blockdev.journal.format import ONE_BLOCK_BYTES, Kind, Record
 from blockdev.journal.journal import Journal
 from blockdev.units import BLOCK_BYTES, Geometry
 
@@ -53,10 +53,14 @@ class Reclaimer:
             budget = self._finish_sweep(budget)
             if self._sweep is not None:
                 return
-            for record in self._journal.walk(self._journal.reclaimed, limit):
-                if budget <= 0 or record.end > limit:
+            for end, block, record in self._journal.walk(self._journal.reclaimed, limit):
+                if budget <= 0 or end > limit:
                     return
-                budget -= max(record.end - record.position, RECORD_COST_BYTES)
+                if record is None:
+                    budget -= ONE_BLOCK_BYTES
+                    self._drop_block(block, end)
+                    continue
+                budget -= max(end - record.position, RECORD_COST_BYTES)
                 if record.kind == _WRITE:
                     self._drop_write(record)
                 elif record.kind != _PAD:
@@ -65,11 +69,19 @@ class Reclaimer:
                     if self._sweep is not None:
                         return
                     continue
-                self._journal.reclaim(record.end)
+                self._journal.reclaim(end)
         except CorruptJournal as error:
             # The chain of records is broken, so which entries point here is unknown; the bucket has all of it.
             log.warning("%s; the bucket has this part, giving back all of it", error)
             self._drop_all(limit)
+
+    def _drop_block(self, block: int, end: int) -> None:
+        """`_drop_write` for the record of one block: most are, and a full journal gives one back for each it takes."""
+        self._index.drop_block(block, end)
+        frame, index = divmod(block, self._blocks_per_frame)
+        self._given_up(frame, frame + 1, end)
+        self._cache.forget(frame, 1 << index, end)
+        self._journal.reclaim(end)
 
     def _drop_write(self, record: Record) -> None:
         self._index.drop_write(record)

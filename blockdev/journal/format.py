@@ -42,6 +42,8 @@ assert _TAG.size + _BODY_ONE.size == HEADER_BYTES + ALIGNMENT
 _pack_tag = _TAG.pack
 _pack_body = _BODY.pack
 _pack_body_one = _BODY_ONE.pack
+_ONE_BLOCK = struct.Struct(_TAG.format + _BODY_ONE.format[1:])
+_unpack_one_block = _ONE_BLOCK.unpack_from
 
 
 class Kind(IntEnum):
@@ -198,6 +200,29 @@ def encode_head(
         if count:
             body += struct.pack(f"<{count}I", *checksums).ljust(head_bytes(count) - HEADER_BYTES, b"\0")
     return _pack_tag(RECORD_MAGIC, crc32c(body, seed)) + body
+
+
+ONE_BLOCK_HEAD_BYTES = head_bytes(1)
+ONE_BLOCK_BYTES = ONE_BLOCK_HEAD_BYTES + BLOCK_BYTES
+
+
+def decode_one_block(data: bytes, offset: int, position: int, sectors_per_block: int, seed: int) -> int:
+    """Most records write one whole block: its number, if such a record is at data[offset:], sound and at `position`. -1 for
+    any other, whole or not, which `decode_head` is for. At least ONE_BLOCK_HEAD_BYTES must be there."""
+    magic, checksum, claimed, _, lba, sectors, _, data_bytes, count, kind, flags, _ = _unpack_one_block(data, offset)
+    if (
+        data_bytes != BLOCK_BYTES
+        or count != 1
+        or kind != _WRITE
+        or sectors != sectors_per_block
+        or lba % sectors_per_block
+        or claimed != position
+        or magic != RECORD_MAGIC
+        or flags & ~MORE
+        or crc32c(data[offset + 8 : offset + ONE_BLOCK_HEAD_BYTES], seed) != checksum
+    ):
+        return -1
+    return int(lba // sectors_per_block)
 
 
 class BadRecord(Exception):

@@ -24,6 +24,8 @@ from blockdev.journal.format import (
     DATA_BYTES_MAX,
     HEADER_BYTES,
     MORE,
+    ONE_BLOCK_BYTES,
+    ONE_BLOCK_HEAD_BYTES,
     RECORD_MAGIC,
     RING_START,
     SUPERBLOCK_BYTES,
@@ -32,6 +34,7 @@ from blockdev.journal.format import (
     Kind,
     Record,
     Superblock,
+    decode_one_block,
     encode_head,
     encode_superblock,
     head_bytes,
@@ -267,19 +270,30 @@ class Journal:
 
     # --- giving room back ---------------------------------------------------------------------------------------
 
-    def walk(self, begin: int, end: int) -> Iterator[Record]:
-        """The records in [begin, end), PAD included, headers verified, data not read. Raises CorruptJournal."""
+    def walk(self, begin: int, end: int) -> Iterator[tuple[int, int, Record | None]]:
+        """The records in [begin, end), PAD included, headers verified, data not read: where each ends, and the record; in its
+        place the block's number if all it does is write one block, which costs a quarter. Raises CorruptJournal."""
         scanner = RecordScanner(self.file, self.superblock, _WALK_BYTES)
+        at, ring_bytes, seed = scanner.at, self._ring_bytes, self._seed
+        per_block = BLOCK_BYTES // self.superblock.sector_bytes
         position = begin
-        while position < end:
-            try:
+        try:
+            while position < end:
+                chunk, offset = at(position, ONE_BLOCK_HEAD_BYTES, end)
+                if len(chunk) - offset >= ONE_BLOCK_HEAD_BYTES:
+                    block = decode_one_block(chunk, offset, position, per_block, seed)
+                    # One that claims to reach past the ring's end is for `head` to refuse.
+                    if block >= 0 and ring_bytes - position % ring_bytes >= ONE_BLOCK_BYTES:
+                        position = record_end(position, ONE_BLOCK_BYTES, ring_bytes)
+                        yield position, block, None
+                        continue
                 record = scanner.head(position, end)
-            except BadRecord as bad:
-                raise CorruptJournal(self._damage(position, bad.reason)) from bad
-            except OSError as error:
-                raise _disk_failed(self.file, "cannot read journal", error) from error
-            yield record
-            position = record.end
+                position = record.end
+                yield position, -1, record
+        except BadRecord as bad:
+            raise CorruptJournal(self._damage(position, bad.reason)) from bad
+        except OSError as error:
+            raise _disk_failed(self.file, "cannot read journal", error) from error
 
     def reclaim(self, to: int) -> None:
         """Everything before `to`, a record boundary, is in the bucket and unused here: it may be overwritten."""

@@ -79,6 +79,7 @@ class RecordScanner:
 
     def __init__(self, file: DurableFile, superblock: Superblock, chunk_bytes: int = READ_BYTES) -> None:
         self._window = RingWindow(file, superblock, chunk_bytes)
+        self.at = self._window.at
         self._superblock = superblock
         self._seed = superblock.seed
 

@@ -13,6 +13,7 @@ from blockdev.journal import file as file_module
 from blockdev.journal.file import PosixFile, keep_freed_memory
 from blockdev.journal.format import (
     HEADER_BYTES,
+    ONE_BLOCK_HEAD_BYTES,
     RING_START,
     SUPERBLOCK_BYTES,
     Kind,
@@ -160,8 +161,9 @@ def test_the_walk_sees_padding_and_headers_only() -> None:
     journal.reclaim(journal.head)
     write(journal, 9, bytes(16384))
     journal.append()
-    kinds = [record.kind for record in journal.walk(journal.reclaimed, journal.head)]
-    assert kinds == [Kind.PAD, Kind.WRITE]
+    found = list(journal.walk(journal.reclaimed, journal.head))
+    assert [record and record.kind for _, _, record in found] == [Kind.PAD, Kind.WRITE]
+    assert found[-1][0] == journal.head
 
 
 def test_records_carry_what_was_synced_before_them() -> None:
@@ -315,3 +317,32 @@ def test_a_short_write_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_keeping_freed_memory_says_whether_it_works() -> None:
     assert keep_freed_memory() in (True, False)
+
+
+def test_the_walk_knows_records_of_one_block_and_says_of_every_other_what_it_is() -> None:
+    journal = new_journal()
+    for lba, size in ((8, 4096), (16, 512), (3, 4096), (24, 8192), (32, 3584), (40, 4096)):
+        write(journal, lba, bytes(size))
+    expected = [(1, None), *[(-1, Kind.WRITE)] * 4, (5, None)]
+    journal.stage_range(Kind.UNMAP, 48, 8)
+    journal.append()
+    found = list(journal.walk(journal.reclaimed, journal.head))
+    assert [(block, None if record is None else record.kind) for _, block, record in found] == [
+        *expected,
+        (-1, Kind.UNMAP),
+    ]
+    assert found[-1][0] == journal.head
+
+
+def test_a_flipped_bit_in_the_head_of_a_record_of_one_block_ends_the_walk() -> None:
+    file = MemoryFile()
+    journal = new_journal(file)
+    write(journal, 8, bytes(4096))
+    journal.append()
+    assert [block for _, block, _ in journal.walk(journal.reclaimed, journal.head)] == [1]
+    offset = journal.file_offset(journal.reclaimed)
+    for bit in range(8 * ONE_BLOCK_HEAD_BYTES):
+        file.content[offset + bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptJournal, match=f"offset {offset}"):
+            list(journal.walk(journal.reclaimed, journal.head))
+        file.content[offset + bit // 8] ^= 1 << bit % 8

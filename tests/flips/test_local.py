@@ -22,7 +22,7 @@ from blockdev.extents.extent_map import EXTENTS, TABLES
 from blockdev.extents.lmdb_map import DATA, SEAL, close_map_store, open_map_store
 from blockdev.extents.seal import verify_file
 from blockdev.journal.format import RING_START, SUPERBLOCK_BYTES, Kind
-from blockdev.journal.reader import JournalReader
+from blockdev.journal.reader import JournalReader, RecordScanner
 from blockdev.units import KIB, Geometry
 from tests.blockdev.front_world import World
 from tests.blockdev.memory_file import MemoryFile
@@ -113,7 +113,12 @@ def saved() -> Saved:
 def record_bits(saved: Saved) -> Iterator[int]:
     """All bits of record headers with their checksums of blocks, and one bit in each stretch of data."""
     saved.start()
-    for record in saved.world.journal.walk(4096, saved.head):
+    journal = saved.world.journal
+    scanner = RecordScanner(journal.file, journal.superblock)
+    position = 4096
+    while position < saved.head:
+        record = scanner.head(position, saved.head)
+        position = record.end
         at = RING_START + record.position % RING
         length = record.end - record.position
         data = record.sectors * 512 if record.kind == Kind.WRITE else 0
