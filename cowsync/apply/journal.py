@@ -129,33 +129,37 @@ def journal_path(directory: Path, worker: int) -> Path:
     return directory / f"worker-{worker:04d}.journal"
 
 
-def read_journal(path: Path, digest: bytes, start: int = HEADER_BYTES) -> Iterator[tuple[Entry, int]]:
-    """Every record from offset `start` (where one begins) with the offset of its end, up to a tail that a crash tore.
-    Memory is bounded. Raises StateDamaged, OSError."""
+def read_journal(path: Path, digest: bytes) -> Iterator[tuple[Entry, int]]:
+    """Every record with the offset of its end, up to a tail that a crash tore. Raises StateDamaged, OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if not _check_header(path, os.pread(fd, HEADER_BYTES, 0), digest):
-            return
-        buffer, base, at = b"", start, 0  # `buffer` begins at `base` of the file
-        while True:
-            if len(buffer) - at < HEAD_BYTES + PAYLOAD_BYTES_MAX:
-                base, buffer, at = base + at, os.pread(fd, _READ_BYTES, base + at), 0
-            offset = base + at
-            if at >= len(buffer):
-                return
-            try:
-                found = decode(buffer, at, offset, digest)
-            except BadRecord as bad:
-                claim = _synced_later(fd, offset + 1, digest)
-                if claim > offset:
-                    raise StateDamaged(
-                        f"{path}: at offset {offset}: {bad}, and it had been synced", hint=_HINT
-                    ) from bad
-                return
-            yield found.entry, found.end
-            at += found.end - offset
+        yield from records(path, fd, digest)
     finally:
         os.close(fd)
+
+
+def records(
+    path: Path, fd: int, digest: bytes, start: int = HEADER_BYTES, *, read_bytes: int = _READ_BYTES
+) -> Iterator[tuple[Entry, int]]:
+    """As `read_journal`, of an open file (`path` is for messages), from offset `start`, where a record begins. Memory is
+    bounded by `read_bytes` and a record."""
+    if not _check_header(path, os.pread(fd, HEADER_BYTES, 0), digest):
+        return
+    buffer, base, at = b"", start, 0  # `buffer` begins at `base` of the file
+    while True:
+        if len(buffer) - at < HEAD_BYTES + PAYLOAD_BYTES_MAX:
+            base, buffer, at = base + at, os.pread(fd, read_bytes, base + at), 0
+        offset = base + at
+        if at >= len(buffer):
+            return
+        try:
+            found = decode(buffer, at, offset, digest)
+        except BadRecord as bad:
+            if _synced_later(fd, offset + 1, digest) > offset:
+                raise StateDamaged(f"{path}: at offset {offset}: {bad}, and it had been synced", hint=_HINT) from bad
+            return
+        yield found.entry, found.end
+        at += found.end - offset
 
 
 class WorkerJournal:
@@ -164,12 +168,12 @@ class WorkerJournal:
     more is written: what is in the file by then is not known."""
 
     def __init__(
-        self, directory: Path, worker: int, digest: bytes, *, sync: Callable[[int], None] = os.fdatasync
+        self, directory: Path, worker: int, digest: bytes, *, sync: Callable[[int], None] | None = None
     ) -> None:
         """Opens or creates, cuts a torn tail. Durable as a name when this returns. Raises OSError, StateDamaged."""
         self.path = journal_path(directory, worker)
         self._digest = digest
-        self._fdatasync = sync
+        self._fdatasync = sync or os.fdatasync
         self._lock = threading.Lock()
         self._failed = False
         directory.mkdir(parents=True, exist_ok=True)
@@ -187,7 +191,7 @@ class WorkerJournal:
         """In the file, one after the other, when this returns. Raises OSError."""
         with self._lock:
             self._require_whole()
-            data = b""
+            data = bytearray()
             for entry in entries:
                 data += encode(entry, self._end + len(data), self._synced, self._digest)
             try:
@@ -235,10 +239,10 @@ class WorkerJournal:
         if self._failed:
             raise OSError(f"{self.path}: an earlier write failed; nothing is appended until the next start")
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | bytearray) -> None:
         written = 0
         while written < len(data):
-            written += os.pwrite(self._fd, data[written:], self._end + written)
+            written += os.pwrite(self._fd, memoryview(data)[written:], self._end + written)
 
     def _recover(self) -> int:
         """Where the next record goes."""

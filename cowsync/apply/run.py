@@ -13,7 +13,7 @@ import queue
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,8 +41,8 @@ class Plan(Protocol):
         """SHA-256 in hexadecimal."""
         ...
 
-    def lines(self) -> Iterable[tuple[int, PlanLine]]:
-        """Number and line, from the first to the last; may be called again."""
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, PlanLine]]:
+        """Number and line, from `start` to before `stop`; keys ascend."""
         ...
 
 
@@ -183,19 +183,23 @@ def apply_plan(
     *,
     run: int,
     settings: ApplySettings | None = None,
+    unsettled: Container[str] = frozenset(),
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     clock: Clock | None = None,
 ) -> ApplyResult:
     """Carry out what is left of `plan`. `directory` keeps its journals and nothing else, on a disk that syncs; `run` is
-    the number of the run, the same when called again.
+    the number of the run, the same when called again. `unsettled` are keys that an apply which was given up may have
+    written (`outcome_rows.unsettled_keys`).
 
     What stores say ends in the result, so does a journal that cannot be written. Raises Refused where another apply
     uses the directory, StateDamaged for a damaged journal, OSError where the journals cannot be opened. After a crash
     at any point, calling again carries on; what had been begun is done again."""
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
-        applying = _Applying(plan, source, mirror, directory, run, settings or ApplySettings(), clock or SystemClock())
+        applying = _Applying(
+            plan, source, mirror, directory, run, settings or ApplySettings(), unsettled, clock or SystemClock()
+        )
         return applying.run(stop or threading.Event(), on_progress)
 
 
@@ -226,9 +230,11 @@ class _Applying:
         directory: Path,
         run: int,
         settings: ApplySettings,
+        unsettled: Container[str],
         clock: Clock,
     ) -> None:
         self._plan = plan
+        self._unsettled = unsettled
         self._source = source
         self._mirror = mirror
         self._directory = directory
@@ -277,7 +283,7 @@ class _Applying:
     def _count(self) -> Counter[Op]:
         """What is left, by kind."""
         left: Counter[Op] = Counter()
-        for number, line in self._plan.lines():
+        for number, line in self._plan.read():
             self._result.lines += 1
             if line.op not in ORDER:
                 self._tell(line.op, Outcome.DONE)
@@ -322,7 +328,7 @@ class _Applying:
         """Lines of one kind that are not done, by number. Ranges touch each other, so that they join."""
         lines: list[tuple[int, PlanLine]] = []
         first = size = 0
-        for number, line in self._plan.lines():
+        for number, line in self._plan.read():
             if line.op is not op or number in self._journals.done:
                 continue
             lines.append((number, line))
@@ -392,7 +398,8 @@ class _Applying:
         for number, line in batch.lines:
             if self._stopping():
                 return
-            carried = copier.carry_out(number, line, maybe_ours=self._journals.maybe_ours(batch.op, number))
+            maybe_ours = self._journals.maybe_ours(batch.op, number) or line.key in self._unsettled
+            carried = copier.carry_out(number, line, maybe_ours=maybe_ours)
             # Crash here: done on the mirror, not in the journal; the line is looked at and done again.
             journal.append(carried.result)
             self._note(line, carried.result, carried.error)
