@@ -69,7 +69,7 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Write an endpoint to the configuration file. Nothing is contacted; `endpoint test` does that."""
-    path = _writable(config_path)
+    path = writable(config_path)
     given = {
         "preset": preset,
         "url": url,
@@ -163,7 +163,7 @@ def delete(
         write_line(f"endpoint {name} removed from {config.path}")
 
 
-def _writable(config_path: Path | None) -> Path:
+def writable(config_path: Path | None) -> Path:
     """The file to write: unlike a reader's, it may be absent even where it was named."""
     return config_path if config_path is not None else load_config().path
 

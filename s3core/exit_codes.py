@@ -37,6 +37,7 @@ class ExitCode(IntEnum):
     CORRUPT = 8
     LOCAL = 9
     UNKNOWN_OUTCOME = 10
+    PARTIAL = 11
     BUG = 70
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -69,6 +70,10 @@ MEANINGS: dict[ExitCode, tuple[str, str]] = {
     ExitCode.UNKNOWN_OUTCOME: (
         "a request was sent and its answer lost: it may have been applied",
         "look before doing it again",
+    ),
+    ExitCode.PARTIAL: (
+        "part of it is done; the rest failed, was left alone or was not tried",
+        "read what was not done; the same command goes on with it",
     ),
     ExitCode.BUG: ("the tool itself is wrong", "report it with the text above the message"),
     ExitCode.INTERRUPTED: ("stopped with Ctrl-C (128 + SIGINT)", "the same command goes on or starts anew"),
