@@ -18,6 +18,8 @@ OBJECTS_SHOWN = 20
 HOT_SHOWN = 20
 PARTS_MAX = 10_000
 """Of one multipart upload (S3 API reference); larger objects get larger parts."""
+COPY_PART_BYTES = 512 << 20
+"""Of an object that the server copies in parts."""
 GIB = 1024**3
 COPYING = (Op.ADD, Op.MODIFY)
 
@@ -26,17 +28,18 @@ COPYING = (Op.ADD, Op.MODIFY)
 class Terms:
     """How lines would be carried out, which decides what they cost. `server_copy`: both ends are one endpoint, whose
     CopyObject takes `copy_bytes_max`. Else bytes are streamed, in parts of `part_bytes` where an object is larger than
-    one. `reads_each` is how many HEAD and tag reads a streamed copy costs at the source, `checks_each` HEADs at the
-    target before an overwrite. `quarantine`: removing is a copy and a delete, else a delete alone. `scan_lists` are the
-    LIST requests the scan has cost, all at the source. Prices are of the source's and the target's endpoint."""
+    one, or as the source's parts are. `tagged`: objects have tags, which a streamed copy reads with a request of their
+    own. `checks`: the target is looked at (HEAD) before it is written. `quarantine`: removing is a copy and a delete,
+    else a delete alone. `scan_lists` are the LIST requests the scan has cost, all at the source. Prices are of the
+    source's and the target's endpoint."""
 
     source: Prices
     target: Prices
     server_copy: bool = False
     copy_bytes_max: int = COPY_BYTES_MAX
     part_bytes: int = 64 << 20
-    reads_each: int = 2
-    checks_each: int = 1
+    tagged: bool = False
+    checks: bool = True
     quarantine: bool = True
     scan_lists: int = 0
 
@@ -181,8 +184,9 @@ class Tally:
             self._copy(line)
         elif line.op is Op.REMOVE:
             self._requests.deletes += 1
+            self._requests.checks += self.terms.checks
             if self.terms.quarantine:
-                self._requests.writes += self._copies(size)
+                self._server_copy(line)
 
     def summary(self, rates: Rates = Rates()) -> Summary:
         """What has been counted so far."""
@@ -246,28 +250,34 @@ class Tally:
     def _copy(self, line: PlanLine) -> None:
         terms, requests, size = self.terms, self._requests, line.size
         self._growth += size - (line.was_size if line.op is Op.MODIFY else 0)
-        if line.op is Op.MODIFY:
-            requests.checks += terms.checks_each
+        requests.checks += terms.checks
         if terms.server_copy:
             self._copied += size
-            requests.reads += 1 if size > terms.copy_bytes_max else 0
-            requests.writes += self._copies(size)
+            self._server_copy(line)
             return
         self._streamed += size
-        parts = _parts(size, terms.part_bytes)
-        requests.reads += terms.reads_each + max(parts, 1)
-        if parts > 1:
-            requests.parts += parts
-            requests.writes += parts + 2
-        else:
+        source_parts = _source_parts(line)
+        requests.reads += 1 + terms.tagged
+        if size <= terms.part_bytes and not source_parts:
+            requests.reads += 1 if size else 0
             requests.writes += 1
+        else:
+            parts = source_parts or _parts(size, terms.part_bytes)
+            requests.reads += parts
+            requests.checks += terms.checks
+            self._upload(parts)
 
-    def _copies(self, size: int) -> int:
-        if size <= self.terms.copy_bytes_max:
-            return 1
-        parts = _parts(size, self.terms.part_bytes)
+    def _server_copy(self, line: PlanLine) -> None:
+        if line.size <= self.terms.copy_bytes_max:
+            self._requests.writes += 1
+            return
+        self._requests.reads += 1
+        self._upload(_source_parts(line) or _parts(line.size, max(self.terms.part_bytes, COPY_PART_BYTES)))
+
+    def _upload(self, parts: int) -> None:
+        """A multipart upload: its beginning, its parts, its end."""
         self._requests.parts += parts
-        return parts + 2
+        self._requests.writes += parts + 2
 
     def _seconds(self, rates: Rates) -> float | None:
         moved = self._streamed + self._copied
@@ -277,6 +287,12 @@ class Tally:
         if not rates.objects_per_s:
             return None
         return acting / rates.objects_per_s + (moved / rates.bytes_per_s if rates.bytes_per_s else 0.0)
+
+
+def _source_parts(line: PlanLine) -> int:
+    """Parts the source was uploaded in, as the end of its ETag tells; 0 where it does not."""
+    count = line.etag.rpartition("-")[2] if "-" in line.etag and line.size else ""
+    return min(int(count), PARTS_MAX) if count.isdecimal() and len(count) <= 5 else 0
 
 
 def _parts(size: int, part_bytes: int) -> int:

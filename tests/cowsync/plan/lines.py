@@ -12,7 +12,7 @@ KEYS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 
 def line(op: Op, key: str, size: int = 100, **more: str | int | bool) -> PlanLine:
     reason = {Op.ADD: "new", Op.MODIFY: "etag"}.get(op, "")
-    return PlanLine(op, key, size, "e" * 32, MODIFIED, **{"reason": reason, **more})  # type: ignore[arg-type]
+    return PlanLine(op, key, size, **{"etag": "e" * 32, "modified": MODIFIED, "reason": reason, **more})  # type: ignore[arg-type]
 
 
 def add(key: str, size: int = 100, **more: str | int | bool) -> PlanLine:

@@ -40,13 +40,13 @@ def test_a_streamed_plan() -> None:
     }
     assert (summary.streamed_bytes, summary.copied_bytes, summary.growth_bytes) == (moved, 0, moved - 100 * MIB)
     requests = summary.requests
-    # One object in one part, one in 4 parts, one in 96; two reads of its attributes each; the quarantine is a copy.
+    # One object in one part, one in 4 parts, one in 96; a HEAD at each end, one more before an upload is completed.
     assert (requests.writes, requests.parts, requests.deletes) == (1 + 6 + 98 + 1, 100, 1)
-    assert (requests.reads, requests.checks, requests.scan_lists) == (1 + 4 + 96 + 3 * 2, 1, 2000)
+    assert (requests.reads, requests.checks, requests.scan_lists) == (1 + 4 + 96 + 3, 3 + 2 + 1, 2000)
     assert summary.source_cost.scan == pytest.approx(0.01)
-    assert summary.source_cost.requests == pytest.approx(107 * 0.0004 / 1000)
+    assert summary.source_cost.requests == pytest.approx(104 * 0.0004 / 1000)
     assert summary.source_cost.egress == pytest.approx(moved / GIB * 0.09)
-    assert summary.target_cost.once == pytest.approx(106 * 0.01 / 1000 + 0.001 / 1000)
+    assert summary.target_cost.once == pytest.approx(106 * 0.01 / 1000 + 6 * 0.001 / 1000)
     assert summary.target_cost.month == pytest.approx((moved - 100 * MIB) / GIB * 0.006)
     assert (summary.source_cost.currency, summary.target_cost.currency) == ("USD", "EUR")
     assert summary.seconds == pytest.approx(4 / 2 + moved / (64 * MIB))
@@ -63,7 +63,7 @@ def test_a_streamed_plan() -> None:
 def test_a_plan_that_the_server_copies_costs_no_egress() -> None:
     summary = tallied(LINES, Terms(HERE, HERE, server_copy=True, quarantine=False, part_bytes=1 * GIB)).summary()
     assert (summary.streamed_bytes, summary.source_cost.egress) == (0, 0.0)
-    # Two copies, one object above 5 GiB in six parts with its beginning and end.
+    # Two copies, one object above 5 GiB in six parts with its beginning and end, and a HEAD at the source.
     assert (summary.requests.writes, summary.requests.parts, summary.requests.reads) == (2 + 8, 6, 1)
     assert summary.seconds is None
 
@@ -77,6 +77,12 @@ def test_the_largest_prefixes_are_those_of_a_plain_count() -> None:
     assert [sum(sizes[prefix]) for prefix, _ in summary.prefixes] == [sum(sizes[prefix]) for prefix in expected]
     assert summary.prefixes_all == 500
     assert len(summary.largest) == 20
+
+
+def test_parts_are_those_of_the_source_where_its_etag_tells() -> None:
+    lines = [add("a", 10 * MIB, etag="ab-2"), add("b", 10 * MIB, etag="ab-x"), add("c", 0, etag="ab-1")]
+    requests = tallied(lines, Terms(HERE, THERE, tagged=True, checks=False)).summary().requests
+    assert (requests.writes, requests.parts, requests.reads, requests.checks) == (4 + 1 + 1, 2, 4 + 3 + 2, 0)
 
 
 def test_no_object_has_more_parts_than_s3_takes() -> None:
