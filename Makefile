@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # The system packages that tests drive: real initiators, a real file system checker, a real S3 server;
 # and what builds and boots a Debian of its own, for initiators and targets that live in a kernel.
 TEST_PACKAGES := qemu-utils qemu-block-extra libiscsi-bin e2fsprogs radosgw ceph-mon ceph-osd ceph-common openssl \
-	qemu-system-x86 seabios mmdebstrap debian-archive-keyring kmod
+	qemu-system-x86 seabios mmdebstrap debian-archive-keyring kmod rclone
 DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
 BENCH_PACKAGES := qemu-utils qemu-block-extra tgt
 UV_VERSION := 0.13.8

@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 import tempfile
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,6 +100,23 @@ class Plan:
                 if line.key == key:
                     return number, line
         return None
+
+    def find_all(self, keys: Sequence[str]) -> Iterator[tuple[int, PlanLine]]:
+        """Those of `keys` (in ascending order) that the plan has; each frame is read once at most."""
+        at = 0
+        with (self.folder / LINES_NAME).open("rb") as file:
+            while at < len(keys):
+                place = bisect_right(self._first_keys, keys[at])
+                if not place:
+                    at += 1
+                    continue
+                above = self._first_keys[place] if place < len(self._first_keys) else None
+                end = len(keys) if above is None else bisect_left(keys, above, at)
+                wanted, frame = set(keys[at:end]), self._index.frames[place]
+                for number, line in enumerate(self._lines(file, frame), frame.first_line):
+                    if line.key in wanted:
+                        yield number, line
+                at = end
 
     def pieces(self, lines: int = FRAME_LINES_MAX) -> Iterator[tuple[int, int]]:
         """Ranges for `read` that cover the plan, each of whole frames and of at least `lines` lines but for the last:

@@ -55,6 +55,10 @@ def test_any_range_any_key_any_piece(tmp_path: Path) -> None:
             assert list(plan.read(start, stop)) == numbered[start:stop]
     assert [plan.find(one.key) for one in MANY] == numbered
     assert [plan.find(key) for key in ("", "a", "k00010x", "z")] == [None] * 4
+    wanted = ["", "a", "k00003", "k00004", "k00009", "k00010", "k00010x", "k00056", "z"]
+    assert [number for number, _ in plan.find_all(wanted)] == [3, 4, 9, 10, 56]
+    assert [number for number, _ in plan.find_all([one.key for one in MANY])] == list(range(57))
+    assert list(write_plan(tmp_path, HEAD, []).find_all(wanted)) == []
     assert list(plan.pieces(1)) == [(start, min(start + 10, 57)) for start in range(0, 57, 10)]
     assert list(plan.pieces(25)) == [(0, 30), (30, 57)]
     assert list(write_plan(tmp_path, HEAD, []).pieces()) == []
