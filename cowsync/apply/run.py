@@ -49,13 +49,16 @@ class Plan(Protocol):
 @dataclass(frozen=True, slots=True)
 class ApplySettings:
     """`workers` lines at once; 0 requests or bytes per second are without limit (bytes through us, of all workers).
-    `removals`: whether REMOVE lines are carried out. A worker takes up to `batch_lines` lines or `batch_bytes` at
-    once. After `failures_in_a_row` lines that met refused credentials or a store that is away, the rest is kept."""
+    `removals`: whether REMOVE lines are carried out. `begun_only`: only those lines that an earlier call began and of
+    which nobody knows the end, so that the plan can be given up without a doubt about what the mirror holds. A worker
+    takes up to `batch_lines` lines or `batch_bytes` at once. After `failures_in_a_row` lines that met refused
+    credentials or a store that is away, the rest is kept."""
 
     workers: int = 16
     requests_per_s: float = 0.0
     bytes_per_s: float = 0.0
     removals: bool = True
+    begun_only: bool = False
     check_mirror: bool = True
     transfer: TransferSettings = field(default_factory=TransferSettings)
     batch_lines: int = 64
@@ -289,13 +292,18 @@ class _Applying:
                 self._tell(line.op, Outcome.DONE)
             elif number in self._journals.done:
                 self._result.done_before += 1
-            elif line.op is Op.REMOVE and not self._settings.removals:
+            elif not self._wanted(line.op, number):
                 self._tell(line.op, Outcome.SKIPPED)
             else:
                 left[line.op] += 1
                 self._lines_total += 1
                 self._bytes_total += line.size if line.op is not Op.REMOVE else 0
         return left
+
+    def _wanted(self, op: Op, number: int) -> bool:
+        if self._settings.begun_only and not self._journals.maybe_ours(op, number):
+            return False
+        return op is not Op.REMOVE or self._settings.removals
 
     def _work(self, journals: list[WorkerJournal], kinds: Counter[Op]) -> None:
         workers = [
@@ -329,7 +337,7 @@ class _Applying:
         lines: list[tuple[int, PlanLine]] = []
         first = size = 0
         for number, line in self._plan.read():
-            if line.op is not op or number in self._journals.done:
+            if line.op is not op or number in self._journals.done or not self._wanted(op, number):
                 continue
             lines.append((number, line))
             size += line.size

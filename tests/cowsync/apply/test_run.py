@@ -84,6 +84,21 @@ def test_a_stop_finishes_what_is_in_flight_and_keeps_the_rest(tmp_path: Path) ->
     assert some.faults.calls > calls
 
 
+def test_a_plan_can_be_given_up_without_a_doubt_about_the_mirror(tmp_path: Path) -> None:
+    """What was begun is brought to an end, nothing else is begun."""
+    some, stop = Some(60), threading.Event()
+    some.faults.meanwhile = {25: stop.set}
+    settings = ApplySettings(workers=3, batch_lines=4)
+    apply_plan(some.plan, some.source, some.mirror, tmp_path, run=1, settings=settings, stop=stop)
+    given_up = ApplySettings(workers=3, batch_lines=4, begun_only=True)
+    second = apply_plan(some.plan, some.source, some.mirror, tmp_path, run=1, settings=given_up)
+    journals = Journals.read(tmp_path, bytes.fromhex(some.plan.digest))
+    begun = [number for number, line in some.plan.read() if journals.maybe_ours(line.op, number)]
+    assert second.done_before < second.done == len(begun) < 60
+    assert not second.complete
+    assert all(number in journals.done for number in begun)
+
+
 def test_a_store_that_is_away_ends_the_run_with_what_is_done(tmp_path: Path) -> None:
     some = Some(60)
     some.faults.at = dict.fromkeys(range(40, 4000), Fault.REFUSED)
