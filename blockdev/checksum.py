@@ -31,6 +31,9 @@ def block_checksums(buffers: Sequence[Buffer], first_byte: int = 0) -> list[int]
             continue
         view = memoryview(buffer)
         start = 0
+        if room == BLOCK_BYTES:
+            start = length - length % BLOCK_BYTES
+            checksums += [crc32c(view[at : at + BLOCK_BYTES]) for at in range(0, start, BLOCK_BYTES)]
         while length - start >= room:
             add(crc32c(view[start : start + room], running))
             start += room

@@ -10,6 +10,7 @@ zero range over it, which is newer than anything in cache or bucket. All of it i
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from operator import or_
 from typing import NamedTuple
 
 from blockdev.journal.format import Kind, Record
@@ -118,13 +119,9 @@ class LocalIndex:
         whole, rest = divmod(sectors, per_block)
         if whole:
             end = data_position + whole * BLOCK_BYTES
-            positions = range(data_position, end, BLOCK_BYTES)
-            blocks = range(block, block + whole)
-            entries = [
-                position << 32 | checksum
-                for position, checksum in zip(positions, checksums[index : index + whole], strict=True)
-            ]
-            self.dirty.update(zip(blocks, entries, strict=True))
+            positions = range(data_position << 32, end << 32, BLOCK_BYTES << 32)
+            entries = map(or_, positions, checksums[index : index + whole])
+            self.dirty.update(zip(range(block, block + whole), entries, strict=True))
             if self.partial:
                 for covered in _within(self.partial, block, block + whole):
                     del self.partial[covered]
