@@ -24,7 +24,8 @@ class Op(StrEnum):
 class PlanLine:
     """`key` is relative to both prefixes. `size`, `etag`, `version_id`, `modified`, `storage_class` are the source's now
     (of the last known state for VANISH and REMOVE); `was_*` is what was mirrored (empty for ADD); `mirror_*` what the
-    mirror held after that. `gone` is the number of the run that first missed the key, 0 unless VANISH or REMOVE.
+    mirror held after that. `gone` is the number of the run that first missed the key, 0 where none did (a MODIFY or
+    RETURN of a key that had vanished has it too).
     `reason` is for people: "new", "etag", "size", "version", "absent 3 runs, 8 days". `hot`: modified so shortly
     before the scan of its range began that the listing may have been too early."""
 

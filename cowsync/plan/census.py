@@ -74,7 +74,7 @@ class Census:
 
     def apply(self, line: PlanLine) -> None:
         """Move on by a line that is done. REMOVE changes nothing: its key was dropped when it vanished."""
-        if line.op in (Op.ADD, Op.RETURN):
+        if line.op in (Op.ADD, Op.RETURN) or (line.op is Op.MODIFY and line.gone):
             self.add(line.key, line.size)
         elif line.op is Op.VANISH:
             self.drop(line.key, line.size)

@@ -138,9 +138,10 @@ def line_for(kind: Kind, known: Row | None, seen: Row | None, task: ShardTask, h
         return _line(Op.REMOVE, known, known, b"", f"absent since run {known.gone}", gone=known.gone)
     assert seen is not None
     if kind is Kind.RETURNED:
-        return _line(Op.RETURN, seen, known, hot_from, "back, unchanged")
+        return _line(Op.RETURN, seen, known, hot_from, "back, unchanged", gone=known.gone)
     reason = why_modified(known, seen)
-    return _line(Op.MODIFY, seen, known, hot_from, f"{reason}, and back" if known.gone else reason)
+    reason = f"{reason}, and back" if known.gone else reason
+    return _line(Op.MODIFY, seen, known, hot_from, reason, gone=known.gone)
 
 
 def why_modified(known: Row, seen: Row) -> str:

@@ -108,8 +108,8 @@ def test_what_is_gone_is_kept_removed_or_back() -> None:
     ]
     answer = scan(Listing({"back": (1, "e"), "changed": (1, "f")}), base)
     assert [(line.key, line.op, line.gone, line.mirror_etag) for line in lines_of(answer.lines)] == [
-        ("back", Op.RETURN, 0, "m"),
-        ("changed", Op.MODIFY, 0, ""),
+        ("back", Op.RETURN, 5, "m"),
+        ("changed", Op.MODIFY, 5, ""),
         ("due", Op.REMOVE, 2, "m"),
     ]
 
