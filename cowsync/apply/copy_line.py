@@ -76,9 +76,9 @@ def judge(line: PlanLine, held: ObjectFacts | None, *, maybe_ours: bool = False)
     return Verdict.WRITE if maybe_ours and held.size == line.size else Verdict.DRIFTED
 
 
-def trash_prefix(run: int) -> str:
-    """Relative to the mirror's prefix."""
-    return f"{OWN_PREFIX}trash/{run}/"
+def trash_prefix(run: int | None = None) -> str:
+    """Of one run, or of all; relative to the mirror's prefix."""
+    return f"{OWN_PREFIX}trash/" if run is None else f"{OWN_PREFIX}trash/{run}/"
 
 
 def trash_key(run: int, key: str, prefix: str = "") -> str:
