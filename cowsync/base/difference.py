@@ -4,14 +4,14 @@ One rule: a row is the same when ETag and size are, and the version id where bot
 that an object changed. Stretches that are equal are compared by C and cost no Python per row.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import compress, count
 from operator import ne
 from typing import NamedTuple
 
-from cowsync.base.layers import Layer, Layers, Library, read, read_layer, within
+from cowsync.base.layers import Ahead, Layers, Library, read, within
 from cowsync.rows import Row, Rows
 
 _STEP = 32
@@ -180,7 +180,7 @@ def unlike(old: Layers, new: Layers, library: Library) -> Iterator[tuple[bytes, 
     lone = [tuple(ref for ref in bottom if ref.name not in both) for bottom in bottoms]
     same = next((at for at, (mine, yours) in enumerate(zip(old[1:], new[1:], strict=False)) if mine != yours), None)
     same = 1 + (min(len(old), len(new)) - 1 if same is None else same)
-    uppers = [_Ahead(layer, library) for layer in (*old[same:], *new[same:])]
+    uppers = [Ahead(layer, library) for layer in (*old[same:], *new[same:])]
 
     def touched(after: bytes, upto: bytes | None) -> bool:
         return any(within(bottom, after, upto) for bottom in lone) or any(u.any_within(after, upto) for u in uppers)
@@ -198,22 +198,6 @@ def unlike(old: Layers, new: Layers, library: Library) -> Iterator[tuple[bytes, 
         edge = ref.last
     if open_range or touched(edge, None):
         yield reached, None
-
-
-class _Ahead:
-    """A layer that is asked about ranges in ascending order."""
-
-    def __init__(self, layer: Layer, library: Library) -> None:
-        self._pieces = read_layer(layer, library)
-        self._keys: list[bytes] | None = []
-
-    def any_within(self, after: bytes, upto: bytes | None) -> bool:
-        while self._keys is not None and (not self._keys or self._keys[-1] <= after):
-            rows = next(self._pieces, None)
-            self._keys = None if rows is None else rows.keys
-        if self._keys is None:
-            return False
-        return upto is None or self._keys[bisect_right(self._keys, after)] <= upto
 
 
 def _still_there(rows: Rows) -> Rows:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cowsync.base.segment import Footer, Segment
+from cowsync.base.segment import Footer, Segment, name_of
 from cowsync.rows import REMOVED, Row, Rows
 
 _SPLICED_ONE_IN = 16
@@ -22,13 +22,20 @@ _SPLICED_ONE_IN = 16
 
 @dataclass(frozen=True, slots=True)
 class SegmentRef:
-    """A segment as a manifest names it: `name` is the SHA-256 of the file, which has `stored` bytes."""
+    """A segment as a manifest names it: `name` is the SHA-256 of the file, which has `stored` bytes; the rest is as in
+    its footer."""
 
     name: str
     first: bytes
     last: bytes
     rows: int
+    gone: int
+    byte_sum: int
     stored: int
+
+
+def ref_of(data: bytes, footer: Footer) -> SegmentRef:
+    return SegmentRef(name_of(data), footer.first, footer.last, footer.rows, footer.gone, footer.byte_sum, len(data))
 
 
 Layer = tuple[SegmentRef, ...]
@@ -130,6 +137,22 @@ def _spliced(below: Rows, i: int, p: int, above: Rows, j: int, q: int) -> Rows:
         i = here + 1 if here < p and keys[here] == key else here
     merged.extend(below.slice(i, p))
     return merged
+
+
+class Ahead:
+    """Whether a layer has keys in ranges, which are asked for in ascending order; reads it once, as far as that takes."""
+
+    def __init__(self, layer: Layer, library: Library) -> None:
+        self._pieces = read_layer(layer, library)
+        self._keys: list[bytes] | None = []
+
+    def any_within(self, after: bytes, upto: bytes | None) -> bool:
+        while self._keys is not None and (not self._keys or self._keys[-1] <= after):
+            rows = next(self._pieces, None)
+            self._keys = None if rows is None else rows.keys
+        if self._keys is None:
+            return False
+        return upto is None or self._keys[bisect_right(self._keys, after)] <= upto
 
 
 def find(layers: Layers, library: Library, key: bytes) -> Row | None:

@@ -33,6 +33,7 @@ LEVEL = 3
 
 MAGIC = b"BWSYNSEG"
 HEADER = struct.Struct("<8sII")
+"""magic, version, salt."""
 TRAILER = struct.Struct("<QQQQIIII8s")
 """rows, removed, gone, bytes; frames, length of the footer, version, CRC32C; magic."""
 ENTRY = struct.Struct("<QIIIHH")
@@ -105,6 +106,11 @@ class Footer:
 def name_of(data: bytes) -> str:
     """SHA-256 of the whole file, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def salted(data: bytes, salt: int) -> bytes:
+    """The same segment with another digest, for the case that its name cannot be used."""
+    return HEADER.pack(MAGIC, VERSION, salt) + data[HEADER.size :]
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from hypothesis import strategies as st
 
-from cowsync.base.layers import Layer, SegmentRef
-from cowsync.base.segment import Footer, Segment, name_of, write
+from cowsync.base.layers import Layer, SegmentRef, ref_of
+from cowsync.base.segment import Footer, Segment, SegmentWriter
 from cowsync.rows import REMOVED, Row, Rows
 
 DIGESTS = [b"%032x" % (number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128)) for number in range(4)]
@@ -70,10 +70,15 @@ class Shelf:
         self.opened: list[str] = []
 
     def put(self, rows: Rows) -> SegmentRef:
-        data = write(rows)
-        name = name_of(data)
-        self.files[name] = data
-        return SegmentRef(name, rows.keys[0], rows.keys[-1], len(rows), len(data))
+        writer = SegmentWriter()
+        writer.add(rows)
+        data, footer = writer.finish()
+        return self.keep(data, footer)
+
+    def keep(self, data: bytes, footer: Footer) -> SegmentRef:
+        ref = ref_of(data, footer)
+        self.files[ref.name] = data
+        return ref
 
     def layer(self, table: Mapping[bytes, Row], lengths: Iterable[int] = ()) -> Layer:
         return tuple(self.put(piece) for piece in in_pieces(table, lengths) if piece.keys)
