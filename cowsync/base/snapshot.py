@@ -8,7 +8,8 @@ have the digest it is named by is StateDamaged.
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from cowsync.base.layers import Layer, Layers, SegmentRef
@@ -35,13 +36,15 @@ class Totals:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is said of a run. `time` is ISO 8601 in UTC; `source` and `mirror` are URLs without secrets. `tiling` has the
-    ranges that the scan finished, joined: the proof that it was complete when it is ((b"", None),)."""
+    ranges that the scan finished, joined: the proof that it was complete when it is ((b"", None),). `notes` is a JSON
+    object of whoever published it: nothing of this package reads it."""
 
     run: int
     time: str
     source: str
     mirror: str
     tiling: tuple[tuple[bytes, bytes | None], ...]
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ def encode(snapshot: Snapshot) -> bytes:
         "time": facts.time,
         "source": facts.source,
         "mirror": facts.mirror,
+        "notes": dict(facts.notes),
         "tiling": [[_text(after), None if upto is None else _text(upto)] for after, upto in facts.tiling],
         "parent": snapshot.parent,
         "salt": snapshot.salt,
@@ -100,7 +104,14 @@ def parse(manifest: bytes, what: str) -> Snapshot:
     try:
         run = _number(fields["run"])
         time, source, mirror, parent = (_string(fields[name]) for name in ("time", "source", "mirror", "parent"))
-        facts = Facts(run, time, source, mirror, tuple(_range(entry) for entry in _list(fields["tiling"])))
+        facts = Facts(
+            run,
+            time,
+            source,
+            mirror,
+            tuple(_range(entry) for entry in _list(fields["tiling"])),
+            _object(fields["notes"]),
+        )
         totals = Totals(*(_number(fields[name]) for name in ("rows", "gone", "bytes")))
         layers = tuple(tuple(_segment(entry) for entry in _list(layer)) for layer in _list(fields["layers"]))
         salt = _number(fields["salt"])
@@ -127,6 +138,12 @@ def json_fields(data: bytes, what: str, form: str, version: int) -> dict[str, An
     if type(told) is not int or not 1 <= told <= version:
         raise StateDamaged(f"{what}: format version {told!r} is not one that this program knows (1 to {version})")
     return fields
+
+
+def _object(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise TypeError("not an object")
+    return entry
 
 
 def _range(entry: Any) -> tuple[bytes, bytes | None]:

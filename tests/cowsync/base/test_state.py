@@ -19,7 +19,7 @@ from cowsync.errors import Refused, StateDamaged
 from cowsync.rows import REMOVED, Row, Rows
 from s3core.errors import OutcomeUnknown, StoreError, Unavailable
 from s3core.faulty import Fault, FaultKind, FaultPlan, FaultyStore
-from s3core.memory import MemoryBucket, MemoryStore
+from s3core.memory import MemoryObjects, MemoryStore
 from s3core.store import ObjectStore
 from s3core.wrapper import Call, StoreWrapper
 from tests.cowsync.base.shelf import as_rows, in_pieces, tables
@@ -48,7 +48,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock()
-        self.bucket = MemoryBucket()
+        self.bucket = MemoryObjects()
         self.store = MemoryStore(clock=self.clock, bucket=self.bucket)
         self._folder = folder
         self._hosts = 0
