@@ -86,7 +86,7 @@ class DoorsBench:
             program = Path(name) / "program.img"
             image = find_or_build()
             build_program(program)
-            guest = Guest(image, program, Path(name) / "machine", Hardware(memory_mib=4096))
+            guest = Guest(image, program, Path(name) / "machine", Hardware(memory_mib=4096, processors=2))
             try:
                 return self._measure(guest, plan)
             finally:

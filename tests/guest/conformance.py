@@ -163,7 +163,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="guest-") as name:
         program = Path(name) / "program.img"
         build_program(program)
-        guest = Guest(find_or_build(), program, Path(name) / "machine", Hardware(memory_mib=2048, forwards=[3260]))
+        guest = Guest(
+            find_or_build(), program, Path(name) / "machine", Hardware(memory_mib=2048, processors=2, forwards=[3260])
+        )
         try:
             volume = Volume("suite", 128, "suite")
             GuestDoor(guest, [volume], listen=["0.0.0.0:3260"])

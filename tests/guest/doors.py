@@ -45,7 +45,7 @@ class Volume:
 def configuration(door: str, store: str, state: str, listen: Sequence[str], volumes: Sequence[Volume]) -> str:
     """A configuration file; `store` is the URL of the folder that volumes lie in."""
     lines = ["[s3block]", f'state_dir = "{state}"', f"listen = [{', '.join(repr(one) for one in listen)}]"]
-    lines += ['journal_bytes = "128M"', 'cache_bytes = "64M"']
+    lines += ['journal_bytes = "32M"', 'cache_bytes = "32M"']
     for volume in volumes:
         lines += [
             f"[volume.{volume.name}]",
@@ -198,7 +198,7 @@ class GuestDoor(Door):
 
     def serve(self) -> None:
         """Starts the daemon, also anew after `kill`; returns when it serves."""
-        self._daemon = self.guest.start("s3block", "serve", *self.volumes)
+        self._daemon = self.guest.begin(cli.one, words=["serve", *self.volumes])
         for name in self.volumes:
             self._daemon.wait_for(f"serving {name} ", seconds=180)
 

@@ -6,6 +6,7 @@ Emulation makes it several times slower than hardware: it says what works, never
 
 import base64
 import json
+import os
 import queue
 import shutil
 import signal
@@ -21,6 +22,9 @@ from tests.guest.image import GuestImage
 from tests.guest.inside.agent import PORT_NAME
 from tests.guest.inside.call import ANSWER
 from tests.servers.processes import end, free_port, start, tail
+
+ROOM_MIB = 64
+"""With less on the host's disk a guest's writes fail, now or soon."""
 
 HOST = "10.0.2.2"
 """Where the guest finds what listens on this host's loopback."""
@@ -106,11 +110,14 @@ class Running:
 class Hardware:
     """What a guest is made of. `disks` are raw image files that it may write: /dev/nvme0n4 and on, and they stay.
 
+    With two `processors` things really happen at once, and everything takes two to twenty times as long: each switch of an
+    address space stops both, and the host must have found time for both before they go on.
+
     `forwards` are guest ports that shall be reachable on this host's loopback. `systemd` boots Debian's init with its
     services and udev instead of a script that starts the agent alone."""
 
     memory_mib: int = 1024
-    processors: int = 2
+    processors: int = 1
     systemd: bool = False
     forwards: Sequence[int] = ()
     disks: Sequence[Path] = field(default_factory=tuple)
@@ -132,7 +139,11 @@ class Guest:
         self._number = 0
         self._lock = threading.Lock()
         agent = _shorter(directory / "agent")
-        self._process = start(self._command(image, program, agent), self._console_file)
+        self._directory = directory
+        # What it writes to its root lies in a file without a name in $TMPDIR, and is gone when it ends.
+        self._process = start(
+            self._command(image, program, agent), self._console_file, {**os.environ, "TMPDIR": str(directory)}
+        )
         try:
             self._socket = self._connect(agent)
             self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -160,12 +171,8 @@ class Guest:
 
     def start(self, *words: str | Path, **environment: str) -> Running:
         """Begins a command and returns at once."""
-        with self._lock:
-            self._number += 1
-            number = self._number
-        running = self._running[number] = Running(self, number, [str(word) for word in words])
-        self.send({"id": number, "run": [str(word) for word in words], "environment": environment})
-        return running
+        plain = [str(word) for word in words]
+        return self._begin(plain, {"run": plain, "environment": environment})
 
     def call(self, function: Callable[..., Any], *, seconds: float = 120.0, **arguments: Any) -> Any:
         """Runs a function of `tests.guest.inside` in the guest; arguments and result are what JSON can say.
@@ -182,7 +189,7 @@ class Guest:
     def begin(self, function: Callable[..., Any], **arguments: Any) -> Running:
         """The same, without waiting; `answer_of(running.wait())` is its result."""
         place = f"{function.__module__}:{function.__qualname__}"
-        return self.start("python3", "-m", "tests.guest.inside.call", place, json.dumps(arguments))
+        return self._begin([place, json.dumps(arguments)], {"call": place, "arguments": arguments})
 
     def read(self, path: str | Path, seconds: float = 30.0) -> bytes:
         """A file in the guest, of a few megabytes at most. GuestFailed."""
@@ -197,8 +204,8 @@ class Guest:
 
     @property
     def console(self) -> str:
-        """What kernel and init have printed."""
-        return tail(self._console_file)
+        """What kernel and init have printed; and that this host's disk is full, where the guest sees only I/O errors."""
+        return tail(self._console_file) + _disk_full(self._directory)
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -295,6 +302,14 @@ class Guest:
             for line in lines:
                 self._take(json.loads(line))
 
+    def _begin(self, words: Sequence[str], request: dict[str, Any]) -> Running:
+        with self._lock:
+            self._number += 1
+            number = self._number
+        running = self._running[number] = Running(self, number, words)
+        self.send({"id": number, **request})
+        return running
+
     def _take(self, answer: Mapping[str, Any]) -> None:
         if "hello" in answer:
             with self._hello:
@@ -323,6 +338,17 @@ class Guest:
 def answer_of(finished: Finished) -> Any:
     """What the function that `Guest.begin` ran has returned."""
     return json.loads(finished.output.rpartition(ANSWER)[2])
+
+
+def _disk_full(directory: Path) -> str:
+    """What to do about it; empty if there is room."""
+    left = shutil.disk_usage(directory).free >> 20
+    if left >= ROOM_MIB:
+        return ""
+    return (
+        f"\nTHE HOST'S DISK IS FULL: {left} MiB are left where the guest's disks lie ({directory}), so their writes fail;"
+        " make room there, or set TMPDIR to a larger place\n"
+    )
 
 
 def _shorter(place: Path) -> Path:

@@ -4,7 +4,8 @@ One rule: built once and never written again; guests see their root through a co
 under a lock in a directory of its own and renamed into place whole, so that whoever finds it can use it.
 
 The cache is $BUCKETWORKS_GUEST_CACHE, else `bucketworks-guest` in the user's cache directory. Its entries are named
-by a hash of what they are made from: this file and the files in `root/`, or requirements.txt.
+by a hash of what they are made from: this file and the files in `root/`, or requirements.txt. Who uses an entry has a shared
+lock on it and touches it; what nobody has used for a month is removed by who comes next.
 """
 
 import compileall
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -62,6 +64,8 @@ _TOOLS = {
     "mke2fs": "e2fsprogs",
     "dpkg-deb": "dpkg",
 }
+UNUSED_S = 30 * 24 * 3600.0
+_BUILDING = "building-"
 INITIATOR_NAME = "iqn.2025-01.internal.bucketworks:guest"
 
 
@@ -76,6 +80,8 @@ class GuestImage:
     kernel: Path
     root: Path
     packages: Path
+    locks: tuple[int, ...] = ()
+    """Descriptors that keep the files there until they are closed, or this process ends."""
 
 
 def cache_directory() -> Path:
@@ -100,11 +106,39 @@ def find_or_build() -> GuestImage:
     """The images, built if the cache has none (a minute). ImageFailed, also where Debian's packages cannot be had."""
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
-    root = _entry(cache, _root_entry(cache), _build_root)
+    root, root_lock = _entry(cache, _root_entry(cache), _build_root)
     requirements = (ROOT / "requirements.txt").read_bytes()
     key = hashlib.sha256(requirements + repr((GUEST_PYTHON, _PLATFORMS, sys.version_info[:2])).encode())
-    packages = _entry(cache, cache / f"packages-{key.hexdigest()[:16]}", _build_packages)
-    return GuestImage(root / "vmlinuz", root / "root.img", packages / "packages.img")
+    packages, packages_lock = _entry(cache, cache / f"packages-{key.hexdigest()[:16]}", _build_packages)
+    if os.access(cache, os.W_OK):
+        remove_unused(cache, time.time() - UNUSED_S)
+    return GuestImage(root / "vmlinuz", root / "root.img", packages / "packages.img", (root_lock, packages_lock))
+
+
+def remove_unused(cache: Path, since: float) -> list[str]:
+    """Remove what nobody uses now or has used after `since` (Unix time), half-built entries too; their names.
+
+    Killed half-way it leaves a directory that nothing looks for, whose files the next one removes."""
+    removed = []
+    with _locked(cache / "lock"):
+        for entry in sorted(cache.iterdir()):
+            if not entry.name.startswith(("root-", "packages-", _BUILDING)):
+                continue
+            if entry.stat().st_mtime >= since:
+                continue
+            lock = os.open(entry, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Out of sight first, so that nobody finds half of it.
+                doomed = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=cache))
+                entry.rename(doomed / entry.name)
+                shutil.rmtree(doomed)
+                removed.append(entry.name)
+            except BlockingIOError:
+                continue  # in use
+            finally:
+                os.close(lock)
+    return removed
 
 
 def build_program(image: Path) -> None:
@@ -141,20 +175,42 @@ def _root_entry(cache: Path) -> Path:
     return cache / f"root-{digest.hexdigest()[:16]}"
 
 
-def _entry(cache: Path, entry: Path, build: Callable[[Path], None]) -> Path:
+def _entry(cache: Path, entry: Path, build: Callable[[Path], None]) -> tuple[Path, int]:
+    """The entry, built if need be, and a descriptor that keeps it there until it is closed."""
+    while True:
+        _build_once(cache, entry, build)
+        with contextlib.suppress(FileNotFoundError):
+            return entry, _use(entry)
+
+
+def _use(entry: Path) -> int:
+    """Touched, and under a shared lock. FileNotFoundError if it is being removed."""
+    lock = os.open(entry, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if not os.path.samestat(os.fstat(lock), entry.stat()):
+            raise FileNotFoundError(entry)
+        with contextlib.suppress(PermissionError):  # somebody else's, whose date is theirs to keep
+            os.utime(entry)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _build_once(cache: Path, entry: Path, build: Callable[[Path], None]) -> None:
     if entry.exists():
-        return entry
+        return
     with _locked(cache / "lock"):
         if not entry.exists():
             # A build that dies leaves its directory behind, under a name that nothing looks for.
-            under_way = Path(tempfile.mkdtemp(prefix="building-", dir=cache))
+            under_way = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=cache))
             try:
                 build(under_way)
                 under_way.chmod(0o755)
                 under_way.rename(entry)
             finally:
                 shutil.rmtree(under_way, ignore_errors=True)
-    return entry
 
 
 @contextlib.contextmanager

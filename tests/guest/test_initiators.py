@@ -48,6 +48,7 @@ def door(
             served.stop()
         finally:
             served.kill()
+            guest.kill()
         return
     for name, content in secrets.items():
         guest.write(f"/root/{name}", content + "\n")

@@ -16,7 +16,7 @@ PATIENCE_S = 180
 
 @pytest.fixture(scope="module")
 def door(boot: Callable[[Hardware], Guest]) -> Iterator[GuestDoor]:
-    guest = boot(Hardware(memory_mib=2048, forwards=[3260]))
+    guest = boot(Hardware(memory_mib=2048, processors=2, forwards=[3260]))
     volumes = [Volume("disk", 128, "disk"), Volume("suite", 128, "suite")]
     served = GuestDoor(guest, volumes, listen=["0.0.0.0:3260"])
     served.portals = ["127.0.0.1:3260"]

@@ -3,12 +3,14 @@
 One rule: a line of JSON each way, and no request waits for another. Each request carries an `id`, its answers too:
 
     {"run": [...], "environment": {...}}   {"output": "..."} as it comes, then {"exit": status}
+    {"call": "MODULE:FUNCTION", "arguments": {...}}   the same; the function runs in a fork of the agent (`call`)
     {"signal": 9}                          nothing: the command's process group gets the signal
     {"read": path}                         {"content": base64} or {"error": "..."}
     {"write": path, "content": base64, "mode": 384}   {"content": ""} or {"error": "..."}
 """
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -16,8 +18,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+from tests.guest.inside import call
 
 PORT_NAME = "bucketworks.agent"
 
@@ -26,7 +31,8 @@ class Agent:
     def __init__(self, port: BinaryIO) -> None:
         self._port = port
         self._lock = threading.Lock()
-        self._commands: dict[int, subprocess.Popen[bytes]] = {}
+        self._running: dict[int, int] = {}
+        """Process groups, by the request that began them."""
 
     def serve(self) -> None:
         """Until the host closes the port."""
@@ -35,6 +41,8 @@ class Agent:
             request = json.loads(line)
             if "run" in request:
                 threading.Thread(target=self._run, args=(request,), daemon=True).start()
+            elif "call" in request:
+                self._call(request)
             elif "signal" in request:
                 self._signal(request["id"], request["signal"])
             else:
@@ -60,23 +68,42 @@ class Agent:
             self._send({"id": number, "output": f"{request['run'][0]}: {error.strerror}\n"})
             self._send({"id": number, "exit": 127})
             return
-        self._commands[number] = command
-        reader = threading.Thread(target=self._pass_on, args=(number, command), daemon=True)
+        self._running[number] = command.pid
+        assert command.stdout is not None
+        self._attend(number, command.stdout, command.wait)
+
+    def _call(self, request: dict[str, Any]) -> None:
+        """Here and not in a thread: what the function needs is imported once for all that call it, by one at a time."""
+        number = request["id"]
+        call.load(request["call"])
+        child, output = call.fork(request["call"], request["arguments"])
+        self._running[number] = child
+
+        def wait() -> int:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        threading.Thread(target=self._attend, args=(number, output, wait), daemon=True).start()
+
+    def _attend(self, number: int, output: IO[bytes], wait: Callable[[], int]) -> None:
+        reader = threading.Thread(target=self._pass_on, args=(number, output), daemon=True)
         reader.start()
-        status = command.wait()
+        status = wait()
+        del self._running[number]
         # What the command left running in the background may keep its output open: that is not waited for.
         reader.join(timeout=0.5)
         self._send({"id": number, "exit": status})
 
-    def _pass_on(self, number: int, command: "subprocess.Popen[bytes]") -> None:
-        assert command.stdout is not None
-        for line in command.stdout:
-            self._send({"id": number, "output": line.decode(errors="replace")})
+    def _pass_on(self, number: int, output: IO[bytes]) -> None:
+        with output:
+            for line in output:
+                self._send({"id": number, "output": line.decode(errors="replace")})
 
     def _signal(self, number: int, which: int) -> None:
-        command = self._commands.get(number)
-        if command is not None and command.poll() is None:
-            os.killpg(command.pid, signal.Signals(which))
+        group = self._running.get(number)
+        if group is not None:
+            # It may have ended at this moment.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.Signals(which))
 
     def _file(self, request: dict[str, Any]) -> None:
         answer = {"id": request["id"], "content": ""}
