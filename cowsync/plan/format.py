@@ -21,6 +21,7 @@ FRAME_BYTES_MAX = 16 << 20
 """A frame ends at the first line with which it holds this much, so a reader needs at most this and one line."""
 LINE_BYTES_MAX = 64 << 10
 """Room for a key of 1,024 bytes that are all escaped, twice over; a longer line is damage."""
+NUMBER_MAX = (1 << 63) - 1
 DIGEST_HEX = 64
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -119,7 +120,7 @@ def decode_line(data: bytes, number: int) -> PlanLine:
         raise StateDamaged(f"line {number} has no op that is known")
     for name, value in document.items():
         kind = _TYPES.get(name)
-        if kind is None or type(value) is not kind or (kind is int and value < 0):  # type: ignore[operator]
+        if kind is None or type(value) is not kind or (kind is int and not 0 <= value <= NUMBER_MAX):  # type: ignore[operator]
             raise StateDamaged(f"line {number}: field {name!r} is not one of a plan, or of the wrong type")
     document["op"] = op
     try:

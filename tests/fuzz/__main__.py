@@ -29,7 +29,7 @@ from tests.fuzz.targets import TARGETS, Target, mutated
 FOUND = Path(__file__).parents[2] / ".results" / "fuzz"
 RUN_SECONDS = 10.0
 MEMORY_BYTES = 4 << 30
-PACKAGE = str(Path(__file__).parents[2] / "blockdev")
+PACKAGES = tuple(str(Path(__file__).parents[2] / name) for name in ("blockdev", "cowsync"))
 
 
 class Lines:
@@ -51,7 +51,7 @@ class Lines:
         return len(self._seen)
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
+        return self._line if frame.f_code.co_filename.startswith(PACKAGES) else None
 
     def _line(self, frame: FrameType, event: str, argument: object) -> Any:
         place = (frame.f_code, frame.f_lineno)
@@ -120,7 +120,7 @@ def libfuzzer(target: Target, seconds: int, more: list[str]) -> bool:
 def _functions() -> Iterator[FunctionType]:
     """Of the product's modules that are loaded."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("blockdev."):
+        if name.startswith(("blockdev.", "cowsync.")):
             places = [module, *(each for each in vars(module).values() if isinstance(each, type))]
             for place in places:
                 for found in list(vars(place).values()):

@@ -43,11 +43,14 @@ from cowsync.apply.journal_format import (
 from cowsync.apply.journal_format import decode as decode_entry
 from cowsync.apply.journal_format import encode as encode_entry
 from cowsync.changes import LineResult, Op, Outcome
+from cowsync.errors import StateDamaged
+from cowsync.plan import format as plan_format
 from tests.blockdev.iscsi.initiator import HOST, IQN, LOGIN_KEYS, World
 from tests.blockdev.ram_target import RamTarget
 from tests.blockdev.scsi.test_extended_copy import cdb as copy_cdb
 from tests.blockdev.scsi.test_extended_copy import within
 from tests.blockdev.tcmu.kernel import CMDR_OFFSET, KernelRing
+from tests.formats.test_golden_plan import GOLDEN, HEAD, LINES
 from tests.protocol.conversations import CONVERSATIONS, RECORDED, fresh_world
 
 MEMORY_MAX = 48 << 20
@@ -340,6 +343,26 @@ def ring(data: bytes) -> None:
         found.close()
 
 
+def plan_file(data: bytes) -> None:
+    """A plan's head (first byte 0), index (1) or lines (any other)."""
+    kind, raw = data[:1], data[1:]
+    with contextlib.suppress(StateDamaged):
+        if kind == b"\0":
+            assert plan_format.encode_head(plan_format.decode_head(raw)) == raw
+        elif kind == b"\1":
+            index = plan_format.decode_index(raw)
+            assert plan_format.decode_index(plan_format.encode_index(index)) == index
+            assert sum(frame.lines for frame in index.frames) == index.lines
+        else:
+            first = plan_format.decode_line(raw.partition(b"\n")[0], 7)
+            frame = plan_format.Frame(0, len(raw), len(raw), 7, raw.count(b"\n"), "", first.key)
+            before = ""
+            for line in plan_format.decode_lines(raw, frame):
+                assert line.key > before
+                assert plan_format.decode_line(plan_format.encode_line(line)[:-1], 0) == line
+                before = line.key
+
+
 # --- seeds ------------------------------------------------------------------------------------------------------------
 
 
@@ -571,6 +594,15 @@ TARGETS: dict[str, Target] = {
                 bytes((0, 128, 2)),
             ),
             96,
+        ),
+        Target(
+            "plan",
+            plan_file,
+            (
+                b"\0" + plan_format.encode_head(HEAD),
+                b"\1" + (GOLDEN / "plan-index.v1.json").read_bytes(),
+                b"\2" + b"".join(map(plan_format.encode_line, LINES)),
+            ),
         ),
     )
 }

@@ -24,6 +24,7 @@ PLACES = (
     "blockdev/tcmu/ring.py",
     "blockdev/control.py",
     "cowsync/apply/journal_format.py",
+    "cowsync/plan/format.py",
 )
 BYTES = re.compile(r"(?<!\[\[int\], )\b(bytes|bytearray|memoryview|Buffer|dict\[str, str\]|StreamReader)\b")
 
