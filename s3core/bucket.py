@@ -212,7 +212,8 @@ class Bucket(Protocol):
         ...
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[tuple[int, str]]) -> Written:
-        """Make it visible. OutcomeUnknown: look with `head`."""
+        """Make it visible, of `parts` (number and ETag, ascending). Name every part that was uploaded: some servers
+        refuse to leave one out. OutcomeUnknown: look with `head`."""
         ...
 
     def abort_upload(self, key: str, upload_id: str) -> None:

@@ -64,6 +64,8 @@ class Preset:
     """Whether conditional writes still hold in a bucket with versioning."""
     delete_many: bool = True
     server_copy: bool = True
+    copy_if_match: Honoured = "probe"
+    """Whether a copy looks at `x-amz-copy-source-if-match`; where that is not sure, we look at the source ourselves."""
     prices: Prices = Prices()
     notes: tuple[str, ...] = ()
 
@@ -78,6 +80,7 @@ PRESETS: dict[str, Preset] = {
             addressing="virtual",
             if_none_match="yes",
             if_match="yes",
+            copy_if_match="yes",
             aws_checksums=True,
             versioned_conditions="yes",
             prices=Prices(per_1000_put=0.005, per_1000_get=0.0004, per_gib_month=0.023, per_gib_egress=0.09),
@@ -93,6 +96,7 @@ PRESETS: dict[str, Preset] = {
             addressing="path",
             if_none_match="probe",
             if_match="probe",
+            copy_if_match="no",
             if_match_quoted=False,
             versioned_conditions="no",
             notes=(
@@ -109,6 +113,7 @@ PRESETS: dict[str, Preset] = {
             addressing="path",
             if_none_match="yes",
             if_match="yes",
+            copy_if_match="yes",
             aws_checksums=True,
             notes=("releases before October 2025 skip conditions while a read quorum is missing",),
         ),
@@ -119,6 +124,7 @@ PRESETS: dict[str, Preset] = {
             addressing="path",
             if_none_match="no",
             if_match="no",
+            copy_if_match="yes",
             aws_checksums=True,
             versioned_conditions="no",
             notes=(
@@ -133,6 +139,7 @@ PRESETS: dict[str, Preset] = {
             addressing="path",
             if_none_match="yes",
             if_match="yes",
+            copy_if_match="yes",
             prices=Prices(per_1000_put=0.0045, per_1000_get=0.00036, per_gib_month=0.015),
             notes=("replace ACCOUNT by the account's id; the region is `auto`",),
         ),

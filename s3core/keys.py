@@ -6,7 +6,7 @@ another would not is refused by all of them, as ValueError: the caller is at fau
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 KEY_BYTES_MAX = 900
 """S3 allows 1,024 bytes; the rest is left to the store's prefix."""
@@ -15,6 +15,7 @@ FOREIGN_KEY_BYTES_MAX = 1024
 METADATA_BYTES_MAX = 2048
 """S3's bound on the names and values of user metadata together."""
 PART_NUMBER_MAX = 10_000
+PAGE_KEYS_MAX = 1000
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
 _VALUE_CHARACTERS = frozenset(string.digits + string.ascii_letters + string.punctuation + " ")
@@ -58,6 +59,27 @@ def check_range(offset: int, length: int) -> None:
 def check_part_number(number: int) -> None:
     if not 1 <= number <= PART_NUMBER_MAX:
         raise ValueError(f"a part's number must be from 1 to {PART_NUMBER_MAX}, not {number}")
+
+
+def check_span(offset: int, length: int) -> None:
+    """ValueError unless `offset` >= 0 and `length` > 0 or -1, all the rest."""
+    if offset < 0 or (length < 1 and length != -1):
+        raise ValueError(
+            f"a range begins at 0 or later and has at least 1 byte, or -1 for the rest: {offset}, {length}"
+        )
+
+
+def check_parts(key: str, parts: Sequence[tuple[int, str]]) -> None:
+    """ValueError unless there are parts, ascending by number."""
+    numbers = [number for number, _ in parts]
+    if not numbers or numbers != sorted(set(numbers)):
+        raise ValueError(f"{key}: an upload is completed from at least one part, ascending by number: {numbers[:10]}")
+
+
+def check_max_keys(max_keys: int) -> None:
+    """ValueError for a page that S3 would not give."""
+    if not 1 <= max_keys <= PAGE_KEYS_MAX:
+        raise ValueError(f"a page has 1 to {PAGE_KEYS_MAX:,} keys, not {max_keys}")
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:

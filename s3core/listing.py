@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from s3core.bucket import ListedPage, ListedVersion, VersionsPage
 from s3core.errors import Corrupt
-from s3core.s3_xml import bare_etag, child_text, named_tag, parse_time, shown_body, xml_root
+from s3core.s3_xml import bare_etag, child_text, fits_xml, named_tag, parse_time, shown_body, xml_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,9 @@ _URL_ENCODED = b"<EncodingType>url</EncodingType>"
 _BYTES = {b"%02X" % number: bytes((number,)) for number in range(256)}
 _BYTES |= {digits.lower(): byte for digits, byte in _BYTES.items()}
 _HEX_DIGITS = frozenset(b"0123456789ABCDEFabcdef")
+_REFERENCE = re.compile("&(#[xX][0-9a-fA-F]{1,6}|#[0-9]{1,7}|[a-z]+);")
+_REFERENCE_BYTES = re.compile(_REFERENCE.pattern.encode())
+_ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 _ESCAPES_MAX = 64
 """Different escapes on one page up to which each is replaced in one go."""
 
@@ -206,8 +209,33 @@ def _once(body: bytes, name: str) -> str:
     if start < 0:
         return ""
     start += len(tag)
-    inner = body[start : body.find(b"<", start)]
-    return xml_root(b"<t>%s</t>" % inner).text or "" if b"&" in inner else inner.decode()
+    inner = body[start : body.find(b"<", start)].decode(errors="replace")
+    return _REFERENCE.sub(_referred, inner) if "&" in inner else inner
+
+
+def _referred(reference: re.Match[str]) -> str:
+    name = reference[1]
+    if name.startswith("#"):
+        number = int(name[2:], 16) if name[1] in "xX" else int(name[1:])
+        return chr(number) if number < 0x110000 else reference[0]
+    return _ENTITIES.get(name, reference[0])
+
+
+def _rows_root(body: bytes, element: str) -> ElementTree.Element:
+    """The root, which must be `element`. Ceph repeats what it was asked for (StartAfter, tokens) with references to
+    control characters, which XML does not allow; they are made unreadable here, and a name must not hold one."""
+    root = xml_root(_REFERENCE_BYTES.sub(_allowed, body) if _URL_ENCODED in body else body)
+    if root.tag.rpartition("}")[2] != element:
+        raise Corrupt(f"expected {element}, got {shown_body(body)}")
+    return root
+
+
+def _allowed(reference: re.Match[bytes]) -> bytes:
+    return reference[0] if fits_xml(_referred_bytes(reference)) else b"&#xFFFD;"
+
+
+def _referred_bytes(reference: re.Match[bytes]) -> str:
+    return _REFERENCE.sub(_referred, reference[0].decode())
 
 
 def _more(truncated: str, token: str) -> tuple[bool, str]:
@@ -224,10 +252,10 @@ def _more(truncated: str, token: str) -> tuple[bool, str]:
 
 
 def _page_strict(body: bytes) -> ListedPage:
-    root = xml_root(body)
+    root = _rows_root(body, "ListBucketResult")
     encoded = child_text(root, "EncodingType") == "url"
     rows = root.findall(named_tag(root, "Contents"))
-    truncated, token = _more(child_text(root, "IsTruncated"), child_text(root, "NextContinuationToken"))
+    truncated, token = _more(child_text(root, "IsTruncated"), _once(body, "NextContinuationToken"))
     return ListedPage(
         keys=[_name(row, "Key", encoded) for row in rows],
         sizes=[_size(row) for row in rows],
@@ -244,6 +272,8 @@ def _name(element: ElementTree.Element, child: str, encoded: bool) -> bytes:
     text = child_text(element, child)
     if not text:
         raise Corrupt(f"the listing has a row without {child}")
+    if encoded and "\ufffd" in text:
+        raise Corrupt(f"the listing has a name that XML cannot carry: {text!r}")
     # A blank is sent as `+` by some servers and as %20 by others; a plus sign is %2B with all of them.
     return unquote_to_bytes(text.replace("+", " ")) if encoded else text.encode()
 
@@ -298,7 +328,7 @@ def _versions_fast(body: bytes) -> VersionsPage | None:
 
 
 def _versions_strict(body: bytes) -> VersionsPage:
-    root = xml_root(body)
+    root = _rows_root(body, "ListVersionsResult")
     encoded = child_text(root, "EncodingType") == "url"
     rows = [
         (row, row.tag == named_tag(root, "DeleteMarker"))
@@ -317,7 +347,7 @@ def _versions_strict(body: bytes) -> VersionsPage:
         )
         for row, marker in rows
     ]
-    next_key = child_text(root, "NextKeyMarker")
+    next_key = _once(body, "NextKeyMarker")
     if encoded:
         next_key = unquote_plus(next_key)
     truncated, next_version = child_text(root, "IsTruncated"), child_text(root, "NextVersionIdMarker")

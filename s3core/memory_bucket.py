@@ -35,9 +35,9 @@ from s3core.bucket import (
 from s3core.clock import Clock, SystemClock
 from s3core.content import byte_views
 from s3core.errors import Corrupt, NotFound, PreconditionFailed, StoreError, Unsupported
-from s3core.keys import check_foreign_key, check_part_number
+from s3core.keys import check_foreign_key, check_max_keys, check_part_number, check_parts, check_span
 from s3core.store import Buffer
-from s3core.wrapper import PAGE_KEYS, Operation
+from s3core.wrapper import Operation
 
 Versioning = Literal["", "Enabled", "Suspended"]
 NULL_VERSION = "null"
@@ -166,7 +166,7 @@ class MemoryBucket:
     def list_page(
         self, *, prefix: str = "", start_after: str = "", delimiter: str = "", max_keys: int = 1000, token: str = ""
     ) -> ListedPage:
-        _check_max_keys(max_keys)
+        check_max_keys(max_keys)
         with self._lock:
             self.requests["list"] += 1
             after, skip = (token[1:], token[:1] == "p") if token else (start_after, False)
@@ -200,7 +200,7 @@ class MemoryBucket:
     def list_versions(
         self, *, prefix: str = "", key_marker: str = "", version_marker: str = "", max_keys: int = 1000
     ) -> VersionsPage:
-        _check_max_keys(max_keys)
+        check_max_keys(max_keys)
         if version_marker and not key_marker:
             raise ValueError("a version marker needs a key marker")
         listed: list[ListedVersion] = []
@@ -443,26 +443,6 @@ class MemoryBucket:
                 insort(keys, key)
             elif was and not now:
                 del keys[bisect_left(keys, key)]
-
-
-def check_span(offset: int, length: int) -> None:
-    """ValueError unless `offset` >= 0 and `length` > 0 or -1, all the rest."""
-    if offset < 0 or (length < 1 and length != -1):
-        raise ValueError(
-            f"a range begins at 0 or later and has at least 1 byte, or -1 for the rest: {offset}, {length}"
-        )
-
-
-def check_parts(key: str, parts: Sequence[tuple[int, str]]) -> None:
-    """ValueError unless there are parts, ascending by number."""
-    numbers = [number for number, _ in parts]
-    if not numbers or numbers != sorted(set(numbers)):
-        raise ValueError(f"{key}: an upload is completed from at least one part, ascending by number: {numbers[:10]}")
-
-
-def _check_max_keys(max_keys: int) -> None:
-    if not 1 <= max_keys <= PAGE_KEYS:
-        raise ValueError(f"a page has 1 to {PAGE_KEYS:,} keys, not {max_keys}")
 
 
 def _check_match(key: str, etag: str, if_match: str) -> None:

@@ -1,61 +1,30 @@
 """The store port over S3: plain HTTP requests, signed here, with no retries and no hidden second thoughts.
 
-One rule: one call of the port is one request (listings and batches: one per page), and what the server said is
-what the caller hears, as `s3core.s3_faults` reads it. Two exceptions, neither of which repeats anything that
-may have been applied: a request refused for its region is signed again for the region the server named when
-the endpoint says `auto`, and a HEAD refused without a reason is asked again as a GET of one byte.
-Read next: `s3core.s3_http` (sockets), `s3core.s3_faults` (errors), `s3core.s3_multipart` (uploads in parts).
+One rule: one call of the port is one request (listings and batches: one per page), but for the two exceptions that
+`s3core.s3_requests` names.
+Read next: `s3core.s3_requests` (routing, signing), `s3core.s3_http` (sockets), `s3core.s3_faults` (errors),
+`s3core.s3_multipart` (uploads in parts).
 """
 
 import base64
 import hashlib
-import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
-from s3core.clock import Clock, SystemClock
-from s3core.endpoint import PRESETS, REGION_AUTO, Address, Endpoint
+from s3core.clock import Clock
+from s3core.endpoint import Endpoint
 from s3core.errors import Corrupt, Misconfigured, NotFound, StoreError, Unavailable, Unsupported
 from s3core.keys import check_key, check_metadata, check_range
 from s3core.listing import ListPage, parse_list
-from s3core.s3_faults import COPY, DELETE, GET, HEAD, LIST, PUT, UPLOAD, Act, Place, fault, served_region
-from s3core.s3_http import Answer, Transport, pieces
+from s3core.s3_faults import COPY, DELETE, GET, LIST, PUT, UPLOAD, Act
+from s3core.s3_http import Answer
 from s3core.s3_multipart import S3MultipartUpload
-from s3core.s3_xml import (
-    ErrorBody,
-    delete_request,
-    fits_xml,
-    parse_delete_result,
-    parse_error,
-    parse_result,
-)
-from s3core.signing import (
-    EMPTY_SHA256,
-    UNSIGNED_PAYLOAD,
-    Query,
-    Signer,
-    encode_key,
-    encode_query,
-    payload_sha256,
-)
+from s3core.s3_requests import S3Requests, etag_of, modified_of, ranged_body, whole_body
+from s3core.s3_xml import ErrorBody, delete_request, fits_xml, parse_delete_result, parse_result
+from s3core.signing import Query, encode_key
 from s3core.store import Body, Buffer, MultipartUpload, ObjectInfo, Properties
 
 DELETE_BATCH = 1000
-#: Tried first when the region is to be asked for; every provider either takes it or names its own.
-FIRST_GUESS_REGION = "us-east-1"
 _METADATA = "x-amz-meta-"
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-
-
-@dataclass(frozen=True, slots=True)
-class _Route:
-    """Where and for which region requests are made; replaced as a whole when the server names another region."""
-
-    region: str
-    address: Address
-    signer: Signer
 
 
 def open_s3_store(endpoint: Endpoint, bucket: str, prefix: str = "", *, clock: Clock | None = None) -> "S3Store":
@@ -68,18 +37,12 @@ class S3Store:
     """An `ObjectStore` in a bucket. Threads may share it; connections are kept open for them."""
 
     def __init__(self, endpoint: Endpoint, bucket: str, prefix: str = "", *, clock: Clock | None = None) -> None:
-        if not bucket or "/" in bucket:
-            raise ValueError(f"not a bucket's name: {bucket!r}")
         stem = prefix.strip("/")
+        self._requests = S3Requests(endpoint, bucket, clock=clock)
         self._endpoint = endpoint
         self._bucket = bucket
         self._prefix = f"{stem}/" if stem else ""
-        self._clock = clock or SystemClock()
-        self._transport = Transport(endpoint)
-        self._preset = PRESETS[endpoint.preset]
-        self._sign_payload = not endpoint.tls if endpoint.sign_payload is None else endpoint.sign_payload
-        self._route_lock = threading.Lock()
-        self._route = self._route_to(FIRST_GUESS_REGION if endpoint.region == REGION_AUTO else endpoint.region)
+        self._preset = self._requests.preset
         self._batch_delete = self._preset.delete_many  # turned off by the first server that cannot do it
 
     @property
@@ -89,7 +52,7 @@ class S3Store:
     @property
     def region(self) -> str:
         """What requests are signed for; with `auto` a guess until the server has been asked."""
-        return self._route.region
+        return self._requests.region
 
     @property
     def properties(self) -> Properties:
@@ -106,8 +69,7 @@ class S3Store:
 
     def get(self, key: str) -> Body:
         answer = self._request(GET, "GET", key)
-        _check_length(answer, key)
-        return Body(answer.body, _etag(answer))
+        return Body(whole_body(answer, key), etag_of(answer))
 
     def get_range(self, key: str, offset: int, length: int) -> Body:
         check_range(offset, length)
@@ -115,23 +77,7 @@ class S3Store:
             answer = self._request(GET, "GET", key, headers={"range": f"bytes={offset}-{offset + length - 1}"})
         except Corrupt as beyond:
             raise Corrupt("the object ends before the range", key=key, offset=offset) from beyond
-        _check_length(answer, key)
-        if answer.status == 200:
-            # A server may ignore Range (RFC 9110 section 14.2): then this is the whole object.
-            if len(answer.body) < offset + length:
-                raise Corrupt(f"the object ends at {len(answer.body)}, before the range", key=key, offset=offset)
-            return Body(answer.body[offset : offset + length], _etag(answer))
-        served = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
-        if served is None:
-            raise Unavailable("a part came back without a Content-Range", key=key)
-        first, last = int(served[1]), int(served[2])
-        if (first, last) != (offset, offset + length - 1):
-            if first == offset and last < offset + length - 1:
-                raise Corrupt(f"the object ends at {last + 1}, inside the range of {length}", key=key, offset=offset)
-            raise Unavailable(f"asked for bytes {offset}-{offset + length - 1}, got {served[0]}", key=key)
-        if len(answer.body) != length:
-            raise Unavailable(f"asked for {length} bytes, got {len(answer.body)}", key=key)
-        return Body(answer.body, _etag(answer))
+        return Body(ranged_body(answer, key, offset, length), etag_of(answer))
 
     def put(self, key: str, data: Buffer | Sequence[Buffer], *, metadata: dict[str, str] | None = None) -> str:
         return self._put(key, data, metadata, {})
@@ -150,21 +96,12 @@ class S3Store:
         return self._put(key, data, metadata, {"if-match": condition})
 
     def head(self, key: str) -> ObjectInfo:
-        try:
-            answer = self._request(HEAD, "HEAD", key)
-        except NotFound:
-            raise
-        except StoreError as refusal:
-            if refusal.temporary:
-                raise
-            # An answer to HEAD has no body and so no reason; the same question as a GET has one.
-            self._request(GET, "GET", key, headers={"range": "bytes=0-0"})
-            raise
+        answer = self._requests.look(self._full(key), shown=key)
         return ObjectInfo(
             key=key,
             size=int(answer.headers.get("content-length", "0")),
-            etag=_etag(answer),
-            modified=_modified(answer),
+            etag=etag_of(answer),
+            modified=modified_of(answer),
             metadata={
                 name[len(_METADATA) :]: value for name, value in answer.headers.items() if name.startswith(_METADATA)
             },
@@ -201,7 +138,7 @@ class S3Store:
         return S3MultipartUpload(key, upload_id, self._request, self.head)
 
     def close(self) -> None:
-        self._transport.close()
+        self._requests.close()
 
     # --- listings ----------------------------------------------------------------------------------------
 
@@ -302,7 +239,7 @@ class S3Store:
     def _refused_in_batch(self, key: str, code: str, message: str) -> StoreError:
         status = {"AccessDenied": 403, "SlowDown": 503, "InternalError": 500, "NotImplemented": 501}.get(code, 400)
         body = ErrorBody(code=code, message=message)
-        return fault(Answer(status, {}, b""), DELETE, self._place(self._route), key, self._clock.time(), body)
+        return self._requests.refusal(Answer(status, {}, b""), DELETE, key, body)
 
     def _delete_singly(self, keys: Iterable[str]) -> dict[str, StoreError]:
         failures: dict[str, StoreError] = {}
@@ -319,7 +256,7 @@ class S3Store:
         self, key: str, data: Buffer | Sequence[Buffer], metadata: dict[str, str] | None, condition: Mapping[str, str]
     ) -> str:
         headers = {**_metadata_headers(metadata), **condition}
-        return _etag(self._request(PUT, "PUT", key, headers=headers, body=data)) or self.head(key).etag
+        return etag_of(self._request(PUT, "PUT", key, headers=headers, body=data)) or self.head(key).etag
 
     def _request(
         self,
@@ -334,111 +271,11 @@ class S3Store:
         """One request for `key` (None: the bucket itself) that succeeded, or the error it came to."""
         # Never by the key's truth: an empty one must be refused, not taken for the bucket.
         full = "" if key is None else self._full(key)
-        chunks = pieces(body) if body is not None else []
-        route = self._route
-        answer = self._send(route, act, method, full, query, headers or {}, chunks)
-        if _succeeded(answer, act):
-            return answer
-        # A refusal for the wrong region was refused before anything was done, so it may be sent again.
-        better = self._learn_region(route, answer)
-        if better is not None:
-            answer = self._send(better, act, method, full, query, headers or {}, chunks)
-            if _succeeded(answer, act):
-                return answer
-            route = better
-        raise fault(_as_error(answer), act, self._place(route), key or "", self._clock.time())
-
-    def _send(
-        self,
-        route: _Route,
-        act: Act,
-        method: str,
-        key: str,
-        query: Query,
-        headers: Mapping[str, str],
-        chunks: Sequence[Buffer],
-    ) -> Answer:
-        path = f"{route.address.path}/{encode_key(key)}"
-        query_text = encode_query(query)
-        if not self._sign_payload:
-            payload_hash = UNSIGNED_PAYLOAD
-        else:
-            payload_hash = payload_sha256(chunks) if chunks else EMPTY_SHA256
-        signed = route.signer.headers(
-            method, path, query_text, {**headers, "host": route.address.host}, payload_hash, self._clock.time()
-        )
-        if method in ("PUT", "POST"):
-            signed["content-length"] = str(sum(len(chunk) for chunk in chunks))
-        signed["user-agent"] = "bucketworks"
-        target = f"{path}?{query_text}" if query_text else path
-        return self._transport.send(
-            method, route.address, target, signed, chunks or None, mutating=act.mutating, key=key[len(self._prefix) :]
-        )
-
-    def _learn_region(self, route: _Route, answer: Answer) -> _Route | None:
-        """The route to take instead if `auto` was asked for and the server named another region."""
-        if self._endpoint.region != REGION_AUTO or answer.status not in (301, 307, 400, 403):
-            return None
-        region = served_region(answer)
-        if not region and not answer.body:
-            # An answer to HEAD has no body to name the region in: ask with a listing of nothing.
-            probe = self._send(route, LIST, "GET", "", [("list-type", "2"), ("max-keys", "0")], {}, [])
-            region = served_region(probe)
-        if not region or region == route.region:
-            return None
-        with self._route_lock:
-            if self._route.region != region:
-                self._route = self._route_to(region)
-            return self._route
-
-    def _route_to(self, region: str) -> _Route:
-        address = self._endpoint.address(self._bucket, region)
-        return _Route(region, address, Signer(self._endpoint.credentials, region))
-
-    def _place(self, route: _Route) -> Place:
-        return Place(self._endpoint, route.address, self._bucket, route.region)
+        return self._requests.request(act, method, full, shown=key or "", query=query, headers=headers, body=body)
 
     def _full(self, key: str) -> str:
         return self._prefix + check_key(key)
 
 
-def _succeeded(answer: Answer, act: Act) -> bool:
-    if not 200 <= answer.status < 300:
-        return False
-    # Copies and completions may fail after their 200 was sent; the reason is then the body. Bodies of reads are
-    # anybody's bytes and are not looked into.
-    return not (act.mutating and answer.body and parse_error(answer.body).code)
-
-
-def _as_error(answer: Answer) -> Answer:
-    """A failure that was announced as 200 with the status it should have had."""
-    if answer.status >= 300:
-        return answer
-    code = parse_error(answer.body).code
-    status = {"NoSuchKey": 404, "NoSuchUpload": 404, "PreconditionFailed": 412, "AccessDenied": 403}.get(code, 500)
-    return Answer(status, answer.headers, answer.body)
-
-
 def _metadata_headers(metadata: Mapping[str, str] | None) -> dict[str, str]:
     return {_METADATA + name: value for name, value in check_metadata(metadata).items()}
-
-
-def _check_length(answer: Answer, key: str) -> None:
-    """urllib3 refuses a body shorter than Content-Length; without one a cut would not be seen at all."""
-    stated = answer.headers.get("content-length")
-    if stated is None:
-        if "chunked" not in answer.headers.get("transfer-encoding", ""):
-            raise Unavailable("the answer does not say how long it is, so a cut could not be seen", key=key)
-    elif int(stated) != len(answer.body):
-        raise Unavailable(f"{stated} bytes were announced and {len(answer.body)} came", key=key)
-
-
-def _etag(answer: Answer) -> str:
-    return answer.headers.get("etag", "").removeprefix("W/").strip('"')
-
-
-def _modified(answer: Answer) -> float:
-    try:
-        return parsedate_to_datetime(answer.headers.get("last-modified", "")).timestamp()
-    except ValueError:
-        return 0.0

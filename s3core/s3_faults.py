@@ -44,6 +44,9 @@ DELETE = Act("delete", "s3:DeleteObject", mutating=True)
 COPY = Act("copy", "s3:GetObject and s3:PutObject", mutating=True)
 LIST = Act("list", "s3:ListBucket", on_bucket=True)
 UPLOAD = Act("upload in parts", "s3:PutObject", mutating=True)
+TAGS = Act("read the tags of", "s3:GetObjectTagging")
+LIST_VERSIONS = Act("list the versions in", "s3:ListBucketVersions", on_bucket=True)
+VERSIONING = Act("ask for the versioning of", "s3:GetBucketVersioning", on_bucket=True)
 ABORT = Act("abort the upload of", "s3:AbortMultipartUpload", mutating=True)
 
 _NOT_BEGUN = frozenset(

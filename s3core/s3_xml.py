@@ -60,11 +60,11 @@ def parse_error(body: bytes) -> ErrorBody:
     )
 
 
-def parse_result(body: bytes, element: str) -> dict[str, str]:
-    """The texts directly below a result document whose root must be `element`."""
+def parse_result(body: bytes, *elements: str) -> dict[str, str]:
+    """The texts directly below a result document whose root must be one of `elements`."""
     root = xml_root(body)
-    if _local(root.tag) != element:
-        raise Corrupt(f"expected {element}, got {shown_body(body)}")
+    if _local(root.tag) not in elements:
+        raise Corrupt(f"expected {' or '.join(elements)}, got {shown_body(body)}")
     return {_local(child.tag): (child.text or "").strip() for child in root}
 
 
@@ -76,6 +76,14 @@ def parse_delete_result(body: bytes) -> list[DeleteFailure]:
         DeleteFailure(child_text(error, "Key"), child_text(error, "Code"), child_text(error, "Message"))
         for error in root.iter(named_tag(root, "Error"))
     ]
+
+
+def parse_tags(body: bytes) -> dict[str, str]:
+    """The tags in the answer to GetObjectTagging."""
+    root = xml_root(body)
+    if _local(root.tag) != "Tagging":
+        raise Corrupt(f"expected Tagging, got {shown_body(body)}")
+    return {child_text(tag, "Key"): child_text(tag, "Value") for tag in root.iter(named_tag(root, "Tag"))}
 
 
 def delete_request(keys: Iterable[str]) -> bytes:

@@ -1,0 +1,349 @@
+"""The bucket port over S3: plain HTTP requests, signed here, with no retries and no hidden second thoughts.
+
+One rule: one call of the port is one request, but for what `s3core.s3_requests` names and for three cases that each
+docstring repeats: a copy on condition where the server is not sure to look at the condition looks at the source by
+itself, before and, if the copy's ETag does not prove it, after; a write whose answer lacks the ETag (Ceph's
+CompleteMultipartUpload) is followed by a HEAD; `properties` asks for the versioning once.
+Source: Amazon S3 API reference. Read next: `s3core.bucket` (the promises), `s3core.attributes` (headers).
+"""
+
+import threading
+from collections.abc import Sequence
+
+from s3core.attributes import answered_attributes, request_headers
+from s3core.bucket import (
+    NO_ATTRIBUTES,
+    Attributes,
+    BucketProperties,
+    CopySource,
+    ListedPage,
+    ObjectFacts,
+    VersionsPage,
+    Written,
+)
+from s3core.clock import Clock
+from s3core.endpoint import Endpoint
+from s3core.errors import (
+    Corrupt,
+    Denied,
+    Misconfigured,
+    NotFound,
+    OutcomeUnknown,
+    PreconditionFailed,
+    StoreError,
+    Unavailable,
+    Unsupported,
+)
+from s3core.keys import check_foreign_key, check_max_keys, check_part_number, check_parts, check_span
+from s3core.listing import parse_page, parse_versions
+from s3core.s3_faults import ABORT, COPY, DELETE, GET, LIST, LIST_VERSIONS, PUT, TAGS, UPLOAD, VERSIONING, Act
+from s3core.s3_http import Answer
+from s3core.s3_requests import S3Requests, etag_of, modified_of, ranged_body, whole_body
+from s3core.s3_xml import complete_request, parse_result, parse_tags
+from s3core.signing import encode_key
+from s3core.store import Buffer
+
+_CHECKSUM = "x-amz-checksum-"
+
+
+class S3Bucket:
+    """A `Bucket` on an S3 endpoint. Opens no connection: the first request finds out whether the endpoint works.
+    ValueError for a name that cannot be, Misconfigured for an unreadable CA file."""
+
+    def __init__(self, endpoint: Endpoint, bucket: str, *, clock: Clock | None = None) -> None:
+        self._requests = S3Requests(endpoint, bucket, clock=clock)
+        self._endpoint = endpoint
+        self._name = bucket
+        self._preset = self._requests.preset
+        self._lock = threading.Lock()
+        self._properties: BucketProperties | None = None  # under _lock
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self._endpoint.name}/{self._name}"
+
+    @property
+    def properties(self) -> BucketProperties:
+        """Two configured endpoints count as two, though they may be one server: which key may read there is not
+        known. Where we may not see the versioning, or the server has none, nothing is taken to be kept."""
+        with self._lock:
+            if self._properties is None:
+                self._properties = BucketProperties(
+                    endpoint=f"s3://{self._endpoint.name}" if self._preset.server_copy else "",
+                    name=self._name,
+                    versioned=self._is_versioned(),
+                )
+            return self._properties
+
+    def _is_versioned(self) -> bool:
+        try:
+            answer = self._requests.request(VERSIONING, "GET", "", query=[("versioning", "")])
+        except (Denied, Unsupported):
+            return False
+        # The second is its name in the older SOAP interface, which some servers answer with.
+        result = parse_result(answer.body, "VersioningConfiguration", "GetBucketVersioningResponse")
+        return result.get("Status", "") == "Enabled"
+
+    # --- listings ----------------------------------------------------------------------------------------
+
+    def list_page(
+        self, *, prefix: str = "", start_after: str = "", delimiter: str = "", max_keys: int = 1000, token: str = ""
+    ) -> ListedPage:
+        check_max_keys(max_keys)
+        query = [("list-type", "2"), ("prefix", prefix), ("encoding-type", "url"), ("max-keys", str(max_keys))]
+        if delimiter:
+            query.append(("delimiter", delimiter))
+        if start_after:
+            query.append(("start-after", start_after))
+        if token:
+            query.append(("continuation-token", token))
+        page = parse_page(self._requests.request(LIST, "GET", "", query=query).body)
+        stem = prefix.encode()
+        for name in (*page.keys[:1], *page.keys[-1:], *page.prefixes[:1]):
+            if not name.startswith(stem):
+                raise Misconfigured(f"{self.url}: asked to list {prefix!r}, the server lists {name!r}")
+        return page
+
+    def list_versions(
+        self, *, prefix: str = "", key_marker: str = "", version_marker: str = "", max_keys: int = 1000
+    ) -> VersionsPage:
+        check_max_keys(max_keys)
+        if version_marker and not key_marker:
+            raise ValueError("a version marker needs a key marker")
+        query = [("versions", ""), ("prefix", prefix), ("encoding-type", "url"), ("max-keys", str(max_keys))]
+        if key_marker:
+            query.append(("key-marker", key_marker))
+        if version_marker:
+            query.append(("version-id-marker", version_marker))
+        return parse_versions(self._requests.request(LIST_VERSIONS, "GET", "", query=query).body)
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    def head(self, key: str, *, version_id: str = "", part_number: int = 0) -> ObjectFacts:
+        check_foreign_key(key)
+        query = _version_query(version_id)
+        if part_number:
+            check_part_number(part_number)
+            query.append(("partNumber", str(part_number)))
+        headers = {"x-amz-checksum-mode": "ENABLED"} if self._preset.aws_checksums else {}
+        try:
+            answer = self._requests.look(key, query=query, headers=headers)
+        except StoreError as refusal:
+            raise _as_missing(refusal, key, version_id) from refusal
+        found = answer.headers
+        return ObjectFacts(
+            key=key,
+            size=int(found.get("content-length", "0")),
+            etag=etag_of(answer),
+            modified=modified_of(answer),
+            version_id=found.get("x-amz-version-id", ""),
+            parts=int(found.get("x-amz-mp-parts-count", "0")),
+            storage_class=found.get("x-amz-storage-class", ""),
+            tag_count=int(found.get("x-amz-tagging-count", "0")),
+            attributes=answered_attributes(found),
+            checksums={
+                name[len(_CHECKSUM) :]: value
+                for name, value in found.items()
+                if name.startswith(_CHECKSUM) and name != "x-amz-checksum-type"
+            },
+        )
+
+    def tags(self, key: str, *, version_id: str = "") -> dict[str, str]:
+        check_foreign_key(key)
+        query = [("tagging", ""), *_version_query(version_id)]
+        try:
+            return parse_tags(self._requests.request(TAGS, "GET", key, query=query).body)
+        except StoreError as refusal:
+            if "NoSuchTagSet" in str(refusal):
+                return {}
+            raise _as_missing(refusal, key, version_id) from refusal
+
+    def get(self, key: str, *, offset: int = 0, length: int = -1, if_match: str = "", version_id: str = "") -> bytes:
+        check_foreign_key(key)
+        check_span(offset, length)
+        headers = {"if-match": f'"{if_match}"'} if if_match else {}
+        if offset or length > 0:
+            headers["range"] = f"bytes={offset}-{offset + length - 1 if length > 0 else ''}"
+        try:
+            answer = self._requests.request(GET, "GET", key, query=_version_query(version_id), headers=headers)
+        except Corrupt as beyond:
+            raise Corrupt("the object ends before the range", key=key, offset=offset) from beyond
+        except StoreError as refusal:
+            raise _as_missing(refusal, key, version_id) from refusal
+        if if_match and etag_of(answer) != if_match:  # a server that ignores the condition
+            raise PreconditionFailed(f"the object is {etag_of(answer)}, not {if_match}", key=key)
+        if "range" in headers:
+            return ranged_body(answer, key, offset, length)
+        return whole_body(answer, key)
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        key: str,
+        data: Buffer | Sequence[Buffer],
+        *,
+        attributes: Attributes = NO_ATTRIBUTES,
+        if_match: str = "",
+        if_absent: bool = False,
+    ) -> Written:
+        check_foreign_key(key)
+        headers = request_headers(attributes)
+        if if_absent:
+            headers["if-none-match"] = "*"
+        if if_match:
+            headers["if-match"] = f'"{if_match}"' if self._endpoint.if_match_quoted else if_match
+        answer = self._requests.request(PUT, "PUT", key, headers=headers, body=data)
+        return self._written(key, answer, etag_of(answer))
+
+    def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None) -> Written:
+        """Where the server is not sure to look at the condition (preset), and no version is named, the source is asked
+        for its ETag first; and again afterwards unless the copy has the same one. A source that changed in between is
+        OutcomeUnknown: the copy is there, of one state or the other."""
+        check_foreign_key(key)
+        headers = self._source_headers(source)
+        if attributes is not None:
+            replaced = request_headers(attributes)
+            headers |= {"x-amz-metadata-directive": "REPLACE", "x-amz-tagging-directive": "REPLACE"} | replaced
+        unsure = self._must_look(source)
+        if unsure:
+            self._look_at_source(source)
+        answer = self._from_source(COPY, key, source, headers)
+        etag = _result_of_write(answer, "CopyObjectResult", key).get("ETag", "").strip('"')
+        if unsure and etag != source.if_match:
+            self._look_again(source, key)
+        return self._written(key, answer, etag)
+
+    def begin_upload(self, key: str, *, attributes: Attributes = NO_ATTRIBUTES) -> str:
+        check_foreign_key(key)
+        answer = self._requests.request(
+            UPLOAD, "POST", key, query=[("uploads", "")], headers=request_headers(attributes)
+        )
+        upload_id = parse_result(answer.body, "InitiateMultipartUploadResult").get("UploadId", "")
+        if not upload_id:
+            raise Unavailable("the server began an upload without naming it", key=key)
+        return upload_id
+
+    def upload_part(self, key: str, upload_id: str, number: int, data: Buffer | Sequence[Buffer]) -> str:
+        check_foreign_key(key)
+        answer = self._requests.request(UPLOAD, "PUT", key, query=_part_query(upload_id, number), body=data)
+        return etag_of(answer)
+
+    def copy_part(self, key: str, upload_id: str, number: int, source: CopySource, *, offset: int, length: int) -> str:
+        """As with `copy`, the source may be looked at; here once, after the part was copied, which proves the part and
+        all before it. A source that changed is PreconditionFailed: nobody sees the part."""
+        check_foreign_key(key)
+        query = _part_query(upload_id, number)
+        check_span(offset, length)
+        if length < 1:
+            raise ValueError(f"a part is copied from a range of at least 1 byte, not {length}")
+        headers = self._source_headers(source)
+        headers["x-amz-copy-source-range"] = f"bytes={offset}-{offset + length - 1}"
+        answer = self._from_source(UPLOAD, key, source, headers, query)
+        if self._must_look(source):
+            self._look_at_source(source)
+        return _result_of_write(answer, "CopyPartResult", key).get("ETag", "").strip('"')
+
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[tuple[int, str]]) -> Written:
+        check_foreign_key(key)
+        check_parts(key, parts)
+        query = [("uploadId", upload_id)]
+        headers = {"content-type": "application/xml"}
+        answer = self._requests.request(UPLOAD, "POST", key, query=query, headers=headers, body=complete_request(parts))
+        etag = _result_of_write(answer, "CompleteMultipartUploadResult", key).get("ETag", "").strip('"')
+        return self._written(key, answer, etag)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        check_foreign_key(key)
+        try:
+            self._requests.request(ABORT, "DELETE", key, query=[("uploadId", upload_id)])
+        except NotFound as gone:
+            if not gone.key:  # the bucket itself
+                raise
+
+    def delete(self, key: str) -> str:
+        check_foreign_key(key)
+        try:
+            return self._requests.request(DELETE, "DELETE", key).headers.get("x-amz-version-id", "")
+        except NotFound as missing:
+            if not missing.key:  # the bucket itself
+                raise
+            return ""
+
+    def close(self) -> None:
+        self._requests.close()
+
+    # --- what writes have in common ------------------------------------------------------------------------
+
+    def _written(self, key: str, answer: Answer, etag: str) -> Written:
+        version_id = answer.headers.get("x-amz-version-id", "")
+        if etag and version_id:
+            return Written(etag, version_id)
+        try:
+            if etag and not self.properties.versioned:
+                return Written(etag)
+            facts = self.head(key, version_id=version_id)
+        except StoreError as error:
+            raise OutcomeUnknown(f"it was written; what it was given is not known: {error}", key=key) from error
+        return Written(etag or facts.etag, version_id or facts.version_id)
+
+    def _source_headers(self, source: CopySource) -> dict[str, str]:
+        check_foreign_key(source.key)
+        origin = f"/{source.bucket}/{encode_key(source.key)}"
+        if source.version_id:
+            origin += f"?versionId={encode_key(source.version_id)}"
+        headers = {"x-amz-copy-source": origin}
+        if source.if_match:
+            headers["x-amz-copy-source-if-match"] = f'"{source.if_match}"'
+        return headers
+
+    def _from_source(
+        self, act: Act, key: str, source: CopySource, headers: dict[str, str], query: Sequence[tuple[str, str]] = ()
+    ) -> Answer:
+        try:
+            return self._requests.request(act, "PUT", key, query=query, headers=headers)
+        except NotFound as missing:
+            if missing.key:
+                raise NotFound(f"no such object in {source.bucket}", key=source.key) from missing
+            if source.bucket != self._name:
+                raise NotFound(f"bucket {source.bucket} does not exist beside {self.url}") from missing
+            raise
+
+    def _must_look(self, source: CopySource) -> bool:
+        return bool(source.if_match) and not source.version_id and self._preset.copy_if_match != "yes"
+
+    def _look_at_source(self, source: CopySource) -> None:
+        requests = self._requests if source.bucket == self._name else self._requests.beside(source.bucket)
+        found = etag_of(requests.look(source.key))
+        if found != source.if_match:
+            raise PreconditionFailed(f"the source is {found}, not {source.if_match}", key=source.key)
+
+    def _look_again(self, source: CopySource, key: str) -> None:
+        try:
+            self._look_at_source(source)
+        except (PreconditionFailed, NotFound) as changed:
+            raise OutcomeUnknown(f"the source changed while it was copied: {changed}", key=key) from changed
+
+
+def _version_query(version_id: str) -> list[tuple[str, str]]:
+    return [("versionId", version_id)] if version_id else []
+
+
+def _part_query(upload_id: str, number: int) -> list[tuple[str, str]]:
+    check_part_number(number)
+    return [("partNumber", str(number)), ("uploadId", upload_id)]
+
+
+def _result_of_write(answer: Answer, element: str, key: str) -> dict[str, str]:
+    try:
+        return parse_result(answer.body, element)
+    except Corrupt as error:
+        raise OutcomeUnknown(f"the server said yes in a way that cannot be read: {error}", key=key) from error
+
+
+def _as_missing(refusal: StoreError, key: str, version_id: str) -> StoreError:
+    """A delete marker asked for by its id answers 405, and an id that cannot be one 400: neither has an object."""
+    text = str(refusal)
+    if version_id and (isinstance(refusal, Unsupported) or "InvalidArgument" in text or "NoSuchVersion" in text):
+        return NotFound(f"no version {version_id} that is an object: {text}", key=key)
+    return refusal

@@ -1,0 +1,90 @@
+"""The suite of all buckets, passed by the S3 adapter on an emulator and on a real server, over http and TLS."""
+
+import uuid
+from collections.abc import Iterator
+from typing import ClassVar
+
+import pytest
+
+from s3core.bucket_conformance import BucketConformance, MakeBucket
+from s3core.endpoint import Endpoint
+from s3core.s3_bucket import S3Bucket
+from s3core.s3_control import S3Control
+from tests.servers.moto_server import MotoServer
+from tests.servers.radosgw import Radosgw
+
+MOTO = {
+    "line\nfeed": "its router takes no newline",
+}
+CEPH = {
+    "underscore": "it reads headers as CGI variables, where `_` and `-` are one, and gives back `-`",
+    "copy_etag": "a copy keeps the ETag of its source",
+    "parts": "HEAD of a part is not known",
+}
+CEPH_WITH_VERSIONS = CEPH | {
+    "if_absent": "ignored in a bucket with versions",
+    "if_match": "always refused in a bucket with versions",
+}
+"""What the servers do otherwise than S3 documents. Ceph is radosgw 16.2."""
+
+
+def buckets_at(endpoint: Endpoint, *, versioned: bool = False) -> Iterator[MakeBucket]:
+    """Each in a new bucket."""
+    control = S3Control(endpoint)
+    opened: list[S3Bucket] = []
+
+    def make() -> S3Bucket:
+        name = f"bucket-{uuid.uuid4().hex[:8]}"
+        control.create_bucket(name)
+        if versioned:
+            control.set_versioning(name, True)
+        opened.append(S3Bucket(endpoint, name))
+        return opened[-1]
+
+    yield make
+    control.close()
+    for bucket in opened:
+        bucket.close()
+
+
+class TestMoto(BucketConformance):
+    differences: ClassVar[dict[str, str]] = MOTO
+
+    @pytest.fixture
+    def make_bucket(self, moto_server: MotoServer) -> Iterator[MakeBucket]:
+        yield from buckets_at(moto_server.endpoint())
+
+
+class TestMotoWithVersions(BucketConformance):
+    differences: ClassVar[dict[str, str]] = MOTO
+
+    @pytest.fixture
+    def make_bucket(self, moto_server: MotoServer) -> Iterator[MakeBucket]:
+        yield from buckets_at(moto_server.endpoint(), versioned=True)
+
+
+@pytest.mark.rgw
+class TestRadosgwHttp(BucketConformance):
+    differences: ClassVar[dict[str, str]] = CEPH
+
+    @pytest.fixture
+    def make_bucket(self, radosgw: Radosgw) -> Iterator[MakeBucket]:
+        yield from buckets_at(radosgw.endpoint())
+
+
+@pytest.mark.rgw
+class TestRadosgwTls(BucketConformance):
+    differences: ClassVar[dict[str, str]] = CEPH
+
+    @pytest.fixture
+    def make_bucket(self, radosgw: Radosgw) -> Iterator[MakeBucket]:
+        yield from buckets_at(radosgw.endpoint(tls=True))
+
+
+@pytest.mark.rgw
+class TestRadosgwTlsWithVersions(BucketConformance):
+    differences: ClassVar[dict[str, str]] = CEPH_WITH_VERSIONS
+
+    @pytest.fixture
+    def make_bucket(self, radosgw: Radosgw) -> Iterator[MakeBucket]:
+        yield from buckets_at(radosgw.endpoint(tls=True), versioned=True)
