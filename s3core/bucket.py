@@ -8,7 +8,7 @@ One rule: the three answers of `s3core.store`: a method that returns has done th
 `OutcomeUnknown` may have, any other `StoreError` means not done. One call is one request; nothing is retried here.
 Every method is safe to call from several threads at once. Keys are text; their order is that of their UTF-8 bytes,
 which is the order of `str` too. ETags are unquoted. A version id is "" where the bucket has no versions ("null" is what
-S3 calls a version from before they were switched on).
+S3 calls a version from before they were switched on, and some servers every one).
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,7 +62,8 @@ class ListedVersion:
 
 @dataclass(frozen=True, slots=True)
 class VersionsPage:
-    """One page of ListObjectVersions. The next begins at both markers; they are "" on the last page."""
+    """One page of ListObjectVersions. The next begins after both markers; they are "" on the last page. A page that is
+    not the last may be empty."""
 
     versions: list[ListedVersion]
     next_key_marker: str
@@ -165,7 +166,8 @@ class Bucket(Protocol):
     def list_versions(
         self, *, prefix: str = "", key_marker: str = "", version_marker: str = "", max_keys: int = 1000
     ) -> VersionsPage:
-        """Versions and delete markers after the markers. Unsupported where the store has none."""
+        """Versions and delete markers after the markers; with `key_marker` alone, of the keys after it. Unsupported
+        where the store has none."""
         ...
 
     def head(self, key: str, *, version_id: str = "", part_number: int = 0) -> ObjectFacts:

@@ -9,8 +9,9 @@ One rule: a server may differ only where the class's `differences` says so, by n
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import md5
+from typing import ClassVar
 
-from s3core.bucket import Attributes, Bucket, CopySource, ListedVersion
+from s3core.bucket import Attributes, Bucket, CopySource
 from s3core.conformance import MIB, pattern, refused
 from s3core.errors import Corrupt, NotFound, PreconditionFailed, StoreError, Unsupported
 from s3core.store import Buffer
@@ -71,9 +72,8 @@ RICH = Attributes(
 
 
 class BucketConformance:
-    differences: Mapping[str, str] = {}
+    differences: ClassVar[Mapping[str, str]] = {}
     """What this server does otherwise, and why; the names are those the tests below ask for."""
-    page_keys = 1000
 
     # Objects
 
@@ -81,7 +81,7 @@ class BucketConformance:
         bucket = make_bucket()
         written = bucket.put("folder/object", b"content")
         assert written.etag == md5(b"content").hexdigest()
-        assert bool(written.version_id) == bucket.properties.versioned
+        assert (written.version_id not in ("", "null")) == bucket.properties.versioned
         assert bucket.get("folder/object") == b"content"
         facts = bucket.head("folder/object")
         assert (facts.key, facts.size, facts.etag, facts.version_id) == (
@@ -339,7 +339,7 @@ class BucketConformance:
         for bucket in (here, there):
             written = bucket.copy(CopySource(here.properties.name, "k", if_match=etag), "copy")
             assert written.etag == etag
-            assert bool(written.version_id) == bucket.properties.versioned
+            assert (written.version_id not in ("", "null")) == bucket.properties.versioned
             assert bucket.get("copy") == b"content"
         with refused(PreconditionFailed):
             there.copy(CopySource(here.properties.name, "k", if_match="0" * 32), "copy 2")
@@ -376,13 +376,14 @@ class BucketConformance:
         written = bucket.complete_upload("k", upload, sorted(etags.items()))
         digests = b"".join(md5(part).digest() for part in (first, second, b"end"))
         assert written.etag == f"{md5(digests).hexdigest()}-3"
-        assert bool(written.version_id) == bucket.properties.versioned
+        assert (written.version_id not in ("", "null")) == bucket.properties.versioned
         assert bucket.get("k") == first + second + b"end"
         whole = bucket.head("k")
         assert (whole.size, whole.etag) == (10 * MIB + 3, written.etag)
         if "parts" not in self.differences:
             facts = bucket.head("k", part_number=1)
-            assert (facts.size, facts.parts, facts.etag) == (5 * MIB, 3, written.etag)
+            assert (facts.size, facts.parts) == (5 * MIB, 3)
+            assert facts.etag == written.etag or "part_etag" in self.differences
             assert bucket.head("k", part_number=3).size == 3
         bucket.put("plain", b"12345")
         facts = bucket.head("plain", part_number=1)
@@ -449,7 +450,7 @@ class BucketConformance:
         bucket = make_bucket()
         bucket.put("k", b"x")
         marker = bucket.delete("k")
-        assert bool(marker) == bucket.properties.versioned
+        assert (marker not in ("", "null")) == bucket.properties.versioned
         assert bucket.list_page().keys == []
         for ask in (bucket.get, bucket.head, bucket.tags):
             with refused(NotFound):
@@ -509,8 +510,12 @@ class BucketConformance:
             gone = bucket.delete(key)
             last = bucket.put(key, b"333").version_id
             wanted += [(key, last, True, False, 3), (key, gone, False, True, 0), (key, first, False, False, 1)]
+        if "version_order" in self.differences:
+            listed = bucket.list_versions().versions
+            assert sorted((row.key, row.version_id) for row in listed) == sorted((row[0], row[1]) for row in wanted)
+            return
         for max_keys in (1, 2, 5, 100):
-            listed: list[ListedVersion] = []
+            listed = []
             key_marker = version_marker = ""
             while True:
                 page = bucket.list_versions(key_marker=key_marker, version_marker=version_marker, max_keys=max_keys)
@@ -520,6 +525,7 @@ class BucketConformance:
                 if not key_marker:
                     break
                 assert len(listed) <= len(wanted)
-            assert [(row.key, row.version_id, row.latest, row.delete_marker, row.size) for row in listed] == wanted
+            found = [(row.key, row.version_id, row.latest, row.delete_marker, row.size) for row in listed]
+            assert found == wanted
         assert {row.key for row in bucket.list_versions(prefix="d").versions} == {"d&e"}
         assert bucket.list_versions(key_marker="d&e").versions[0].key == "\u00e4/'x'"

@@ -66,6 +66,9 @@ class Preset:
     server_copy: bool = True
     copy_if_match: Honoured = "probe"
     """Whether a copy looks at `x-amz-copy-source-if-match`; where that is not sure, we look at the source ourselves."""
+    tags_along: Honoured = "probe"
+    """Whether uploads in parts and copies with other attributes take tags along; where that is not sure, we look
+    afterwards and tag what is not."""
     prices: Prices = Prices()
     notes: tuple[str, ...] = ()
 
@@ -81,6 +84,7 @@ PRESETS: dict[str, Preset] = {
             if_none_match="yes",
             if_match="yes",
             copy_if_match="yes",
+            tags_along="yes",
             aws_checksums=True,
             versioned_conditions="yes",
             prices=Prices(per_1000_put=0.005, per_1000_get=0.0004, per_gib_month=0.023, per_gib_egress=0.09),
@@ -97,6 +101,7 @@ PRESETS: dict[str, Preset] = {
             if_none_match="probe",
             if_match="probe",
             copy_if_match="no",
+            tags_along="no",
             if_match_quoted=False,
             versioned_conditions="no",
             notes=(
@@ -114,6 +119,7 @@ PRESETS: dict[str, Preset] = {
             if_none_match="yes",
             if_match="yes",
             copy_if_match="yes",
+            tags_along="yes",
             aws_checksums=True,
             notes=("releases before October 2025 skip conditions while a read quorum is missing",),
         ),

@@ -12,7 +12,7 @@ Source: Amazon S3 API reference, ListObjectsV2, ListObjectVersions; the order of
 
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote_plus, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 from xml.etree import ElementTree
 
 from s3core.bucket import ListedPage, ListedVersion, VersionsPage
@@ -323,8 +323,7 @@ def _versions_fast(body: bytes) -> VersionsPage | None:
         )
         for key, size, row in zip(keys, sizes, versions, strict=True)
     ]
-    marker = unquote_plus(_once(body, "NextKeyMarker"))
-    return _versions_page(listed, _once(body, "IsTruncated"), marker, _once(body, "NextVersionIdMarker"))
+    return _versions_page(listed, _once(body, "IsTruncated"))
 
 
 def _versions_strict(body: bytes) -> VersionsPage:
@@ -347,21 +346,18 @@ def _versions_strict(body: bytes) -> VersionsPage:
         )
         for row, marker in rows
     ]
-    next_key = _once(body, "NextKeyMarker")
-    if encoded:
-        next_key = unquote_plus(next_key)
-    truncated, next_version = child_text(root, "IsTruncated"), child_text(root, "NextVersionIdMarker")
-    return _versions_page(versions, truncated, next_key, next_version)
+    return _versions_page(versions, child_text(root, "IsTruncated"))
 
 
-def _versions_page(versions: list[ListedVersion], truncated: str, key_marker: str, version_marker: str) -> VersionsPage:
+def _versions_page(versions: list[ListedVersion], truncated: str) -> VersionsPage:
+    """The markers are those of the last row: servers give the same, but Ceph does not URL-encode them."""
     if truncated == "false":
         return VersionsPage(versions, "", "")
     if truncated != "true":
         raise Corrupt(f"the listing does not say whether it is truncated: {truncated!r}")
-    if not key_marker:
-        raise Corrupt("the listing says there is more and gives no NextKeyMarker")
-    return VersionsPage(versions, key_marker, version_marker)
+    if not versions:
+        raise Corrupt("the listing says there is more and lists nothing")
+    return VersionsPage(versions, versions[-1].key, versions[-1].version_id)
 
 
 def _flag(text: str) -> bool:

@@ -1,14 +1,18 @@
 """The bucket port over S3: plain HTTP requests, signed here, with no retries and no hidden second thoughts.
 
-One rule: one call of the port is one request, but for what `s3core.s3_requests` names and for three cases that each
-docstring repeats: a copy on condition where the server is not sure to look at the condition looks at the source by
-itself, before and, if the copy's ETag does not prove it, after; a write whose answer lacks the ETag (Ceph's
-CompleteMultipartUpload) is followed by a HEAD; `properties` asks for the versioning once.
+One rule: one call of the port is one request, but for what `s3core.s3_requests` names and for what servers lack. A copy
+on condition whose server is not sure to look at it looks at the source by itself, before and, if the copy's ETag does
+not prove it, after. A write whose answer lacks the ETag or the version id (Ceph's CompleteMultipartUpload) is followed
+by a HEAD. Tags that a copy or an upload in parts would lose are set afterwards. `properties` asks for the versioning
+once. What fails after the thing was done is OutcomeUnknown.
 Source: Amazon S3 API reference. Read next: `s3core.bucket` (the promises), `s3core.attributes` (headers).
 """
 
+import base64
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import md5
 
 from s3core.attributes import answered_attributes, request_headers
 from s3core.bucket import (
@@ -36,10 +40,10 @@ from s3core.errors import (
 )
 from s3core.keys import check_foreign_key, check_max_keys, check_part_number, check_parts, check_span
 from s3core.listing import parse_page, parse_versions
-from s3core.s3_faults import ABORT, COPY, DELETE, GET, LIST, LIST_VERSIONS, PUT, TAGS, UPLOAD, VERSIONING, Act
+from s3core.s3_faults import ABORT, COPY, DELETE, GET, LIST, LIST_VERSIONS, PUT, PUT_TAGS, TAGS, UPLOAD, VERSIONING, Act
 from s3core.s3_http import Answer
 from s3core.s3_requests import S3Requests, etag_of, modified_of, ranged_body, whole_body
-from s3core.s3_xml import complete_request, parse_result, parse_tags
+from s3core.s3_xml import complete_request, parse_result, parse_tags, tagging_request
 from s3core.signing import encode_key
 from s3core.store import Buffer
 
@@ -57,6 +61,7 @@ class S3Bucket:
         self._preset = self._requests.preset
         self._lock = threading.Lock()
         self._properties: BucketProperties | None = None  # under _lock
+        self._upload_tags: dict[str, Mapping[str, str]] = {}  # of uploads begun here, where they may get lost; _lock
 
     @property
     def url(self) -> str:
@@ -115,7 +120,12 @@ class S3Bucket:
             query.append(("key-marker", key_marker))
         if version_marker:
             query.append(("version-id-marker", version_marker))
-        return parse_versions(self._requests.request(LIST_VERSIONS, "GET", "", query=query).body)
+        page = parse_versions(self._requests.request(LIST_VERSIONS, "GET", "", query=query).body)
+        if key_marker and not version_marker:
+            # Ceph begins with the versions of the marker itself.
+            after = [version for version in page.versions if version.key != key_marker]
+            return replace(page, versions=after)
+        return page
 
     # --- reading -----------------------------------------------------------------------------------------
 
@@ -212,7 +222,10 @@ class S3Bucket:
         etag = _result_of_write(answer, "CopyObjectResult", key).get("ETag", "").strip('"')
         if unsure and etag != source.if_match:
             self._look_again(source, key)
-        return self._written(key, answer, etag)
+        written = self._written(key, answer, etag)
+        if attributes is not None:
+            self._tag_if_lost(key, written, attributes.tags)
+        return written
 
     def begin_upload(self, key: str, *, attributes: Attributes = NO_ATTRIBUTES) -> str:
         check_foreign_key(key)
@@ -222,6 +235,9 @@ class S3Bucket:
         upload_id = parse_result(answer.body, "InitiateMultipartUploadResult").get("UploadId", "")
         if not upload_id:
             raise Unavailable("the server began an upload without naming it", key=key)
+        if attributes.tags and self._preset.tags_along != "yes":
+            with self._lock:
+                self._upload_tags[upload_id] = attributes.tags
         return upload_id
 
     def upload_part(self, key: str, upload_id: str, number: int, data: Buffer | Sequence[Buffer]) -> str:
@@ -245,16 +261,24 @@ class S3Bucket:
         return _result_of_write(answer, "CopyPartResult", key).get("ETag", "").strip('"')
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[tuple[int, str]]) -> Written:
+        """Where the server is not sure to take tags along (preset), they are set afterwards, of an upload that was begun
+        here: until then, and after a crash in between, the object has none."""
         check_foreign_key(key)
         check_parts(key, parts)
         query = [("uploadId", upload_id)]
         headers = {"content-type": "application/xml"}
         answer = self._requests.request(UPLOAD, "POST", key, query=query, headers=headers, body=complete_request(parts))
         etag = _result_of_write(answer, "CompleteMultipartUploadResult", key).get("ETag", "").strip('"')
-        return self._written(key, answer, etag)
+        written = self._written(key, answer, etag)
+        with self._lock:
+            tags = self._upload_tags.pop(upload_id, {})
+        self._tag_if_lost(key, written, tags)
+        return written
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         check_foreign_key(key)
+        with self._lock:
+            self._upload_tags.pop(upload_id, None)
         try:
             self._requests.request(ABORT, "DELETE", key, query=[("uploadId", upload_id)])
         except NotFound as gone:
@@ -286,6 +310,20 @@ class S3Bucket:
         except StoreError as error:
             raise OutcomeUnknown(f"it was written; what it was given is not known: {error}", key=key) from error
         return Written(etag or facts.etag, version_id or facts.version_id)
+
+    def _tag_if_lost(self, key: str, written: Written, tags: Mapping[str, str]) -> None:
+        if not tags or self._preset.tags_along == "yes":
+            return
+        try:
+            if self._preset.tags_along == "probe" and self.tags(key, version_id=written.version_id) == tags:
+                return
+            body = tagging_request(tags)
+            digest = base64.b64encode(md5(body, usedforsecurity=False).digest()).decode()
+            headers = {"content-md5": digest, "content-type": "application/xml"}
+            query = [("tagging", ""), *_version_query(written.version_id)]
+            self._requests.request(PUT_TAGS, "PUT", key, query=query, headers=headers, body=body)
+        except StoreError as error:
+            raise OutcomeUnknown(f"it was written, but may have no tags: {error}", key=key) from error
 
     def _source_headers(self, source: CopySource) -> dict[str, str]:
         check_foreign_key(source.key)

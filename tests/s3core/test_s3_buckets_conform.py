@@ -1,7 +1,7 @@
 """The suite of all buckets, passed by the S3 adapter on an emulator and on a real server, over http and TLS."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import pytest
@@ -15,6 +15,9 @@ from tests.servers.radosgw import Radosgw
 
 MOTO = {
     "line\nfeed": "its router takes no newline",
+    "copy_range": "a range beyond the source's end is cut",
+    "part_etag": "HEAD of a part gives the part's ETag",
+    "version_order": "versions of one key from one second come in any order, so pages repeat some",
 }
 CEPH = {
     "underscore": "it reads headers as CGI variables, where `_` and `-` are one, and gives back `-`",
@@ -48,7 +51,7 @@ def buckets_at(endpoint: Endpoint, *, versioned: bool = False) -> Iterator[MakeB
 
 
 class TestMoto(BucketConformance):
-    differences: ClassVar[dict[str, str]] = MOTO
+    differences: ClassVar[Mapping[str, str]] = MOTO
 
     @pytest.fixture
     def make_bucket(self, moto_server: MotoServer) -> Iterator[MakeBucket]:
@@ -56,7 +59,7 @@ class TestMoto(BucketConformance):
 
 
 class TestMotoWithVersions(BucketConformance):
-    differences: ClassVar[dict[str, str]] = MOTO
+    differences: ClassVar[Mapping[str, str]] = MOTO
 
     @pytest.fixture
     def make_bucket(self, moto_server: MotoServer) -> Iterator[MakeBucket]:
@@ -65,7 +68,7 @@ class TestMotoWithVersions(BucketConformance):
 
 @pytest.mark.rgw
 class TestRadosgwHttp(BucketConformance):
-    differences: ClassVar[dict[str, str]] = CEPH
+    differences: ClassVar[Mapping[str, str]] = CEPH
 
     @pytest.fixture
     def make_bucket(self, radosgw: Radosgw) -> Iterator[MakeBucket]:
@@ -74,7 +77,7 @@ class TestRadosgwHttp(BucketConformance):
 
 @pytest.mark.rgw
 class TestRadosgwTls(BucketConformance):
-    differences: ClassVar[dict[str, str]] = CEPH
+    differences: ClassVar[Mapping[str, str]] = CEPH
 
     @pytest.fixture
     def make_bucket(self, radosgw: Radosgw) -> Iterator[MakeBucket]:
@@ -83,7 +86,7 @@ class TestRadosgwTls(BucketConformance):
 
 @pytest.mark.rgw
 class TestRadosgwTlsWithVersions(BucketConformance):
-    differences: ClassVar[dict[str, str]] = CEPH_WITH_VERSIONS
+    differences: ClassVar[Mapping[str, str]] = CEPH_WITH_VERSIONS
 
     @pytest.fixture
     def make_bucket(self, radosgw: Radosgw) -> Iterator[MakeBucket]:
