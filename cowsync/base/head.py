@@ -1,5 +1,5 @@
 """HEAD: the snapshots that are kept, newest first; the one object of the state that changes.
-Format: docs/formats/base-head.md.
+Format: docs/formats/base-snapshot.md.
 
 One rule: what HEAD names is published and whole, and nothing else is. It moves by a conditional PUT from the version that
 was read, so of two hosts one moves it.

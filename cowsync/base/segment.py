@@ -432,7 +432,7 @@ def _decoded(
         case Encoding.CONSTANT:
             return [raw] * rows
         case Encoding.TEXT:
-            return raw.split(SEPARATOR)
+            return _split(raw, rows)
         case Encoding.PLANES:
             if len(raw) != rows * argument or not argument:
                 raise ValueError("planes of another length than rows")
@@ -452,6 +452,13 @@ def _decoded(
     return column
 
 
+def _split(raw: bytes, count: int) -> list[bytes]:
+    """Exactly `count` texts; counted first, since a column of nothing but separators would make a list of millions."""
+    if raw.count(SEPARATOR) != count - 1:
+        raise ValueError(f"it does not hold {count} texts")
+    return raw.split(SEPARATOR)
+
+
 def _put_exceptions(column: list[bytes], raw: bytes, exceptions: int) -> None:
     if not exceptions:
         if raw:
@@ -461,8 +468,8 @@ def _put_exceptions(column: list[bytes], raw: bytes, exceptions: int) -> None:
     if len(raw) < size:
         raise ValueError("it holds fewer exceptions than it says")
     places = _little(array("I", raw[:size]))
-    texts = raw[size:].split(SEPARATOR)
-    if len(texts) != exceptions or max(places) >= len(column):
+    texts = _split(raw[size:], exceptions)
+    if max(places) >= len(column):
         raise ValueError("exceptions that are no rows")
     for place, text in zip(places, texts, strict=True):
         column[place] = text

@@ -26,6 +26,9 @@ from blockdev.segments.record import BaseEntry, MoveEntry, PatchEntry, RangeEntr
 from blockdev.segments.root import ContainerUse, DeadObject, PageRef, Root
 from blockdev.segments.volume_file import Origin, VolumeFile, encryption_of
 from blockdev.units import KIB, MIB, Geometry
+from cowsync.base import head, segment, snapshot
+from cowsync.base.layers import SegmentRef
+from cowsync.rows import REMOVED, Row, Rows
 
 GOLDEN = Path(__file__).parent / "golden"
 VOLUME = UUID("6f1c2a5e-7f5b-4c57-9d0c-1c6d3f2b8a90")
@@ -160,6 +163,34 @@ SLOTS = {
     )
     for kind, secret in SECRETS.items()
 }
+
+
+BASE_ROWS = Rows()
+for _number in range(40):
+    _digest = b"%032x" % ((_number + 1) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128))
+    BASE_ROWS.append(
+        Row(
+            b"photos/%c/%06d.jpg" % (97 + _number // 20, _number * 7),
+            _number * 70_001,
+            _digest + b"-3" * (_number == 5),
+            b"2026-11-%02dT%02d:04:05.000Z" % (_number % 28 + 1, _number % 24),
+            b"",
+            b"STANDARD",
+            _digest,
+            b"v%d" % (_number % 3),
+            {7: 4, 9: REMOVED}.get(_number, 0),
+        )
+    )
+BASE_SNAPSHOT = snapshot.Snapshot(
+    snapshot.Facts(7, "2026-11-21T22:18:54Z", "s3://photos", "s3://mirror/photos", ((b"", None),)),
+    "ab" * 32,
+    snapshot.Totals(41, 1, 54_600_780),
+    (
+        (SegmentRef("cd" * 32, b"photos/a/000000.jpg", "photos/b/é".encode(), 40, 1, 54_600_780, 1400),),
+        (SegmentRef("ef" * 32, b"photos/a/000007.jpg", b"photos/a/000007.jpg", 1, 0, 70_001, 300),),
+    ),
+)
+BASE_HEAD = (head.Entry("ab" * 32, 7, "2026-11-21T22:18:54Z"), head.Entry("12" * 32, 6, "2026-11-20T22:18:54Z"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +380,21 @@ SPECIMENS = [
         (SLOTS["passphrase"], DATA_KEY),
         True,
     ),
+    Specimen(
+        "base-segment.v1",
+        lambda: segment.write(BASE_ROWS),
+        lambda blob: segment.Segment(blob, "golden").frame(0),
+        BASE_ROWS,
+        False,
+    ),
+    Specimen(
+        "base-snapshot.v1.json",
+        lambda: snapshot.encode(BASE_SNAPSHOT),
+        lambda blob: snapshot.parse(blob, "golden"),
+        BASE_SNAPSHOT,
+        True,
+    ),
+    Specimen("base-head.v1.json", lambda: head.encode(BASE_HEAD), head.decode, BASE_HEAD, True),
 ]
 
 

@@ -51,6 +51,7 @@ from tests.blockdev.scsi.test_extended_copy import cdb as copy_cdb
 from tests.blockdev.scsi.test_extended_copy import within
 from tests.blockdev.tcmu.kernel import CMDR_OFFSET, KernelRing
 from tests.formats.test_golden_plan import GOLDEN, HEAD, LINES
+from tests.fuzz import base_decoders
 from tests.protocol.conversations import CONVERSATIONS, RECORDED, fresh_world
 
 MEMORY_MAX = 48 << 20
@@ -604,6 +605,10 @@ TARGETS: dict[str, Target] = {
                 b"\2" + b"".join(map(plan_format.encode_line, LINES)),
             ),
         ),
+        Target("base-segment", base_decoders.segment_file, base_decoders.SEGMENTS),
+        Target("base-frame", base_decoders.frame, base_decoders.FRAMES),
+        Target("base-snapshot", base_decoders.manifest, base_decoders.MANIFESTS),
+        Target("base-head", base_decoders.head, base_decoders.HEADS),
     )
 }
 

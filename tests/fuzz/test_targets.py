@@ -25,6 +25,9 @@ PLACES = (
     "blockdev/control.py",
     "cowsync/apply/journal_format.py",
     "cowsync/plan/format.py",
+    "cowsync/base/head.py",
+    "cowsync/base/segment.py",
+    "cowsync/base/snapshot.py",
 )
 BYTES = re.compile(r"(?<!\[\[int\], )\b(bytes|bytearray|memoryview|Buffer|dict\[str, str\]|StreamReader)\b")
 
@@ -33,6 +36,7 @@ OURS = {
     "blockdev/iscsi/portal.py": "_copied _Link._send",
     "blockdev/scsi/mode.py": "_subpage",
     "blockdev/tcmu/netlink.py": "_request _attribute",
+    "cowsync/base/segment.py": "name_of salted",
 }
 """Functions whose bytes are our own, or that only carry a peer's to one that is run here: module -> names."""
 
