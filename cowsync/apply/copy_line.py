@@ -13,6 +13,7 @@ deletion leaves both; the line is done again and finds its object still there. `
 earlier attempt may have carried out (journal.py) is told apart from one that somebody else's write met.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -91,10 +92,19 @@ def trash_key(run: int, key: str, prefix: str = "") -> str:
 
 
 class LineCopier:
-    """`run` is the number of the run that carries out the plan: it names the trash. One for each worker."""
+    """`run` is the number of the run that carries out the plan: it names the trash. `locate` gives the full key at the
+    source where that is not its prefix and the line's key. One for each worker."""
 
     def __init__(
-        self, source: Place, mirror: Place, transfer: Transfer, clock: Clock, *, run: int, check_mirror: bool = True
+        self,
+        source: Place,
+        mirror: Place,
+        transfer: Transfer,
+        clock: Clock,
+        *,
+        run: int,
+        check_mirror: bool = True,
+        locate: Callable[[PlanLine], str] | None = None,
     ) -> None:
         self._source = source
         self._mirror = mirror
@@ -102,6 +112,7 @@ class LineCopier:
         self._clock = clock
         self._run = run
         self._check_mirror = check_mirror
+        self._locate = locate or (lambda line: source.key(line.key))
 
     def carry_out(self, number: int, line: PlanLine, *, maybe_ours: bool = False) -> Carried:
         """Never raises for what a store says: that is the result. DONE is durable on the mirror."""
@@ -138,7 +149,7 @@ class LineCopier:
                 return Written(line.mirror_etag, line.mirror_version)
 
     def _copy(self, line: PlanLine, maybe_ours: bool, tally: Tally) -> Written:
-        subject = Subject(self._source.bucket, self._source.key(line.key), line.size, line.etag, line.version_id)
+        subject = Subject(self._source.bucket, self._locate(line), line.size, line.etag, line.version_id)
         mirror, key = self._mirror.bucket, self._mirror.key(line.key)
         if not self._check_mirror:
             return self._transfer.copy(subject, mirror, key, tally)
@@ -172,7 +183,8 @@ class LineCopier:
             subject = Subject(mirror, key, held.size, held.etag)
             trash = self._mirror.key(trash_key(self._run, line.key, self._mirror.prefix))
             try:
-                self._transfer.copy(subject, mirror, trash, tally)
+                # With its parts: a restore knows by the ETag that these are the bytes that were mirrored.
+                self._transfer.copy(subject, mirror, trash, tally, keep_parts=True)
             except SourceMoved as moved:
                 raise _Left(Outcome.DRIFTED, f"not removed: it changed on the mirror meanwhile ({moved})") from moved
             # Crash here: the trash has it, the mirror too; the line is done again.

@@ -187,13 +187,14 @@ def apply_plan(
     run: int,
     settings: ApplySettings | None = None,
     unsettled: Container[str] = frozenset(),
+    locate: Callable[[PlanLine], str] | None = None,
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     clock: Clock | None = None,
 ) -> ApplyResult:
     """Carry out what is left of `plan`. `directory` keeps its journals and nothing else, on a disk that syncs; `run` is
     the number of the run, the same when called again. `unsettled` are keys that an apply which was given up may have
-    written (`outcome_rows.unsettled_keys`).
+    written (`outcome_rows.unsettled_keys`). `locate`: see `LineCopier`.
 
     What stores say ends in the result, so does a journal that cannot be written. Raises Refused where another apply
     uses the directory, StateDamaged for a damaged journal, OSError where the journals cannot be opened. After a crash
@@ -201,7 +202,7 @@ def apply_plan(
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
         applying = _Applying(
-            plan, source, mirror, directory, run, settings or ApplySettings(), unsettled, clock or SystemClock()
+            plan, source, mirror, directory, run, settings or ApplySettings(), unsettled, locate, clock or SystemClock()
         )
         return applying.run(stop or threading.Event(), on_progress)
 
@@ -234,10 +235,12 @@ class _Applying:
         run: int,
         settings: ApplySettings,
         unsettled: Container[str],
+        locate: Callable[[PlanLine], str] | None,
         clock: Clock,
     ) -> None:
         self._plan = plan
         self._unsettled = unsettled
+        self._locate = locate
         self._source = source
         self._mirror = mirror
         self._directory = directory
@@ -385,6 +388,7 @@ class _Applying:
             self._clock,
             run=self._run,
             check_mirror=self._settings.check_mirror,
+            locate=self._locate,
         )
         while (batch := self._queue.get()) is not None:
             try:

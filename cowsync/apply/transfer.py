@@ -18,7 +18,7 @@ and the next start aborts it. One that the crash took before it was noted costs 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import md5
 from typing import Protocol, TypeVar
@@ -83,12 +83,14 @@ class TransferSettings:
     """`part_bytes`: a part where the source tells none, and the largest object that is put in one request.
     `streamed_part_bytes_max`: source parts larger than this are not copied as they are, for the memory's sake.
     `copy_bytes_max` bounds one CopyObject below what the bucket says; 0: as the bucket says. `conditional_puts`: the
-    target is known to honour If-Match and If-None-Match on PUT."""
+    target is known to honour If-Match and If-None-Match on PUT. `keep_parts`: a source with parts is copied in parts
+    even where one CopyObject would do, for the ETag's sake; costs a request for each."""
 
     part_bytes: int = 64 * MIB
     streamed_part_bytes_max: int = 128 * MIB
     copy_bytes_max: int = 0
     conditional_puts: bool = False
+    keep_parts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ def choose_route(
 ) -> Route:
     if source.endpoint and source.endpoint == target.endpoint:
         most = min(settings.copy_bytes_max or target.copy_bytes_max, target.copy_bytes_max)
-        return Route.COPY if size <= most else Route.COPY_PARTS
+        in_parts = size > most or (settings.keep_parts and "-" in etag and size > 0)
+        return Route.COPY_PARTS if in_parts else Route.COPY
     return _streamed_route(size, etag, settings)
 
 
@@ -165,25 +168,33 @@ class Transfer:
             _require_bucket(error)
             return None
 
-    def route(self, subject: Subject, target: Bucket) -> Route:
+    def route(self, subject: Subject, target: Bucket, *, keep_parts: bool = False) -> Route:
+        settings = replace(self._settings, keep_parts=True) if keep_parts else self._settings
         if self._server_copies:
-            return choose_route(
-                subject.size, subject.etag, subject.bucket.properties, target.properties, self._settings
-            )
+            return choose_route(subject.size, subject.etag, subject.bucket.properties, target.properties, settings)
         return _streamed_route(subject.size, subject.etag, self._settings)
 
     def guarded_put(self, subject: Subject, target: Bucket) -> bool:
         """Whether `before` costs no request of its own, since the PUT itself carries the condition."""
         return self._settings.conditional_puts and self.route(subject, target) is Route.PUT
 
-    def copy(self, subject: Subject, target: Bucket, key: str, tally: Tally, *, before: str | None = None) -> Written:
+    def copy(
+        self,
+        subject: Subject,
+        target: Bucket,
+        key: str,
+        tally: Tally,
+        *,
+        before: str | None = None,
+        keep_parts: bool = False,
+    ) -> Written:
         """Durably there when this returns, with headers, metadata and tags.
 
         `before` is the ETag that the target holds, "" for nothing, None for whatever. A PUT carries it as a condition
         where the target honours that; a multipart upload looks again before it is completed; for a CopyObject the
-        caller has just looked. Raises SourceMoved, TargetChanged (nothing written, no upload left), StoreError (not
-        written) and OutcomeUnknown (only after looking did not tell)."""
-        route = self.route(subject, target)
+        caller has just looked. `keep_parts` is the setting, for this object. Raises SourceMoved, TargetChanged (nothing
+        written, no upload left), StoreError (not written) and OutcomeUnknown (only after looking did not tell)."""
+        route = self.route(subject, target, keep_parts=keep_parts)
         if route in (Route.COPY, Route.COPY_PARTS):
             try:
                 if route is Route.COPY:

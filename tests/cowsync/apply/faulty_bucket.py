@@ -4,6 +4,7 @@ One rule: calls of all buckets of one `Faults` are numbered together, from 1, so
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
@@ -11,7 +12,7 @@ from typing import Any, cast
 
 from cowsync.changes import Op, PlanLine
 from s3core.bucket import Bucket
-from s3core.errors import Denied, OutcomeUnknown, Unavailable
+from s3core.errors import Denied, OutcomeUnknown, StoreError, Unavailable
 from s3core.memory_bucket import MemoryBucket, MemoryService
 
 READS = {"list_page", "list_versions", "head", "tags", "get"}
@@ -69,13 +70,18 @@ class Faults:
             case Fault.LOST_REQUEST:
                 raise unheard("injected: the request was lost")
             case Fault.LOST_REPLY:
-                action()
+                _unheard(action)
                 raise unheard("injected: the reply was lost")
             case Fault.CRASH_BEFORE | Fault.CRASH_AFTER:
                 if fault is Fault.CRASH_AFTER:
-                    action()
+                    _unheard(action)
                 self.crashed = True
                 raise Crash
+
+
+def _unheard(action: Callable[[], object]) -> None:
+    with suppress(StoreError):  # a refusal is lost like any other answer
+        action()
 
 
 class FaultyBucket:
