@@ -7,8 +7,10 @@ only the largest are kept. Requests and money are estimates from what lines say;
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from cowsync.changes import Op, PlanLine
+from cowsync.errors import StateDamaged
 from s3core.bucket import COPY_BYTES_MAX
 from s3core.endpoint import Prices
 from s3core.quantities import shown_duration, shown_size
@@ -136,6 +138,42 @@ class Summary:
     def text(self) -> str:
         """A page for people, without colours."""
         return "\n".join(_page(self)) + "\n"
+
+
+def summary_from_json(document: Mapping[str, Any]) -> Summary:
+    """What `to_json` gave, such as `Plan.summary` reads it. StateDamaged for anything else."""
+    try:
+        moved, cost, hot = document["bytes"], document["cost"], document["hot"]
+        return Summary(
+            int(document["lines"]),
+            _counts(document["ops"]),
+            tuple((str(one["prefix"]), _counts(one["ops"])) for one in document["prefixes"]),
+            int(document["prefixes_all"]),
+            _counts(document["classes"]),
+            Count(int(hot["objects"]), int(hot["bytes"])),
+            tuple(map(str, hot["keys"])),
+            tuple((int(one["bytes"]), str(one["key"])) for one in document["largest"]),
+            int(moved["streamed"]),
+            int(moved["copied"]),
+            int(moved["growth"]),
+            Requests(**{name: int(count) for name, count in document["requests"].items()}),
+            _money(cost["source"]),
+            _money(cost["target"]),
+            None if document["seconds"] is None else float(document["seconds"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StateDamaged("the summary of the plan lacks a field, or one is of the wrong type") from error
+
+
+def _counts(document: Mapping[str, Any]) -> dict[str, Count]:
+    return {str(name): Count(int(one["objects"]), int(one["bytes"])) for name, one in document.items()}
+
+
+def _money(document: Mapping[str, Any]) -> Money:
+    return Money(
+        str(document["currency"]),
+        *(float(document[name]) for name in ("scan", "requests", "egress", "month")),
+    )
 
 
 @dataclass(slots=True)

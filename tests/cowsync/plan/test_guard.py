@@ -172,6 +172,14 @@ def test_a_truncated_listing_is_refused(base: Census | None) -> None:
     assert "--approve" not in found.text()
 
 
+@pytest.mark.parametrize("share", [0.1, 0.8, 0.89])
+def test_a_listing_that_the_store_ends_too_early_is_held(share: float) -> None:
+    """It says that nothing follows, so the listing is complete by all one can know; but its end is gone."""
+    keys = sorted(KEYS)
+    found = verdict([vanish(key) for key in keys[int(len(keys) * share) :]])
+    assert found.decision is Decision.HOLD
+
+
 def test_a_store_out_of_order_is_refused_or_held() -> None:
     assert verdict([], order=Order.BROKEN).decision is Decision.REFUSE
     assert verdict([], order=Order.SORTED).decision is Decision.HOLD

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from cowsync.changes import Op, PlanLine
-from cowsync.plan.summary import Rates, Tally, Terms
+from cowsync.errors import StateDamaged
+from cowsync.plan.summary import Rates, Tally, Terms, summary_from_json
 from s3core.endpoint import Prices
 from tests.cowsync.plan.lines import add, modify, remove, vanish
 
@@ -91,7 +92,15 @@ def test_no_object_has_more_parts_than_s3_takes() -> None:
 
 def test_it_is_json_and_text() -> None:
     summary = tallied(LINES, Terms(HERE, THERE)).summary()
-    assert json.loads(json.dumps(summary.to_json()))["ops"]["add"]["objects"] == 2
+    document = json.loads(json.dumps(summary.to_json()))
+    assert document["ops"]["add"]["objects"] == 2
+    for one in (summary, tallied(LINES, Terms(HERE, THERE)).summary(Rates(1.0, 1.0))):
+        assert summary_from_json(json.loads(json.dumps(one.to_json()))) == one
+    for name in document:
+        with pytest.raises(StateDamaged, match="summary"):
+            summary_from_json({**document, name: "?"})
+        with pytest.raises(StateDamaged, match="summary"):
+            summary_from_json({key: value for key, value in document.items() if key != name})
     text = summary.text()
     for words in ("add ", "modify", "6.2 GiB through here", "EUR", "not known", "'a/2'", "(no prefix)"):
         assert words in text
