@@ -1,0 +1,485 @@
+"""A run: scan, plan, judge, carry out, publish. What is remembered after each step, and what a crash there leaves.
+
+One rule: effects before the cursor. The base moves when, and only when, what it says has happened:
+
+| step | durable after it | a crash before the next leaves | repaired by |
+| --- | --- | --- | --- |
+| scan | nothing | a spool | the next scan removes it |
+| plan | the plan under its digest, its verdict | a plan that may be applied or forgotten | either |
+| apply | results in journals, at most a second late | lines done and not noted | applying again does them twice, never not |
+| publish | segments, then the manifest, then HEAD | segments nobody names | prune |
+
+Only one run of a mirror goes on at a time on a host (a lock in its folder); between hosts the one that moves HEAD first
+wins, and the other's lines are planned again from what it published.
+"""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from fcntl import LOCK_EX, LOCK_NB, flock
+from typing import Any
+
+from cowsync.apply.outcome_rows import line_results, outcome_rows
+from cowsync.apply.run import ORDER, ApplyResult, ApplySettings, Progress, apply_plan
+from cowsync.apply.transfer import TransferSettings
+from cowsync.base.head import Head
+from cowsync.base.layers import quantiles
+from cowsync.base.snapshot import Facts as RunFacts
+from cowsync.base.snapshot import Snapshot, Totals
+from cowsync.catalogue import Phase
+from cowsync.changes import Op, PlanLine
+from cowsync.errors import Held, Refused, StateDamaged
+from cowsync.mirror import Mirror, reader
+from cowsync.plan.census import Census, census_from_json
+from cowsync.plan.format import PlanHead
+from cowsync.plan.guard import ChangesTally, Decision, Facts, Order, PastRun, Reason, Verdict, judge
+from cowsync.plan.plan_file import SHOWN_DIGEST, Plan, digests, find_plan, open_plan, sync_folder, write_plan
+from cowsync.plan.summary import Rates, Tally, Terms
+from cowsync.scan.engine import Engine
+from cowsync.scan.listing import Listed
+from cowsync.scan.ranges import WHOLE
+from cowsync.scan.run import Scan, ScanFacts, run_scan
+from cowsync.scan.shard import ShardTask, compared
+from cowsync.scan.unordered import sorted_rows
+
+HISTORY = 100
+"""Published runs that the guard and the estimates look back on, at most."""
+VERDICT_NAME = "guard.json"
+SHARDS_PER_LANE = 4
+"""So many pieces to begin with for each process, so that the last ones end at about the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What is known before a run. `snapshot` is None before the first. `times` are those of published runs that are
+    kept, by number, as Unix seconds; `past` the same runs as the guard sees them, the newest last."""
+
+    head: Head
+    snapshot: Snapshot | None
+    times: Mapping[int, float]
+    past: Sequence[PastRun]
+    rates: Rates
+
+    @property
+    def name(self) -> str:
+        return self.head.current if self.head.entries else ""
+
+    @property
+    def run(self) -> int:
+        """The number of the run that is to come."""
+        return self.snapshot.facts.run + 1 if self.snapshot else 1
+
+    @property
+    def census(self) -> Census | None:
+        return census_from_json(self.snapshot.facts.notes["census"]) if self.snapshot else None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """`verdict` is kept beside the plan. `scan` is what the listing came to."""
+
+    plan: Plan
+    verdict: Verdict
+    scan: ScanFacts
+
+    @property
+    def clean(self) -> bool:
+        return len(self.plan) == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """`snapshot` names the new base, "" where nothing could be noted."""
+
+    result: ApplyResult
+    snapshot: str
+
+
+@contextmanager
+def alone(mirror: Mirror) -> Iterator[None]:
+    """Refused while another process works on this mirror on this host. The lock goes with the process."""
+    fd = os.open(mirror.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            flock(fd, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f"another process works on mirror {mirror.name} (it holds {mirror.folder / 'lock'})",
+                hint=f"wait for it, or stop it; `cowsync status {mirror.name}` tells what it does",
+            ) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def base_of(mirror: Mirror) -> Base:
+    """What the newest published snapshot says, and what the ones before it tell of runs."""
+    head = mirror.state.head()
+    snapshots = [mirror.state.snapshot(entry.name) for entry in head.entries[:HISTORY]]
+    past = [_past(snapshot) for snapshot in reversed(snapshots)]
+    times = {entry.run: seconds_of(entry.time) for entry in head.entries}
+    return Base(head, snapshots[0] if snapshots else None, times, past, _rates(snapshots))
+
+
+def make_plan(
+    mirror: Mirror,
+    engine: Engine,
+    *,
+    now: Callable[[], float] = time.time,
+    progress: Callable[[ScanFacts], None] = lambda facts: None,
+) -> Planned:
+    """Scan the source, write what is to be done as a plan, and judge it. For the holder of the lock. Nothing moves.
+
+    On return the plan and its verdict are durable. Refused for a listing that is not complete, StoreErrors of the
+    source and of the state; then there is no plan, and nothing has changed."""
+    catalogue = mirror.catalogue()
+    base = base_of(mirror)
+    if settle(mirror, base, now=now):
+        base = base_of(mirror)
+    run_id = catalogue.begin(base.run, base.name, now())
+    try:
+        scan = _scan(mirror, engine, base, now, progress)
+        planned = _plan_of(mirror, scan, base, now)
+        scan.remove()
+    except BaseException as error:
+        catalogue.update(run_id, Phase.FAILED, ended=now(), message=str(error) or type(error).__name__)
+        raise
+    held = planned.verdict.decision is not Decision.PASS
+    catalogue.update(
+        run_id,
+        Phase.HELD if held else Phase.PLANNED,
+        ended=now(),
+        plan=planned.plan.digest,
+        message=planned.verdict.text().strip() if held else "",
+        facts=scan_json(planned.scan) | {"lines": len(planned.plan)},
+    )
+    return planned
+
+
+def apply(
+    mirror: Mirror,
+    digest: str,
+    *,
+    approve: str = "",
+    stop: threading.Event | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    now: Callable[[], float] = time.time,
+) -> Applied:
+    """Carry out what is left of a plan and publish what was done. For the holder of the lock.
+
+    Held where the guard holds it and `approve` is not the beginning of its digest; Refused where the base has moved on
+    since it was made, or the guard refuses it. What a call leaves undone (failures, a stop, a crash) is planned again by
+    the next scan; calling again with the same digest, before that, goes on where it stopped."""
+    plan = find_plan(mirror.plans, digest)
+    base = base_of(mirror)
+    if plan.head.base != base.name:
+        raise Refused(
+            f"plan {plan.digest[:12]} was made from snapshot {plan.head.base[:12] or '(none)'}, and the base is "
+            f"{base.name[:12] or '(none)'} now",
+            hint=f"nothing was moved; make a new one: cowsync plan {mirror.name}",
+        )
+    check_allowed(plan, approve)
+    catalogue = mirror.catalogue()
+    made = catalogue.run_of_plan(plan.digest)
+    run_id = made.id if made else catalogue.begin(plan.head.run, base.name, now())
+    catalogue.update(run_id, Phase.APPLYING, plan=plan.digest, message="")
+    try:
+        result = _carry_out(mirror, plan, apply_settings(mirror), stop, on_progress)
+        # A run that was stopped keeps its journals and goes on; one that came to its end is published, with what failed
+        # left to the next scan.
+        snapshot = "" if result.stopped else _publish(mirror, plan, base, result, now)
+    except BaseException as error:
+        catalogue.update(run_id, Phase.FAILED, ended=now(), message=str(error) or type(error).__name__)
+        raise
+    if result.stopped:
+        phase = Phase.INTERRUPTED
+    elif not result.complete:
+        phase = Phase.PARTIAL
+    else:
+        phase = Phase.DONE if len(plan) else Phase.CLEAN
+    facts = {"done": result.done, "applied": result.to_json()}
+    catalogue.update(run_id, phase, ended=now(), snapshot=snapshot, message=result.stopped, facts=facts)
+    return Applied(result, snapshot)
+
+
+def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) -> bool:
+    """Bring applies that were broken off to a clean end, so that a new scan can start from what is so: lines that were
+    begun are finished (there are at most some hundred), what is done is published. True where the base has moved.
+
+    Without it the next plan could take our own half-noted work for somebody else's. A crash here leaves the journals,
+    and the next call settles."""
+    folder = mirror.folder / "applies"
+    moved = False
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        try:
+            plan = open_plan(mirror.plans / path.name)
+        except (Refused, StateDamaged):
+            # Its lines cannot be known any more. What it did shows as drift, and is told.
+            shutil.rmtree(path)
+            continue
+        if plan.head.base == base.name and not moved:
+            result = _carry_out(mirror, plan, replace(apply_settings(mirror), begun_only=True), None, None)
+            if result.stopped:
+                raise Refused(
+                    f"an apply of plan {plan.digest[:SHOWN_DIGEST]} was broken off and cannot be brought to an end: "
+                    f"{result.stopped}",
+                    hint=f"go on with it: cowsync apply {mirror.name} {plan.digest[:SHOWN_DIGEST]}",
+                )
+            _publish(mirror, plan, base, result, now)
+            moved = True
+        else:
+            shutil.rmtree(path)
+    return moved
+
+
+def _carry_out(
+    mirror: Mirror,
+    plan: Plan,
+    settings: ApplySettings,
+    stop: threading.Event | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> ApplyResult:
+    return apply_plan(
+        plan,
+        mirror.source,
+        mirror.target,
+        mirror.journals(plan.digest),
+        run=plan.head.run,
+        settings=settings,
+        stop=stop,
+        on_progress=on_progress,
+    )
+
+
+def check_allowed(plan: Plan, approve: str) -> Verdict:
+    """Held or Refused where the guard's verdict on the plan does not let it be carried out."""
+    verdict = verdict_of(plan)
+    if verdict.decision is Decision.REFUSE:
+        raise Refused(
+            f"the guard refuses plan {plan.digest[:12]}: " + " ".join(one.message for one in verdict.reasons),
+            hint="this cannot be approved; nothing was moved",
+        )
+    approved = len(approve) >= 8 and plan.digest.startswith(approve.lower())
+    if verdict.decision is Decision.HOLD and not approved:
+        raise Held(
+            f"the guard holds plan {plan.digest[:12]}: " + " ".join(one.message for one in verdict.reasons),
+            digest=plan.digest,
+            hint="nothing was moved; after a look: --approve " + plan.digest[:12],
+        )
+    return verdict
+
+
+def write_verdict(plan: Plan, verdict: Verdict) -> None:
+    """Beside the plan, durable on return. A crash before leaves a plan without a verdict, which nobody carries out."""
+    path = plan.folder / VERDICT_NAME
+    staged = path.with_suffix(".new")
+    with staged.open("w") as file:
+        json.dump(verdict.to_json(), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.rename(path)
+    sync_folder(plan.folder)
+
+
+def verdict_of(plan: Plan) -> Verdict:
+    """As the guard gave it when the plan was made. StateDamaged where it is missing: then nothing is allowed."""
+    try:
+        found = json.loads((plan.folder / VERDICT_NAME).read_bytes())
+        reasons = tuple(
+            Reason(Decision(one["decision"]), str(one["limit"]), str(one["message"])) for one in found["reasons"]
+        )
+        return Verdict(Decision(found["decision"]), reasons)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateDamaged(
+            f"plan {plan.digest[:SHOWN_DIGEST]} has no readable verdict of the guard: {error}",
+            hint="nothing is lost: plan anew",
+        ) from error
+
+
+def apply_settings(mirror: Mirror) -> ApplySettings:
+    return ApplySettings(
+        workers=mirror.settings.copiers,
+        removals=mirror.settings.vanished == "remove",
+        check_mirror=mirror.settings.check_target,
+        transfer=TransferSettings(part_bytes=mirror.settings.part_bytes),
+    )
+
+
+def scan_json(facts: ScanFacts) -> dict[str, Any]:
+    return {
+        "keys": facts.keys,
+        "bytes": facts.bytes_listed,
+        "left_out": facts.left_out,
+        "reserved": facts.reserved,
+        "changes": facts.changes,
+        "requests": facts.requests + facts.probes,
+        "shards": facts.shards,
+        "seconds": round(facts.seconds, 3),
+        "workers_lost": facts.workers_lost,
+        "unordered": facts.unordered,
+    }
+
+
+def seconds_of(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def remove_upto(base: Base, mirror: Mirror, now: float) -> int:
+    """The last run whose first missed keys are due for removal by now: so many runs and so long ago. 0: none."""
+    settings = mirror.settings
+    if settings.vanished != "remove":
+        return 0
+    due = [
+        run
+        for run, moment in base.times.items()
+        if run <= base.run - settings.vanished_runs and now - moment >= settings.vanished_s
+    ]
+    return max(due, default=0)
+
+
+def _scan(
+    mirror: Mirror, engine: Engine, base: Base, now: Callable[[], float], progress: Callable[[ScanFacts], None]
+) -> Scan:
+    settings = mirror.settings
+    layers = base.snapshot.layers if base.snapshot else ()
+    task = ShardTask(
+        WHOLE,
+        base.run,
+        remove_upto=remove_upto(base, mirror, now()),
+        keys_max=settings.shard_keys,
+        where={**mirror.where, "base": base.name},
+    )
+    rows = base.snapshot.totals.rows if base.snapshot else 0
+    pieces = max(SHARDS_PER_LANE * engine.lanes, rows // settings.shard_keys + 1)
+    points = quantiles(layers, mirror.state, pieces) if rows else []
+
+    def list_anew(listed: Listed, prefixes: dict[str, tuple[int, int]], folder: Any) -> Iterator[PlanLine]:
+        ordered = sorted_rows(mirror.source.bucket, mirror.source.prefix, listed, folder, belongs=mirror.belongs)
+        return compared(task, ordered, listed, prefixes, reader(layers, mirror.state), now())
+
+    return run_scan(
+        engine,
+        mirror.piece,
+        list_anew,
+        mirror.source.bucket,
+        mirror.source.prefix,
+        task,
+        points,
+        mirror.spool,
+        now=now,
+        progress=progress,
+    )
+
+
+def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -> Planned:
+    census = base.census
+    tally = Tally(_terms(mirror, scan.facts))
+    changes = ChangesTally(census, mirror.guard)
+    head = PlanHead(mirror.name, mirror.settings.source, mirror.settings.target, base.name, base.run)
+
+    def summary() -> Mapping[str, object]:
+        counted = tally.summary(base.rates)
+        return {"made": now(), "scan": scan_json(scan.facts), "summary": counted.to_json(), "text": counted.text()}
+
+    plan = write_plan(mirror.plans, head, changes.watch(tally.watch(scan.lines())), summary=summary)
+    order = Order.SORTED if scan.facts.unordered else Order.ASCENDING
+    known = frozenset(mirror.guard.canaries) if census is not None else frozenset()
+    verdict = judge(Facts(plan.digest, census, changes.changes(), known, order=order), mirror.guard, base.past)
+    write_verdict(plan, verdict)
+    return Planned(plan, verdict, scan.facts)
+
+
+def _terms(mirror: Mirror, facts: ScanFacts) -> Terms:
+    source, target = mirror.source.bucket.properties, mirror.target.bucket.properties
+    return Terms(
+        source=mirror.prices[0],
+        target=mirror.prices[1],
+        server_copy=bool(source.endpoint) and source.endpoint == target.endpoint,
+        copy_bytes_max=target.copy_bytes_max,
+        part_bytes=mirror.settings.part_bytes,
+        checks=mirror.settings.check_target,
+        quarantine=not target.versioned,
+        scan_lists=facts.requests + facts.probes,
+    )
+
+
+def _publish(mirror: Mirror, plan: Plan, base: Base, result: ApplyResult, now: Callable[[], float]) -> str:
+    """The base with what is done, published; then the journals are of no more use. Returns the snapshot's name.
+
+    A crash between the two leaves journals of a plan whose base has moved on: `settle` removes them."""
+    journals = mirror.journals(plan.digest)
+    census = base.census or Census()
+    change = Totals()
+    counts = dict.fromkeys(Op, 0)
+    for line, done in line_results(plan, journals):
+        if done is not None or line.op not in ORDER:
+            census.apply(line)
+            counts[line.op] += 1
+            change += change_of(line)
+    scan = plan.summary()["scan"]
+    assert isinstance(scan, dict)
+    notes = {
+        "plan": plan.digest,
+        "census": census.to_json(),
+        "counts": {str(op): count for op, count in counts.items()},
+        "keys": scan["keys"],
+        "bytes": scan["bytes"],
+        "order": str(Order.SORTED if scan["unordered"] else Order.ASCENDING),
+        "seconds": round(result.seconds, 3),
+        "lines": result.lines,
+        "moved": result.bytes_moved + result.bytes_copied,
+    }
+    facts = RunFacts(
+        plan.head.run,
+        datetime.fromtimestamp(now(), UTC).isoformat(timespec="seconds"),
+        mirror.settings.source,
+        mirror.settings.target,
+        ((b"", None),),
+        notes,
+    )
+    head = mirror.state.publish(base.head, outcome_rows(plan, journals), facts, change)
+    shutil.rmtree(journals, ignore_errors=True)
+    return head.current
+
+
+def change_of(line: PlanLine) -> Totals:
+    """What a line that is done adds to the totals of the base."""
+    match line.op:
+        case Op.ADD:
+            return Totals(1, 0, line.size)
+        case Op.MODIFY:
+            return Totals(0, -1 if line.gone else 0, line.size - line.was_size)
+        case Op.VANISH:
+            return Totals(0, 1, 0)
+        case Op.RETURN:
+            return Totals(0, -1, 0)
+        case Op.REMOVE:
+            return Totals(-1, -1, -line.size)
+
+
+def newest_plan(mirror: Mirror) -> Plan:
+    """The plan that was made last. Refused where there is none."""
+    plans = [open_plan(mirror.plans / digest) for digest in digests(mirror.plans)]
+    if not plans:
+        raise Refused(f"there is no plan of mirror {mirror.name} here", hint=f"make one: cowsync plan {mirror.name}")
+    return max(plans, key=lambda plan: float(str(plan.summary().get("made", 0.0))))
+
+
+def _past(snapshot: Snapshot) -> PastRun:
+    notes = snapshot.facts.notes
+    return PastRun(int(notes["keys"]), int(notes["counts"][Op.MODIFY]), Order(notes["order"]))
+
+
+def _rates(snapshots: Sequence[Snapshot]) -> Rates:
+    """Of the runs that took long enough to tell."""
+    told = [snapshot.facts.notes for snapshot in snapshots if snapshot.facts.notes["seconds"] >= 1]
+    seconds = sum(notes["seconds"] for notes in told)
+    if not seconds:
+        return Rates()
+    return Rates(sum(notes["lines"] for notes in told) / seconds, sum(notes["moved"] for notes in told) / seconds)

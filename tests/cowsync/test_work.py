@@ -1,0 +1,204 @@
+"""Whole runs: after an apply there is nothing left to do, whatever failed or died on the way."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cowsync.apply.run import ApplyResult
+from cowsync.catalogue import Phase
+from cowsync.changes import Op, Outcome
+from cowsync.errors import Held, Refused
+from cowsync.plan.guard import Decision
+from cowsync.work import alone
+from s3core.settings import GuardSettings
+from tests.cowsync.apply.faulty_bucket import Crash, Fault
+from tests.cowsync.worlds import DAY_S, World
+
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""What is synced a thousand times is kept in memory where there is such a file system."""
+KEYS = st.sampled_from(["a", "b", "c/1", "c/2", "c/é", "d d", "e+"])
+CHANGES = st.lists(st.tuples(KEYS, st.one_of(st.none(), st.binary(max_size=3))), max_size=6)
+FAULTS = st.dictionaries(st.integers(1, 60), st.sampled_from(list(Fault)), max_size=4)
+
+
+def change(world: World, changes: list[tuple[str, bytes | None]], kept: dict[str, bytes]) -> None:
+    """Write to the source; `kept` is what the mirror must keep of what the source has lost."""
+    for key, data in changes:
+        world.clock.sleep(1)
+        if data is None:
+            world.source.delete(key)
+        else:
+            world.source.put(key, data)
+            kept.pop(key, None)
+
+
+def attempt(world: World) -> None:
+    """A run that may fail in any way but a wrong one."""
+    try:
+        world.run()
+    except (Crash, Refused, Held):
+        pass
+    except Exception as error:
+        if "injected" not in str(error):
+            raise
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(CHANGES, FAULTS), min_size=1, max_size=5), st.booleans(), st.booleans())
+def test_random_histories(
+    rounds: list[tuple[list[tuple[str, bytes | None]], dict[int, Fault]]], versioned: bool, near: bool
+) -> None:
+    with TemporaryDirectory(dir=MEMORY) as folder:
+        world = World(Path(folder), versioned=versioned, one_endpoint=near)
+        for changes, faults in rounds:
+            change(world, changes, {})
+            world.faults.calls, world.faults.at, world.faults.crashed = 0, faults, False
+            attempt(world)
+            world.faults.at, world.faults.crashed = {}, False
+        last = world.run()
+        assert last.result.complete, last.result.failures
+        again = world.plan()
+        assert again.clean, list(again.plan)
+        mirrored, source = world.mirrored(), world.source.contents()
+        assert {key: mirrored.get(key) for key in source} == source
+        assert world.target.uploads() == {}
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+def test_a_fault_at_any_call_of_a_run(fault: Fault) -> None:
+    """Interrupt and resume equals one run: the same mirror, the same base, nothing copied twice but what was open."""
+    calls, at = 1, -1
+    while at < calls:
+        at += 1  # 0: nothing goes wrong, which tells how many calls there are
+        folder = TemporaryDirectory(dir=MEMORY)
+        world = World(Path(folder.name), versioned=bool(at % 2))
+        for number in range(4):
+            world.source.put(f"k{number}", b"one")
+        world.run()
+        world.source.put("k1", b"two")
+        world.source.put("k4", b"new")
+        world.source.delete("k2")
+        world.faults.calls, world.faults.at = 0, {at: fault}
+        attempt(world)
+        calls = max(calls, world.faults.calls)
+        world.faults.at, world.faults.crashed = {}, False
+        assert world.run().result.complete
+        assert world.plan().clean
+        assert world.mirrored() == {"k0": b"one", "k1": b"two", "k2": b"one", "k3": b"one", "k4": b"new"}
+        snapshot = world.mirror().state.snapshot(world.mirror().state.head().current)
+        assert (snapshot.totals.rows, snapshot.totals.gone, snapshot.totals.bytes) == (5, 1, 15)
+        census = snapshot.facts.notes["census"]
+        assert (census["keys"], census["bytes"]) == (4, 12)
+        folder.cleanup()
+    assert calls > 5
+
+
+def filled(tmp_path: Path, keys: int = 40, **options: object) -> World:
+    world = World(tmp_path, **options)  # type: ignore[arg-type]
+    for number in range(keys):
+        world.source.put(f"data/{number:03}.txt", b"%d" % number)
+    world.run()
+    return world
+
+
+def test_only_what_changed_moves_and_nothing_is_asked_about_the_rest(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    world.source.put("data/007.txt", b"changed")
+    world.source.requests.clear()
+    world.target.requests.clear()
+    applied = world.run()
+    assert applied.result.counts == {Op.MODIFY: {Outcome.DONE: 1}}
+    assert world.source.requests["head"] == 0
+    assert world.target.requests["head"] <= 1, "the one before the overwrite"
+    assert world.source.requests["list"] <= 3
+
+
+def test_an_emptied_source_is_held_and_the_mirror_stands(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    for key in list(world.source.contents()):
+        world.source.delete(key)
+    planned = world.plan()
+    assert planned.verdict.decision is Decision.HOLD
+    with pytest.raises(Held) as held:
+        world.apply(planned, approve="")
+    assert held.value.digest == planned.plan.digest
+    with pytest.raises(Held):
+        world.apply(planned, approve="deadbeef")
+    assert len(world.mirrored()) == 40
+    assert world.mirror().catalogue().runs(1)[0].phase is Phase.HELD
+    world.apply(planned)
+    assert len(world.mirrored()) == 40, "vanished objects stay even after an approval"
+    assert world.plan().clean
+
+
+def test_vanished_objects_go_when_they_may_and_not_before(tmp_path: Path) -> None:
+    world = filled(tmp_path, vanished="remove", vanished_runs=3, vanished_s=7 * DAY_S)
+    world.source.delete("data/003.txt")
+    world.run()
+    for _ in range(5):
+        world.clock.sleep(DAY_S)
+        assert world.run().result.lines == 0
+    assert "data/003.txt" in world.mirrored()
+    world.clock.sleep(3 * DAY_S)
+    removed = world.run()
+    assert removed.result.counts == {Op.REMOVE: {Outcome.DONE: 1}}
+    assert "data/003.txt" not in world.mirrored()
+    assert any(key.endswith("data/003.txt") for key in world.target.contents()), "it is in the trash"
+    assert world.plan().clean
+
+
+def test_an_object_that_comes_back_unchanged_costs_nothing(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    world.source.delete("data/003.txt")
+    world.run()
+    world.source.put("data/003.txt", b"3")
+    before = world.target.requests["copy"] + world.target.requests["put"]
+    assert world.run().result.counts == {Op.RETURN: {Outcome.DONE: 1}}
+    assert world.target.requests["copy"] + world.target.requests["put"] == before
+    assert world.plan().clean
+
+
+def test_what_somebody_else_wrote_to_the_mirror_is_left_alone_and_told(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    world.source.put("data/003.txt", b"new")
+    world.target.put("data/003.txt", b"by somebody else")
+    applied = world.run()
+    assert applied.result.count(Outcome.DRIFTED) == 1
+    assert world.mirrored()["data/003.txt"] == b"by somebody else"
+    assert world.mirror().catalogue().runs(1)[0].phase is Phase.PARTIAL
+    assert not world.plan().clean, "it is tried again"
+
+
+def test_another_host_goes_on(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    world.source.put("data/new.txt", b"n")
+    assert world.run(new_host=True).result.lines == 1
+    assert world.plan(new_host=True).clean
+
+
+def test_a_plan_of_an_older_base_is_refused(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    world.source.put("data/a.txt", b"n")
+    old = world.plan()
+    world.source.put("data/b.txt", b"n")
+    world.run()
+    with pytest.raises(Refused, match="was made from snapshot"):
+        world.apply(old)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    with alone(world.mirror()), pytest.raises(Refused, match="another process"), alone(world.mirror()):
+        pass
+
+
+def test_a_filter_leaves_out_and_what_it_leaves_out_later_stays(tmp_path: Path) -> None:
+    world = World(tmp_path, exclude=("**.tmp",), guard=GuardSettings(floor_keys=100))
+    world.source.put("a.tmp", b"t")
+    world.source.put("a", b"t")
+    assert isinstance(world.run().result, ApplyResult)
+    assert world.mirrored() == {"a": b"t"}

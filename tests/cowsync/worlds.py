@@ -1,0 +1,65 @@
+"""A source, its mirror and the state of both in memory, as `work` sees them; hosts that die and come back."""
+
+from pathlib import Path
+from typing import Any
+
+from cowsync.apply.copy_line import Place
+from cowsync.base.state import State
+from cowsync.mirror import Mirror, reader
+from cowsync.scan.engine import Engine, InlineEngine
+from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
+from cowsync.work import Applied, Planned, apply, make_plan
+from s3core.memory import MemoryObjects, MemoryStore
+from s3core.memory_bucket import MemoryService
+from s3core.settings import GuardSettings, MirrorSettings
+from tests.cowsync.apply.faulty_bucket import Faults, faulty
+from tests.s3core.fakes import FakeClock
+
+DAY_S = 86400.0
+
+
+class World:
+    """`source` and `target` are the bare buckets; what a mirror does to them goes through `faults`."""
+
+    def __init__(self, folder: Path, *, versioned: bool = False, one_endpoint: bool = True, **settings: Any) -> None:
+        self.folder = folder
+        self.clock = FakeClock()
+        self.faults = Faults()
+        here = MemoryService(clock=self.clock)
+        there = here if one_endpoint else MemoryService(clock=self.clock)
+        self.source = here.bucket("source")
+        self.target = there.bucket("target", versioned=versioned)
+        self.objects = MemoryObjects()
+        guard = settings.pop("guard", GuardSettings())
+        defaults: dict[str, Any] = {"source": "memory:s", "target": "memory:t", "copiers": 2, "shard_keys": 1000}
+        self.settings = MirrorSettings(**defaults | settings, guard=guard)
+        self.hosts = 0
+
+    def mirror(self, *, new_host: bool = False) -> Mirror:
+        """The mirror as a host sees it: plans and journals of its own, the state shared."""
+        self.hosts += new_host
+        folder = self.folder / f"host-{self.hosts}"
+        folder.mkdir(exist_ok=True)
+        state = State(MemoryStore(clock=self.clock, bucket=self.objects), folder / "segments", clock=self.clock)
+        source, target = Place(faulty(self.source, self.faults)), Place(faulty(self.target, self.faults))
+
+        def piece(task: ShardTask) -> ShardResult:
+            name = task.where["base"]
+            layers = state.snapshot(name).layers if name else ()
+            return scan_shard(task, source.bucket, "", reader(layers, state), mirror.belongs, now=self.clock.time)
+
+        mirror = Mirror("m", self.settings, source, target, state, folder, piece)
+        return mirror
+
+    def plan(self, *, new_host: bool = False, engine: Engine | None = None) -> Planned:
+        return make_plan(self.mirror(new_host=new_host), engine or InlineEngine(), now=self.clock.time)
+
+    def apply(self, planned: Planned, **options: Any) -> Applied:
+        options.setdefault("approve", planned.plan.digest)
+        return apply(self.mirror(), planned.plan.digest, now=self.clock.time, **options)
+
+    def run(self, *, new_host: bool = False) -> Applied:
+        return self.apply(self.plan(new_host=new_host))
+
+    def mirrored(self) -> dict[str, bytes]:
+        return {key: data for key, data in self.target.contents().items() if not key.startswith(".cowsync/")}
