@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from cowsync.base.layers import Layer, Layers, SegmentRef
@@ -69,14 +70,13 @@ def name_of(manifest: bytes) -> str:
 
 def encode(snapshot: Snapshot) -> bytes:
     facts, totals = snapshot.facts, snapshot.totals
-    fields = {
+    fields: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "run": facts.run,
         "time": facts.time,
         "source": facts.source,
         "mirror": facts.mirror,
-        "notes": dict(facts.notes),
         "tiling": [[_text(after), None if upto is None else _text(upto)] for after, upto in facts.tiling],
         "parent": snapshot.parent,
         "salt": snapshot.salt,
@@ -88,6 +88,9 @@ def encode(snapshot: Snapshot) -> bytes:
             for layer in snapshot.layers
         ],
     }
+    if facts.notes:
+        # Left out where there are none: manifests of the time before there were notes are the same bytes.
+        fields["notes"] = dict(facts.notes)
     return canonical(fields)
 
 
@@ -110,7 +113,7 @@ def parse(manifest: bytes, what: str) -> Snapshot:
             source,
             mirror,
             tuple(_range(entry) for entry in _list(fields["tiling"])),
-            _object(fields["notes"]),
+            _object(fields.get("notes", {})),
         )
         totals = Totals(*(_number(fields[name]) for name in ("rows", "gone", "bytes")))
         layers = tuple(tuple(_segment(entry) for entry in _list(layer)) for layer in _list(fields["layers"]))
@@ -122,14 +125,16 @@ def parse(manifest: bytes, what: str) -> Snapshot:
 
 
 def canonical(fields: dict[str, Any]) -> bytes:
-    """JSON with sorted names, no blanks, ASCII only, a newline at the end."""
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+    """JSON with sorted names, no blanks, ASCII only, a newline at the end. ValueError for what JSON cannot say."""
+    return (
+        json.dumps(fields, sort_keys=True, allow_nan=False, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+    )
 
 
 def json_fields(data: bytes, what: str, form: str, version: int) -> dict[str, Any]:
     """A JSON object that says that it is of this format, in a version up to this one; else StateDamaged."""
     try:
-        fields = json.loads(data)
+        fields = json.loads(data, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise StateDamaged(f"{what} is damaged: not JSON") from error
     if not isinstance(fields, dict) or fields.get("format") != form:
@@ -138,6 +143,13 @@ def json_fields(data: bytes, what: str, form: str, version: int) -> dict[str, An
     if type(told) is not int or not 1 <= told <= version:
         raise StateDamaged(f"{what}: format version {told!r} is not one that this program knows (1 to {version})")
     return fields
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 def _object(entry: Any) -> dict[str, Any]:

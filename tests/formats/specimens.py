@@ -190,6 +190,7 @@ BASE_SNAPSHOT = snapshot.Snapshot(
         (SegmentRef("ef" * 32, b"photos/a/000007.jpg", b"photos/a/000007.jpg", 1, 0, 70_001, 300),),
     ),
 )
+BASE_NOTES = replace(BASE_SNAPSHOT, facts=replace(BASE_SNAPSHOT.facts, notes={"plan": "34" * 32, "held": [1, None]}))
 BASE_HEAD = (head.Entry("ab" * 32, 7, "2026-11-21T22:18:54Z"), head.Entry("12" * 32, 6, "2026-11-20T22:18:54Z"))
 
 
@@ -392,6 +393,13 @@ SPECIMENS = [
         lambda: snapshot.encode(BASE_SNAPSHOT),
         lambda blob: snapshot.parse(blob, "golden"),
         BASE_SNAPSHOT,
+        True,
+    ),
+    Specimen(
+        "base-snapshot-notes.v1.json",
+        lambda: snapshot.encode(BASE_NOTES),
+        lambda blob: snapshot.parse(blob, "golden"),
+        BASE_NOTES,
         True,
     ),
     Specimen("base-head.v1.json", lambda: head.encode(BASE_HEAD), head.decode, BASE_HEAD, True),

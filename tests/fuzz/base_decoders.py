@@ -9,7 +9,7 @@ from cowsync.base import segment, snapshot
 from cowsync.errors import StateDamaged
 from cowsync.rows import REMOVED, Row, Rows
 from tests.cowsync.base.shelf import as_rows
-from tests.formats.specimens import BASE_HEAD, BASE_ROWS, BASE_SNAPSHOT
+from tests.formats.specimens import BASE_HEAD, BASE_NOTES, BASE_ROWS, BASE_SNAPSHOT
 
 _ODD = as_rows(
     Row(b"%d" % n, n * 1000, b"%d" % n, b"%d" % n, b"v%d" % n, b"", b"%x" % n, b"", REMOVED if n == 7 else n)
@@ -74,5 +74,11 @@ def _frame_of(rows: Rows) -> bytes:
 
 SEGMENTS = (segment.write(BASE_ROWS), segment.write(_ODD), segment.write(BASE_ROWS)[:-3], b"\0" * 80)
 FRAMES = tuple(_frame_of(rows) for rows in (BASE_ROWS, _ODD, BASE_ROWS.slice(0, 1)))
-MANIFESTS = (snapshot.encode(BASE_SNAPSHOT), b"[]", b'{"format":"cowsync snapshot","version":2}')
+MANIFESTS = (
+    snapshot.encode(BASE_SNAPSHOT),
+    snapshot.encode(BASE_NOTES),
+    snapshot.encode(BASE_NOTES).replace(b"[1,", b"[1e999,"),
+    b"[]",
+    b'{"format":"cowsync snapshot","version":2}',
+)
 HEADS = (head_format.encode(BASE_HEAD), b"{}")
