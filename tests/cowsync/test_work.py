@@ -97,6 +97,33 @@ def test_a_fault_at_any_call_of_a_run(fault: Fault) -> None:
     assert calls > 5
 
 
+@pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.LOST_REPLY])
+def test_a_source_that_changes_again_after_a_death(fault: Fault) -> None:
+    """What a dead run copied and did not note is ours: the next one must not take it for somebody else's."""
+    calls, at = 1, -1
+    while at < calls:
+        at += 1
+        folder = TemporaryDirectory(dir=MEMORY)
+        world = World(Path(folder.name), one_endpoint=bool(at % 2))
+        for number in range(3):
+            world.source.put(f"k{number}", b"one")
+        world.run()
+        for number in range(3):
+            world.source.put(f"k{number}", b"two, longer")
+        world.faults.calls, world.faults.at = 0, {at: fault}
+        attempt(world)
+        calls = max(calls, world.faults.calls)
+        world.faults.at, world.faults.crashed = {}, False
+        world.source.put("k1", b"three")
+        world.source.delete("k2")
+        assert world.run().result.complete
+        assert world.plan().clean
+        mirrored = world.mirrored()
+        assert (mirrored["k0"], mirrored["k1"]) == (b"two, longer", b"three")
+        folder.cleanup()
+    assert calls > 5
+
+
 def filled(tmp_path: Path, keys: int = 40, **options: object) -> World:
     world = World(tmp_path, **options)  # type: ignore[arg-type]
     for number in range(keys):
