@@ -95,7 +95,7 @@ def build_store(
     else:
         from s3core.s3 import open_s3_store
 
-        endpoint = _endpoint(place.name, config)
+        endpoint = named_endpoint(place.name, config)
         adapter = open_s3_store(endpoint, place.bucket, place.path)
         limits = limits or Limits(endpoint.concurrency, endpoint.requests_per_s, endpoint.bytes_per_s)
         policy = policy or RetryPolicy(attempts_max=endpoint.retries + 1, deadline_s=endpoint.deadline_s)
@@ -121,7 +121,8 @@ def stack(
     return observed
 
 
-def _endpoint(name: str, config: "Config | None") -> "Endpoint":
+def named_endpoint(name: str, config: "Config | None") -> "Endpoint":
+    """The endpoint of an s3:// URL. Misconfigured without a configuration; ConfigError where it does not know it."""
     if config is None:
         raise Misconfigured(
             f"endpoint {name!r} cannot be looked up: no configuration was read",

@@ -114,11 +114,11 @@ class SlowDown(Unavailable):
         self.retry_after = retry_after
 
 
-class FaultyStore(StoreWrapper):
-    """`plan` may be exchanged at any time. `calls` counts what was asked, `trace` tells the last of it."""
+class FaultInjection:
+    """What lets calls fail, of a store or of a bucket. `plan` may be exchanged at any time. `calls` counts what was
+    asked, `trace` tells the last of it."""
 
-    def __init__(self, inner: ObjectStore, plan: FaultPlan, random: random_module.Random, clock: Clock) -> None:
-        super().__init__(inner)
+    def __init__(self, plan: FaultPlan, random: random_module.Random, clock: Clock) -> None:
         self.plan = plan
         self.calls: Counter[str] = Counter()
         self.trace: deque[Event] = deque(maxlen=_TRACE_CALLS)
@@ -154,31 +154,6 @@ class FaultyStore(StoreWrapper):
         return len(arriving)
 
     # Calls
-
-    def put(self, key: str, data: Buffer | Sequence[Buffer], *, metadata: dict[str, str] | None = None) -> str:
-        return super().put(key, _kept(data), metadata=metadata)
-
-    def put_if_absent(
-        self, key: str, data: Buffer | Sequence[Buffer], *, metadata: dict[str, str] | None = None
-    ) -> str:
-        return super().put_if_absent(key, _kept(data), metadata=metadata)
-
-    def put_if_match(
-        self, key: str, data: Buffer | Sequence[Buffer], etag: str, *, metadata: dict[str, str] | None = None
-    ) -> str:
-        return super().put_if_match(key, _kept(data), etag, metadata=metadata)
-
-    def _delete_batch(self, keys: Sequence[str]) -> dict[str, StoreError]:
-        call = Call("delete_many", keys[0])
-        try:
-            fault = self._begin(call)
-            if fault is None or fault.kind is not FaultKind.SHORT_BODY:
-                return self._suffer(call, fault, lambda: self.inner.delete_many(keys))
-        except StoreError as error:
-            return dict.fromkeys(keys, error)
-        half = len(keys) // 2
-        cut_off = {key: Unavailable("injected: the request was cut off", key=key) for key in keys[half:]}
-        return self.inner.delete_many(keys[:half]) | cut_off
 
     def _perform(self, call: Call, action: Callable[[], T]) -> T:
         return self._suffer(call, self._begin(call), action)
@@ -265,16 +240,54 @@ class FaultyStore(StoreWrapper):
                 return self._flipped(action())
 
     def _flipped(self, result: T) -> T:
+        if isinstance(result, bytes) and result:
+            return type(result)(self._one_bit_off(result))
         if not isinstance(result, Body) or not result.data:
             return result
+        return type(result)(self._one_bit_off(result.data), result.etag)
+
+    def _one_bit_off(self, content: bytes) -> bytes:
         with self._lock:
-            bit = self._random.randrange(len(result.data) * 8)
-        data = bytearray(result.data)
+            bit = self._random.randrange(len(content) * 8)
+        data = bytearray(content)
         data[bit // 8] ^= 1 << bit % 8
-        return type(result)(bytes(data), result.etag)
+        return bytes(data)
 
 
-def _kept(data: Buffer | Sequence[Buffer]) -> bytes:
+class FaultyStore(FaultInjection, StoreWrapper):
+    """See `FaultInjection`."""
+
+    def __init__(self, inner: ObjectStore, plan: FaultPlan, random: random_module.Random, clock: Clock) -> None:
+        StoreWrapper.__init__(self, inner)
+        FaultInjection.__init__(self, plan, random, clock)
+
+    def put(self, key: str, data: Buffer | Sequence[Buffer], *, metadata: dict[str, str] | None = None) -> str:
+        return super().put(key, kept_body(data), metadata=metadata)
+
+    def put_if_absent(
+        self, key: str, data: Buffer | Sequence[Buffer], *, metadata: dict[str, str] | None = None
+    ) -> str:
+        return super().put_if_absent(key, kept_body(data), metadata=metadata)
+
+    def put_if_match(
+        self, key: str, data: Buffer | Sequence[Buffer], etag: str, *, metadata: dict[str, str] | None = None
+    ) -> str:
+        return super().put_if_match(key, kept_body(data), etag, metadata=metadata)
+
+    def _delete_batch(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        call = Call("delete_many", keys[0])
+        try:
+            fault = self._begin(call)
+            if fault is None or fault.kind is not FaultKind.SHORT_BODY:
+                return self._suffer(call, fault, lambda: self.inner.delete_many(keys))
+        except StoreError as error:
+            return dict.fromkeys(keys, error)
+        half = len(keys) // 2
+        cut_off = {key: Unavailable("injected: the request was cut off", key=key) for key in keys[half:]}
+        return self.inner.delete_many(keys[:half]) | cut_off
+
+
+def kept_body(data: Buffer | Sequence[Buffer]) -> bytes:
     """The body by value: a late request must not send what the caller's buffer holds by then."""
     return data if isinstance(data, bytes) else b"".join(byte_views(data))
 

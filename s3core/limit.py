@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from s3core.clock import Clock
-from s3core.store import Body, ObjectStore
-from s3core.wrapper import Call, StoreWrapper, T
+from s3core.store import ObjectStore
+from s3core.wrapper import Call, StoreWrapper, T, bytes_down
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +56,17 @@ class TokenBucket:
             self._clock.sleep(wait_s)
 
 
-class LimitedStore(StoreWrapper):
-    def __init__(self, inner: ObjectStore, limits: Limits, clock: Clock) -> None:
-        super().__init__(inner)
+class Limiter:
+    """Carries out calls, of a store or of a bucket, within `limits`."""
+
+    def __init__(self, limits: Limits, clock: Clock) -> None:
         self._slots: AbstractContextManager[object] = (
             threading.BoundedSemaphore(limits.concurrency) if limits.concurrency else nullcontext()
         )
         self._requests = TokenBucket(limits.requests_per_s, limits.burst_s, clock) if limits.requests_per_s else None
         self._bytes = TokenBucket(limits.bytes_per_s, limits.burst_s, clock) if limits.bytes_per_s else None
 
-    def _perform(self, call: Call, action: Callable[[], T]) -> T:
+    def carry_out(self, call: Call, action: Callable[[], T]) -> T:
         # The wait for the rate comes first: whoever waits for it holds nobody up.
         if self._requests is not None:
             self._requests.take(1)
@@ -74,6 +75,15 @@ class LimitedStore(StoreWrapper):
             self._bytes.take(call.bytes_up + call.bytes_down)
         with self._slots:
             result = action()
-        if self._bytes is not None and isinstance(result, Body):
-            self._bytes.reserve(len(result.data) - call.bytes_down)
+        if self._bytes is not None and (down := bytes_down(result)):
+            self._bytes.reserve(down - call.bytes_down)
         return result
+
+
+class LimitedStore(StoreWrapper):
+    def __init__(self, inner: ObjectStore, limits: Limits, clock: Clock) -> None:
+        super().__init__(inner)
+        self._limiter = Limiter(limits, clock)
+
+    def _perform(self, call: Call, action: Callable[[], T]) -> T:
+        return self._limiter.carry_out(call, action)

@@ -7,7 +7,7 @@ retries. An answer that says "not there" or "not that version" is an outcome, no
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -25,8 +25,8 @@ from s3core.errors import (
     Unavailable,
     Unsupported,
 )
-from s3core.store import Body, ObjectStore
-from s3core.wrapper import Call, StoreWrapper, T
+from s3core.store import ObjectStore
+from s3core.wrapper import Call, StoreWrapper, T, bytes_down
 
 OUTCOMES: dict[type[object], str] = {
     NotFound: "not_found",
@@ -39,56 +39,56 @@ OUTCOMES: dict[type[object], str] = {
     OutcomeUnknown: "unknown",
 }
 """The label `outcome`; "ok" is a call that returned, "error" anything that is not in here."""
+Port = Literal["store", "bucket"]
 _ANSWERS = frozenset({"ok", "not_found", "precondition_failed"})
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 
 class StoreMetrics:
-    """The metrics of one registry; stores that report to the same registry share them."""
+    """The metrics of one registry; stores that report to the same registry share them. Buckets have their own,
+    under `bucketworks_bucket_`."""
 
-    _known: ClassVar[WeakKeyDictionary[CollectorRegistry, "StoreMetrics"]] = WeakKeyDictionary()
+    _known: ClassVar[WeakKeyDictionary[CollectorRegistry, dict[str, "StoreMetrics"]]] = WeakKeyDictionary()
     _known_lock = threading.Lock()
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, port: Port = "store") -> None:
         self.requests = MetricCounter(
-            "bucketworks_store_requests",
-            "Calls to the object store; a page of a listing and a batch of a removal count as one",
+            f"bucketworks_{port}_requests",
+            f"Calls to the object {port}; a page of a listing and a batch of a removal count as one",
             ["operation", "outcome"],
             registry=registry,
         )
         self.bytes = MetricCounter(
-            "bucketworks_store_bytes", "Bytes of objects sent up and had down", ["direction"], registry=registry
+            f"bucketworks_{port}_bytes", "Bytes of objects sent up and had down", ["direction"], registry=registry
         )
         self.seconds = Histogram(
-            "bucketworks_store_request_seconds",
+            f"bucketworks_{port}_request_seconds",
             "Time until a call had its answer, retries included",
             ["operation"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.retries = MetricCounter(
-            "bucketworks_store_retries", "Attempts that failed and were repeated", ["operation"], registry=registry
+            f"bucketworks_{port}_retries", "Attempts that failed and were repeated", ["operation"], registry=registry
         )
 
     @classmethod
-    def of(cls, registry: CollectorRegistry) -> "StoreMetrics":
+    def of(cls, registry: CollectorRegistry, port: Port = "store") -> "StoreMetrics":
         """The metrics of `registry`, made at the first call: a registry takes each name once."""
         with cls._known_lock:
-            metrics = cls._known.get(registry)
-            if metrics is None:
-                metrics = cls._known[registry] = cls(registry)
-            return metrics
+            known = cls._known.setdefault(registry, {})
+            if port not in known:
+                known[port] = cls(registry, port)
+            return known[port]
 
 
-class ObservedStore(StoreWrapper):
-    """Without a registry a private one is made: the numbers are then had from `snapshot` alone."""
+class Observer:
+    """Counts calls, of a store or of a bucket. Without a registry a private one is made: the numbers are then had from
+    `snapshot` alone."""
 
-    def __init__(
-        self, inner: ObjectStore, *, registry: CollectorRegistry | None = None, clock: Clock | None = None
-    ) -> None:
-        super().__init__(inner)
+    def __init__(self, port: Port, *, registry: CollectorRegistry | None = None, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
-        self._metrics = StoreMetrics.of(registry if registry is not None else CollectorRegistry())
+        self._metrics = StoreMetrics.of(registry if registry is not None else CollectorRegistry(), port)
         self._up = self._metrics.bytes.labels("up")
         self._down = self._metrics.bytes.labels("down")
         self._lock = threading.Lock()
@@ -108,14 +108,13 @@ class ObservedStore(StoreWrapper):
         with self._lock:
             self._numbers["retries"] += 1
 
-    def _perform(self, call: Call, action: Callable[[], T]) -> T:
+    def carry_out(self, call: Call, action: Callable[[], T]) -> T:
         outcome, down = "error", 0
         began = self._clock.monotonic()
         try:
             result = action()
             outcome = "ok"
-            if isinstance(result, Body):
-                down = len(result.data)
+            down = bytes_down(result)
             return result
         except StoreError as error:
             outcome = next((OUTCOMES[kind] for kind in type(error).__mro__ if kind in OUTCOMES), "error")
@@ -123,12 +122,10 @@ class ObservedStore(StoreWrapper):
         finally:
             self._count(call, outcome, down, self._clock.monotonic() - began)
 
-    def _delete_batch(self, keys: Sequence[str]) -> dict[str, StoreError]:
-        failed = super()._delete_batch(keys)
-        if failed:
-            with self._lock:
-                self._numbers["errors"] += len(failed)
-        return failed
+    def count_errors(self, number: int) -> None:
+        """Of failures that came as parts of an answer."""
+        with self._lock:
+            self._numbers["errors"] += number
 
     def _count(self, call: Call, outcome: str, down: int, seconds: float) -> None:
         # What was sent counts as sent whatever came of it.
@@ -148,3 +145,30 @@ class ObservedStore(StoreWrapper):
             if outcome not in _ANSWERS:
                 numbers["errors"] += 1
             self._waited_s += seconds
+
+
+class ObservedStore(StoreWrapper):
+    """See `Observer`."""
+
+    def __init__(
+        self, inner: ObjectStore, *, registry: CollectorRegistry | None = None, clock: Clock | None = None
+    ) -> None:
+        super().__init__(inner)
+        self._observer = Observer("store", registry=registry, clock=clock)
+
+    def snapshot(self) -> dict[str, float]:
+        """See `Observer.snapshot`."""
+        return self._observer.snapshot()
+
+    def count_retry(self, call: Call, error: StoreError) -> None:
+        """For `RetryingStore`'s `on_retry`."""
+        self._observer.count_retry(call, error)
+
+    def _perform(self, call: Call, action: Callable[[], T]) -> T:
+        return self._observer.carry_out(call, action)
+
+    def _delete_batch(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        failed = super()._delete_batch(keys)
+        if failed:
+            self._observer.count_errors(len(failed))
+        return failed

@@ -61,12 +61,7 @@ class RetryingStore(StoreWrapper):
         self._on_retry = on_retry
 
     def _perform(self, call: Call, action: Callable[[], T]) -> T:
-        effort = self._effort(call)
-        while True:
-            try:
-                return action()
-            except StoreError as error:
-                effort.wait_or_raise(error)
+        return self._effort(call).carry_out(action)
 
     def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
         """Goes on after the last key that was had; every key had is progress and starts the deadline anew."""
@@ -117,12 +112,12 @@ class RetryingStore(StoreWrapper):
                 return failed | {key: unknown.get(key, answers[key]) for key in again}
             keys = again
 
-    def _effort(self, call: Call) -> "_Effort":
-        return _Effort(call, self._clock, self._random, self._policy, self._on_retry)
+    def _effort(self, call: Call) -> "Effort":
+        return Effort(call, self._clock, self._random, self._policy, self._on_retry)
 
 
-class _Effort:
-    """One call with its repetitions."""
+class Effort:
+    """One call with its repetitions, of a store or of a bucket (`s3core.bucket_stack`)."""
 
     def __init__(
         self,
@@ -143,6 +138,14 @@ class _Effort:
         self._failures = 0
         self._began = self._clock.monotonic()
         self._unknown: OutcomeUnknown | None = None
+
+    def carry_out(self, action: Callable[[], T]) -> T:
+        """`action`, again and again until it answers."""
+        while True:
+            try:
+                return action()
+            except StoreError as error:
+                self.wait_or_raise(error)
 
     def wait_or_raise(self, error: StoreError) -> None:
         """Sleeps until it is time for another attempt, or raises what the caller shall hear."""

@@ -51,6 +51,13 @@ class Call:
     bytes_down: int = 0
 
 
+def bytes_down(result: object) -> int:
+    """How many bytes of an object a call came back with."""
+    if isinstance(result, Body):
+        return len(result.data)
+    return len(result) if isinstance(result, bytes) else 0
+
+
 class StoreWrapper:
     """Passes everything on to `inner`."""
 
