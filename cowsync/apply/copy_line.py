@@ -44,7 +44,8 @@ class Place:
 class Verdict(StrEnum):
     WRITE = "write"
     PRESENT = "present"
-    """The mirror holds these bytes already."""
+    """The mirror holds these bytes already: nothing is lost by writing them, and nothing is to be done where headers,
+    metadata and tags are the source's."""
     DRIFTED = "drifted"
 
 
@@ -160,7 +161,7 @@ class LineCopier:
                 tally.moved = 0
         held = self._transfer.look(mirror, key)
         verdict = judge(line, held, maybe_ours=maybe_ours)
-        if held is not None and verdict is Verdict.PRESENT:
+        if held is not None and verdict is Verdict.PRESENT and self._transfer.same_attributes(subject, held):
             return Written(held.etag, held.version_id)
         if held is not None and verdict is Verdict.DRIFTED:
             expected = f"ETag {line.mirror_etag}" if line.mirror_etag else "nothing"

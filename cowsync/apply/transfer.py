@@ -32,6 +32,9 @@ PARTS_MAX = 10_000
 _COPY_PART_BYTES = 512 * MIB
 """A part that the server copies by itself: nothing of it is in our memory."""
 
+_USUAL_PARTS_MIB = (8, 5, 16, 64, 100, 10, 15, 32, 50, 128, 256, 512, 1024, 20, 25, 200, 500, 6, 7, 12, 24, 48, 96)
+"""What clients cut uploads in, the most widespread first."""
+
 T = TypeVar("T")
 
 
@@ -135,6 +138,19 @@ def part_size(size: int, first: int, parts: int, *, least: int, most: int, defau
     return max(least, default, -(-needed // MIB) * MIB if needed > default else 0)
 
 
+def guessed_parts(size: int, etag: str, ours: int = 0) -> tuple[int, int]:
+    """Bytes of the first part and number of parts where the server does not tell (Ceph before Reef): the number is the
+    end of the ETag, and clients cut in a few usual sizes; `ours` is tried first. Wrong at worst, which gives another
+    ETag; (0, 0): no idea."""
+    _, _, suffix = etag.rpartition("-")
+    parts = int(suffix) if suffix.isascii() and suffix.isdigit() else 0
+    if parts == 1:
+        return size, 1
+    usual = (ours, *(mib * MIB for mib in _USUAL_PARTS_MIB))
+    first = next((length for length in usual if parts and length and -(-size // length) == parts), 0)
+    return first, parts if first else 0
+
+
 def multipart_etag(part_etags: list[str]) -> str:
     """What S3 calls an object of these parts where their ETags are MD5, else ""."""
     try:
@@ -167,6 +183,17 @@ class Transfer:
         except NotFound as error:
             _require_bucket(error)
             return None
+
+    def same_attributes(self, subject: Subject, held: ObjectFacts) -> bool:
+        """Whether `held`, which has the subject's bytes, also has its headers, metadata and number of tags. True where
+        the source has moved on: then nothing better can be had."""
+        try:
+            facts = self._from_source(lambda: subject.bucket.head(subject.key, version_id=subject.version_id))
+        except SourceMoved:
+            return True
+        if facts.etag != subject.etag:
+            return True
+        return (facts.attributes, facts.tag_count) == (held.attributes, held.tag_count)
 
     def route(self, subject: Subject, target: Bucket, *, keep_parts: bool = False) -> Route:
         settings = replace(self._settings, keep_parts=True) if keep_parts else self._settings
@@ -275,7 +302,7 @@ class Transfer:
                 held = self.look(target, key)
                 if (held.etag if held else "") != before:
                     raise TargetChanged("its object changed while the new one was uploaded")
-            written = self._complete(subject, target, key, upload_id, etags, before)
+            written = self._complete(subject, target, key, upload_id, etags, before, len(attributes.tags))
         except Exception:
             self.abort(target, key, upload_id)
             raise
@@ -292,7 +319,14 @@ class Transfer:
         return True
 
     def _complete(
-        self, subject: Subject, target: Bucket, key: str, upload_id: str, etags: list[str], before: str | None
+        self,
+        subject: Subject,
+        target: Bucket,
+        key: str,
+        upload_id: str,
+        etags: list[str],
+        before: str | None,
+        tag_count: int,
     ) -> Written:
         listed = list(enumerate(etags, 1))
         expected = multipart_etag(etags)
@@ -300,11 +334,11 @@ class Transfer:
             return self.ask(lambda: target.complete_upload(key, upload_id, listed))
         except OutcomeUnknown as error:
             try:
-                return self._settle(subject, target, key, expected, before, error)
+                return self._settle(subject, target, key, expected, before, error, tag_count)
             except OutcomeUnknown:
                 # Once aborted it can no longer be completed by a request that is still under way: this look is final.
                 self.ask(lambda: target.abort_upload(key, upload_id))
-                return self._settle(subject, target, key, expected, before, error)
+                return self._settle(subject, target, key, expected, before, error, tag_count)
 
     def _copy_part(
         self,
@@ -358,6 +392,8 @@ class Transfer:
         if facts.tag_count:
             tags = self._from_source(lambda: subject.bucket.tags(subject.key, version_id=subject.version_id))
         attributes = Attributes(facts.attributes.headers, facts.attributes.metadata, tags)
+        if with_parts and not facts.parts:
+            return attributes, guessed_parts(subject.size, subject.etag, self._settings.part_bytes)
         return attributes, (facts.size, facts.parts)
 
     def _from_source(self, call: Callable[[], T]) -> T:
@@ -370,7 +406,14 @@ class Transfer:
             raise SourceMoved("the source has another object there by now") from error
 
     def _settle(
-        self, subject: Subject, target: Bucket, key: str, expected: str, before: str | None, error: OutcomeUnknown
+        self,
+        subject: Subject,
+        target: Bucket,
+        key: str,
+        expected: str,
+        before: str | None,
+        error: OutcomeUnknown,
+        tag_count: int | None = None,
     ) -> Written:
         """Look whether a write whose answer was lost is there. Raises `error` where that cannot be seen."""
         held = self.look(target, key)
@@ -378,6 +421,9 @@ class Transfer:
             raise error
         # Without an ETag to expect, only a look before tells that this one is new.
         if held.etag != expected if expected else before is None:
+            raise error
+        # Some servers are given the tags of an upload in parts by a request of its own, which may be the one that failed.
+        if tag_count is not None and held.tag_count != tag_count:
             raise error
         return Written(held.etag, held.version_id)
 

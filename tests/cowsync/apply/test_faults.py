@@ -220,11 +220,28 @@ def test_an_object_that_the_mirror_lost_comes_back_or_stays_away(case: Callable[
 
 def test_equal_bytes_are_not_copied_again(tmp_path: Path) -> None:
     made = world(Op.ADD, b"small", same=True)
-    made.mirror.put("m/k", b"small")
-    result = apply(made, tmp_path, Faults())
+    made.mirror.put("m/k", b"small", attributes=KEPT)
+    result = apply(made, tmp_path / "1", Faults())
     assert result.complete
     assert result.bytes_copied == 0
     assert made.mirror.requests["copy"] == 0
+    made.mirror.put("m/k", b"small", attributes=Attributes({}, {}, {"a": "1"}))
+    assert apply(made, tmp_path / "2", Faults()).complete
+    check_done(made)
+
+
+def test_tags_that_an_upload_lost_are_given_again(tmp_path: Path) -> None:
+    """A server that is given the tags after the completion, and a crash in between."""
+    made = world(Op.ADD, BIG, same=False)
+    faults = Faults()
+    apply(made, tmp_path / "1", faults)
+    calls = faults.trace.index("complete_upload") + 1
+    made = world(Op.ADD, BIG, same=False)
+    with pytest.raises(Crash):
+        apply(made, tmp_path / "2", Faults({calls: Fault.CRASH_AFTER}))
+    made.mirror.put("m/k", BIG, attributes=Attributes(KEPT.headers, KEPT.metadata))
+    assert apply(made, tmp_path / "2", Faults()).complete
+    check_done(made)
 
 
 def test_without_the_check_no_head_is_asked(tmp_path: Path) -> None:
