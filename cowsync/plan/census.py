@@ -78,6 +78,9 @@ class Census:
             self.add(line.key, line.size)
         elif line.op is Op.VANISH:
             self.drop(line.key, line.size)
+        elif line.op is Op.MODIFY and line.gone:
+            # It had vanished, and is back as another object.
+            self.add(line.key, line.size)
         elif line.op is Op.MODIFY:
             self.bytes += line.size - line.was_size
 

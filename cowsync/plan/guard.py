@@ -78,11 +78,13 @@ class PrefixLoss:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What the lines of a plan come to. `losses` are prefixes with vanished keys, the largest first. `renamed` are
-    vanished keys that are there again with a new suffix, `new_suffixes` added keys by suffixes the base hardly knows."""
+    """What the lines of a plan come to. `revived` are those of the modified keys that had vanished. `losses` are
+    prefixes with vanished keys, the largest first. `renamed` are vanished keys that are there again with a new suffix,
+    `new_suffixes` added keys by suffixes the base hardly knows."""
 
     added: int = 0
     modified: int = 0
+    revived: int = 0
     vanished: int = 0
     vanished_bytes: int = 0
     removed: int = 0
@@ -95,6 +97,10 @@ class Changes:
     canaries_vanished: tuple[str, ...] = ()
     canaries_modified: tuple[str, ...] = ()
     canaries_added: tuple[str, ...] = ()
+
+    def keys_after(self, base: Census) -> int:
+        """How many keys the source has now."""
+        return base.keys - self.vanished + self.added + self.returned + self.revived
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,7 @@ def judge(facts: Facts, settings: GuardSettings, history: Sequence[PastRun]) -> 
     if facts.base is not None and facts.base.keys:
         reasons += _losses(facts, facts.base, settings)
         reasons += _overwrites(facts, facts.base, settings, history)
-        reasons += _names(facts, facts.base, settings)
+        reasons += _names(facts, facts.base, settings, history)
         reasons += _order(facts, history)
     decisions = {one.decision for one in reasons}
     for decision in (Decision.REFUSE, Decision.HOLD):
@@ -134,6 +140,7 @@ class ChangesTally:
     base: Census | None
     settings: GuardSettings
     _counts: dict[Op, list[int]] = field(default_factory=lambda: {op: [0, 0] for op in Op})
+    _revived: int = 0
     _prefix: str = ""
     _prefix_vanished: int = 0
     _rootless_vanished: int = 0
@@ -160,6 +167,8 @@ class ChangesTally:
             self._vanish(line.key)
         elif line.op is Op.ADD:
             self._add(line.key)
+        elif line.op is Op.MODIFY and line.gone:
+            self._revived += 1
 
     def changes(self) -> Changes:
         """Of what was added so far."""
@@ -178,6 +187,7 @@ class ChangesTally:
         return Changes(
             added=counts[Op.ADD][0],
             modified=counts[Op.MODIFY][0],
+            revived=self._revived,
             vanished=counts[Op.VANISH][0],
             vanished_bytes=counts[Op.VANISH][1],
             removed=counts[Op.REMOVE][0],
@@ -248,7 +258,7 @@ def _refusals(facts: Facts) -> Iterator[Reason]:
 def _canaries(facts: Facts, settings: GuardSettings) -> Iterator[Reason]:
     changes = facts.changes
     gone = set(changes.canaries_vanished)
-    there = (facts.canaries_known | set(changes.canaries_added)) - gone
+    there = facts.canaries_known.union(changes.canaries_added, changes.canaries_modified) - gone
     for keys, what in (
         ([one for one in settings.canaries if one not in there], "missing from the source"),
         ([one for one in settings.canaries if one in changes.canaries_modified], "changed"),
@@ -279,7 +289,7 @@ def _clock(facts: Facts, settings: GuardSettings) -> Iterator[Reason]:
 
 def _losses(facts: Facts, base: Census, settings: GuardSettings) -> Iterator[Reason]:
     changes = facts.changes
-    now = base.keys - changes.vanished + changes.added + changes.returned
+    now = changes.keys_after(base)
     if now <= 0:
         yield _hold(facts, "", f"the source is empty; it had {base.keys:,} keys", Op.VANISH)
         return
@@ -343,10 +353,14 @@ def _overwrites(facts: Facts, base: Census, settings: GuardSettings, history: Se
         yield _hold(facts, "modified_percent", told, Op.MODIFY)
 
 
-def _names(facts: Facts, base: Census, settings: GuardSettings) -> Iterator[Reason]:
+def _names(facts: Facts, base: Census, settings: GuardSettings, history: Sequence[PastRun]) -> Iterator[Reason]:
     changes = facts.changes
-    now = base.keys - changes.vanished + changes.added + changes.returned
-    new = sum(count for _, count in changes.new_suffixes)
+    now = changes.keys_after(base)
+    # What the last run saw and did not carry out (it was stopped) is added now, and no news.
+    carried = max(history[-1].keys - base.keys, 0) if history else 0
+    new = max(min(sum(count for _, count in changes.new_suffixes), changes.added - carried), 0)
+    if changes.added > base.keys and changes.vanished + changes.modified < settings.floor_keys:
+        new = 0  # Somebody fills a bucket: nothing that was there is touched.
     # A bucket with more suffixes than are counted has names that say nothing about kinds of files.
     if not base.full_suffixes and new >= settings.floor_keys and _exceeds(new, now, settings.suffix_percent):
         named = ", ".join(

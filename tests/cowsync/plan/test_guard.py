@@ -205,6 +205,7 @@ BOTH = frozenset(CANARY.canaries)
     [
         ([vanish("a/canary")], BOTH, "1 is missing from the source ('a/canary')"),
         ([modify("z/canary")], BOTH, "1 is changed ('z/canary')"),
+        ([modify("z/canary", gone=3)], frozenset({"a/canary"}), "1 is changed ('z/canary')"),
         ([], frozenset({"z/canary"}), "1 is missing"),
         ([], frozenset(), "2 are missing"),
         ([remove("a/canary")], frozenset({"z/canary"}), "1 is missing"),
@@ -213,6 +214,7 @@ BOTH = frozenset(CANARY.canaries)
 def test_a_canary_that_is_missing_or_changed_is_held(lines: list[PlanLine], known: frozenset[str], told: str) -> None:
     found = verdict(lines, limits=CANARY, canaries_known=known)
     assert limits_hit(found) == {"canaries"}
+    assert len(found.reasons) == 1
     assert told in found.reasons[0].message
 
 
@@ -256,6 +258,34 @@ def test_dates_and_numbers_as_suffixes_are_one_suffix() -> None:
     assert [suffix_of(key) for key in ("a.7", "b/.bashrc", "a.b/c", "a.TAR.Gz", "a.", "a." + "x" * 33)] == [
         "0", "", "", "gz", "", "",
     ]  # fmt: skip
+
+
+def test_what_a_stopped_run_left_over_is_no_news() -> None:
+    """It saw 10,000 keys and copied the `a/` of them; the others, with other suffixes, are added by the next run."""
+    base = census_of([key for key in KEYS if key.endswith("jpg")])
+    rest = [add(key) for key in KEYS if not key.endswith("jpg")][:3000]
+    assert verdict(rest, base=base, history=[PastRun(base.keys + 3000, 0)]).decision is Decision.PASS
+    assert limits_hit(verdict(rest, base=base, history=[PastRun(base.keys, 0)])) == {"suffix_percent"}
+    more = [*rest, *(add(f"new/{n}.new") for n in range(300))]
+    assert limits_hit(verdict(more, base=base, history=[PastRun(base.keys + 3000, 0)])) == {"suffix_percent"}
+
+
+def test_filling_a_bucket_passes() -> None:
+    filling = [add(key) for key in KEYS[:3000]]
+    assert verdict(filling, base=census_of(["README"]), history=[]).decision is Decision.PASS
+    touched = [*filling, *(modify(f"README{n}") for n in range(9)), vanish("README9")]
+    base = census_of([f"README{n}" for n in range(200)])
+    assert limits_hit(verdict(touched, base=base, history=[])) == {"suffix_percent"}
+
+
+def test_what_comes_back_changed_is_there_again() -> None:
+    census = census_of(KEYS[:100])
+    census.apply(vanish(KEYS[0]))
+    census.apply(modify(KEYS[0], 100, was_size=70, gone=3))
+    assert census == census_of(KEYS[:100])
+    back = [modify(f"back/{n}.jpg", gone=3) for n in range(15)]
+    found = verdict([*back, *map(vanish, KEYS[:15])], base=census_of(KEYS[:15]))
+    assert "the source is empty" not in found.text()
 
 
 def test_a_bucket_of_names_without_kinds_says_nothing_by_suffix() -> None:
