@@ -29,7 +29,7 @@ from cowsync.apply.outcome_rows import line_results, outcome_rows
 from cowsync.apply.run import ORDER, ApplyResult, ApplySettings, Progress, apply_plan
 from cowsync.apply.transfer import TransferSettings
 from cowsync.base.head import Head
-from cowsync.base.layers import quantiles
+from cowsync.base.layers import find, quantiles
 from cowsync.base.snapshot import Facts as RunFacts
 from cowsync.base.snapshot import Snapshot, Totals
 from cowsync.catalogue import Phase
@@ -389,7 +389,9 @@ def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -
 
     plan = write_plan(mirror.plans, head, changes.watch(tally.watch(scan.lines())), summary=summary)
     order = Order.SORTED if scan.facts.unordered else Order.ASCENDING
-    known = frozenset(mirror.guard.canaries) if census is not None else frozenset()
+    layers = base.snapshot.layers if base.snapshot else ()
+    rows = [(key, find(layers, mirror.state, key.encode())) for key in mirror.guard.canaries]
+    known = frozenset(key for key, row in rows if row is not None and not row.gone)
     verdict = judge(Facts(plan.digest, census, changes.changes(), known, order=order), mirror.guard, base.past)
     write_verdict(plan, verdict)
     return Planned(plan, verdict, scan.facts)

@@ -229,3 +229,24 @@ def test_a_filter_leaves_out_and_what_it_leaves_out_later_stays(tmp_path: Path) 
     world.source.put("a", b"t")
     assert isinstance(world.run().result, ApplyResult)
     assert world.mirrored() == {"a": b"t"}
+
+
+def test_a_canary_must_be_there_and_as_it_was(tmp_path: Path) -> None:
+    """An approval lets one plan through; the canary is missed again by the next."""
+    world = World(tmp_path, guard=GuardSettings(canaries=("canary",)))
+    world.source.put("k", b"one")
+    assert world.plan().verdict.decision is Decision.HOLD
+    world.source.put("canary", b"here")
+    assert world.plan().verdict.decision is Decision.PASS
+    assert world.run().result.complete
+    world.source.put("k", b"two")
+    assert world.plan().verdict.decision is Decision.PASS
+    world.source.delete("canary")
+    for told in ("missing", "missing"):
+        planned = world.plan()
+        assert planned.verdict.decision is Decision.HOLD
+        assert told in planned.verdict.text()
+        assert world.apply(planned).result.complete
+        world.source.put("k", b"three")
+    world.source.put("canary", b"another")
+    assert "changed" in world.plan().verdict.text()
