@@ -210,7 +210,8 @@ class Bucket(Protocol):
         ...
 
     def copy_part(self, key: str, upload_id: str, number: int, source: CopySource, *, offset: int, length: int) -> str:
-        """Like `upload_part`, with bytes that the server takes from `source` itself (UploadPartCopy)."""
+        """Like `upload_part`, with bytes that the server takes from `source` itself (UploadPartCopy). After
+        PreconditionFailed the upload may hold that part: abort it."""
         ...
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[tuple[int, str]]) -> Written:
