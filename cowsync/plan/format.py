@@ -8,6 +8,7 @@ is `StateDamaged` with the number of the line; nothing is believed half.
 import json
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
+from json.encoder import encode_basestring
 from typing import Any
 
 from cowsync.changes import Op, PlanLine
@@ -25,9 +26,8 @@ NUMBER_MAX = (1 << 63) - 1
 DIGEST_HEX = 64
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-_FIELDS = sorted(fields(PlanLine), key=lambda one: one.name)
-_DEFAULTS = {one.name: one.default for one in _FIELDS}
-_TYPES: dict[str, type] = {one.name: type(one.default) for one in _FIELDS if one.default is not MISSING} | {
+_quoted = encode_basestring
+_TYPES: dict[str, type] = {one.name: type(one.default) for one in fields(PlanLine) if one.default is not MISSING} | {
     "op": str,
     "key": str,
     "size": int,
@@ -102,13 +102,34 @@ def decode_head(data: bytes) -> PlanHead:
 
 
 def encode_line(line: PlanLine) -> bytes:
-    """One line with its newline. ValueError where a text is not Unicode (lone surrogates)."""
-    document: dict[str, object] = {}
-    for name, default in _DEFAULTS.items():
-        value = getattr(line, name)
-        if value != default:
-            document[name] = value
-    return _encode(document).encode() + b"\n"
+    """One line with its newline. ValueError where a text is not Unicode (lone surrogates).
+
+    Written out, since a plan may have a billion lines and this is a third of the time of a generic encoder."""
+    text = f'{{"etag":{_quoted(line.etag)}'
+    if line.gone:
+        text += f',"gone":{line.gone}'
+    if line.hot:
+        text += ',"hot":true'
+    text += f',"key":{_quoted(line.key)}'
+    if line.mirror_etag:
+        text += f',"mirror_etag":{_quoted(line.mirror_etag)}'
+    if line.mirror_version:
+        text += f',"mirror_version":{_quoted(line.mirror_version)}'
+    text += f',"modified":{_quoted(line.modified)},"op":"{line.op.value}"'
+    if line.reason:
+        text += f',"reason":{_quoted(line.reason)}'
+    text += f',"size":{line.size}'
+    if line.storage_class:
+        text += f',"storage_class":{_quoted(line.storage_class)}'
+    if line.version_id:
+        text += f',"version_id":{_quoted(line.version_id)}'
+    if line.was_etag:
+        text += f',"was_etag":{_quoted(line.was_etag)}'
+    if line.was_size:
+        text += f',"was_size":{line.was_size}'
+    if line.was_version:
+        text += f',"was_version":{_quoted(line.was_version)}'
+    return (text + "}\n").encode()
 
 
 def decode_line(data: bytes, number: int) -> PlanLine:

@@ -2,12 +2,13 @@
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from cowsync.changes import Op, PlanLine
 from cowsync.errors import Refused, StateDamaged
 from cowsync.plan import plan_file
-from cowsync.plan.format import PlanHead, decode_index, encode_head, encode_line
+from cowsync.plan.format import PlanHead, decode_index, decode_line, encode_head, encode_line
 from cowsync.plan.plan_file import INDEX_NAME, LINES_NAME, SUMMARY_NAME, digests, find_plan, open_plan, write_plan
 from tests.cowsync.plan.lines import HEAD, add, modify, plans, vanish
 
@@ -44,6 +45,17 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, lines
     assert again.digest == plan.digest == hashlib.sha256(text(lines)).hexdigest() == plan.folder.name
     again.verify()
     shutil.rmtree(plan.folder)
+
+
+@given(plans())
+def test_a_line_is_plain_json_without_its_defaults(lines: list[PlanLine]) -> None:
+    for one in lines:
+        given_values = {
+            field.name: getattr(one, field.name) for field in fields(one) if getattr(one, field.name) != field.default
+        }
+        generic = json.dumps(given_values, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+        assert encode_line(one) == generic.encode() + b"\n"
+        assert decode_line(encode_line(one)[:-1], 0) == one
 
 
 @pytest.mark.usefixtures("small_frames")
