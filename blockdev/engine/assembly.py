@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from blockdev.engine import link
@@ -30,8 +31,10 @@ from s3core.build import build_store
 from s3core.clock import system_random
 from s3core.probe import race_conditional_put
 from s3core.retry import RetryPolicy
-from s3core.settings import Config
 from s3core.store import ObjectStore
+
+if TYPE_CHECKING:
+    from s3core.settings import Config
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +129,7 @@ class Assembly:
 
 async def assemble(
     orders: Orders,
-    config: Config,
+    config: "Config | None",
     execution: ThreadExecution,
     send: Callable[[link.ToFront], None],
     unlock: Callable[[ObjectStore, VolumeFile], bytes] | None = None,

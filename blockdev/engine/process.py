@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blockdev.engine import link
 from blockdev.engine.assembly import Orders, assemble
@@ -22,7 +23,9 @@ from blockdev.engine.socket_link import SocketLink
 from blockdev.engine.worker import Worker
 from blockdev.errors import BlockError
 from s3core.errors import StoreError
-from s3core.settings import Config, ConfigError, load_config
+
+if TYPE_CHECKING:
+    from s3core.settings import Config
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,22 @@ def _set_priority(nice: int) -> None:
             return
 
 
+def _config(orders: Orders) -> "Config | None":
+    """What names the endpoint, for a store that has one; to import the settings takes longer than all the rest."""
+    if not orders.store_url.startswith("s3:"):
+        return None
+    from s3core.settings import Config, load_config
+
+    return load_config(Path(orders.config)) if orders.config else Config()
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the daemon is told of."""
+    from s3core.settings import ConfigError
+
+    return BlockError, StoreError, ConfigError, OSError, ValueError
+
+
 class Host:
     """One worker on this process's loop."""
 
@@ -64,11 +83,10 @@ class Host:
 
     async def run(self) -> None:
         try:
-            config = load_config(Path(self._orders.config)) if self._orders.config else Config()
-            assembly = await assemble(self._orders, config, ThreadExecution(THREADS), self._link.send)
+            assembly = await assemble(self._orders, _config(self._orders), ThreadExecution(THREADS), self._link.send)
             worker = assembly.worker
             await worker.start()
-        except (BlockError, StoreError, ConfigError, OSError, ValueError) as error:
+        except _failures() as error:
             log.debug("attach failed", exc_info=True)
             self._link.send(link.Failed(type(error).__name__, str(error)))
             await asyncio.sleep(3600)  # the daemon reads the message and closes the link

@@ -55,6 +55,13 @@ _PACKAGES = (
     "dbus",
 )
 _LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+_NOT_STARTED = (
+    # A host that follows docs/lio.md has neither of these, or has no need of them; together they are half of a boot.
+    *("tgt.service", "multipathd.service", "multipathd.socket", "e2scrub_reap.service", "e2scrub_all.timer"),
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer", "getty.target"),
+    *("systemd-logind.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount"),
+    *("modprobe@drm.service", "modprobe@efi_pstore.service", "modprobe@loop.service"),
+)
 _ROOT_FILES = Path(__file__).with_name("root")
 _PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
 _TOOLS = {
@@ -267,6 +274,9 @@ def _put_own_files(tree: Path) -> None:
             wanted = tree / "etc/systemd/system/multi-user.target.wants"
             wanted.mkdir(exist_ok=True)
             (wanted / file.name).symlink_to(f"../{file.name}")
+    for unit in _NOT_STARTED:
+        (tree / "etc/systemd/system" / unit).unlink(missing_ok=True)
+        (tree / "etc/systemd/system" / unit).symlink_to("/dev/null")
     for mount_point in ("opt/packages", "opt/bucketworks", "mnt/a", "mnt/b"):
         (tree / mount_point).mkdir(parents=True)
     # Ahead of Debian's own modules, as an installation in a virtual environment would have them.

@@ -68,8 +68,6 @@ def mounted(guest: Guest) -> str:
 def guest(boot: Callable[[Hardware], Guest]) -> Guest:
     """A host on which the page was followed up to the reboot."""
     guest = boot(Hardware(systemd=True))
-    # Another target that the image has, which takes port 3260 when it is started.
-    guest.run("systemctl", "disable", "--now", "tgt", check=False, seconds=240)
     for heading in ("Install", "A volume", "Serve and attach", "At the initiator"):
         for commands in COMMANDS[heading]:
             do(guest, commands)
