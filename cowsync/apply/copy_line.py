@@ -191,8 +191,12 @@ class LineCopier:
             # Crash here: the trash has it, the mirror too; the line is done again.
         try:
             marker = self._transfer.ask(lambda: mirror.delete(key))
-        except OutcomeUnknown:
-            if self._transfer.look(mirror, key) is not None:
+        except OutcomeUnknown as error:
+            try:
+                left = self._transfer.look(mirror, key)
+            except StoreError as unseen:
+                raise error from unseen
+            if left is not None:
                 raise
             marker = ""
         return Written("", marker)

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cowsync.apply.journal import Journals, journal_files, records
+from cowsync.apply.journal import journal_files, records
 from cowsync.apply.journal_format import HEADER_BYTES
 from cowsync.apply.run import ORDER, Plan
 from cowsync.changes import LineResult, Op, Outcome, PlanLine
@@ -88,15 +88,6 @@ def done_results(directory: Path, digest: bytes) -> Iterator[LineResult]:
     finally:
         for _, fd in files:
             os.close(fd)
-
-
-def unsettled_keys(plan: Plan, directory: Path) -> Iterator[str]:
-    """Keys whose lines were begun and have no DONE: what the mirror holds there may be that attempt's. Whoever gives an
-    apply up and plans anew hands them to the next one, which else could take its own work for drift."""
-    journals = Journals.read(directory, bytes.fromhex(plan.digest))
-    for number, line in plan.read():
-        if line.op in ORDER and number not in journals.done and journals.maybe_ours(line.op, number):
-            yield line.key
 
 
 def _runs(path: Path, fd: int, digest: bytes) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ import queue
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +31,8 @@ from s3core.limit import TokenBucket
 
 ORDER = (Op.ADD, Op.MODIFY, Op.REMOVE)
 """Kinds of lines that move something, in the order they are carried out."""
+_AGAIN_MAX = 10_000
+"""Failed lines that are kept in memory to be tried once more."""
 
 
 class Plan(Protocol):
@@ -116,6 +118,8 @@ class ApplyResult:
     seconds: float = 0.0
     stopped: str = ""
     failures: list[Failure] = field(default_factory=list)
+    unsettled: int = 0
+    """Failed lines of which nobody knows whether the mirror has taken them; calling again finds out."""
     uploads_left: int = 0
     """Multipart uploads that could not be aborted; the next start tries again."""
 
@@ -137,12 +141,14 @@ class ApplyResult:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Lines of one kind with numbers from `first` to before `end`; nobody else has such lines in between."""
+    """Lines of one kind with numbers from `first` to before `end`; nobody else has such lines in between. `again`: they
+    failed already, and what the mirror holds may be that attempt's."""
 
     op: Op
     first: int
     end: int
     lines: list[tuple[int, PlanLine]]
+    again: bool = False
 
 
 @contextmanager
@@ -186,15 +192,13 @@ def apply_plan(
     *,
     run: int,
     settings: ApplySettings | None = None,
-    unsettled: Container[str] = frozenset(),
     locate: Callable[[PlanLine], str] | None = None,
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     clock: Clock | None = None,
 ) -> ApplyResult:
     """Carry out what is left of `plan`. `directory` keeps its journals and nothing else, on a disk that syncs; `run` is
-    the number of the run, the same when called again. `unsettled` are keys that an apply which was given up may have
-    written (`outcome_rows.unsettled_keys`). `locate`: see `LineCopier`.
+    the number of the run, the same when called again. `locate`: see `LineCopier`.
 
     What stores say ends in the result, so does a journal that cannot be written. Raises Refused where another apply
     uses the directory, StateDamaged for a damaged journal, OSError where the journals cannot be opened. After a crash
@@ -202,7 +206,7 @@ def apply_plan(
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
         applying = _Applying(
-            plan, source, mirror, directory, run, settings or ApplySettings(), unsettled, locate, clock or SystemClock()
+            plan, source, mirror, directory, run, settings or ApplySettings(), locate, clock or SystemClock()
         )
         return applying.run(stop or threading.Event(), on_progress)
 
@@ -234,12 +238,10 @@ class _Applying:
         directory: Path,
         run: int,
         settings: ApplySettings,
-        unsettled: Container[str],
         locate: Callable[[PlanLine], str] | None,
         clock: Clock,
     ) -> None:
         self._plan = plan
-        self._unsettled = unsettled
         self._locate = locate
         self._source = source
         self._mirror = mirror
@@ -254,6 +256,7 @@ class _Applying:
         self._changed = threading.Condition(self._lock)
         self._result = ApplyResult(plan.digest)
         self._open_batches = 0
+        self._again: dict[int, tuple[PlanLine, LineResult, StoreError]] = {}
         self._in_a_row = 0
         self._lines_done = 0
         self._bytes_done = 0
@@ -324,6 +327,7 @@ class _Applying:
                         if not self._hand_out(batch):
                             break
                     self._wait_for_all()
+                    self._try_again(op)
         except BaseException:
             self._halt("interrupted")
             raise
@@ -349,6 +353,17 @@ class _Applying:
                 first, size, lines = number + 1, 0, []
         if lines:
             yield _Batch(op, first, lines[-1][0] + 1, lines)
+
+    def _try_again(self, op: Op) -> None:
+        """Lines that a store had no answer for, once more: by now it may be back, and then nothing is left in doubt."""
+        for number, (line, _, _) in sorted(self._again.items()):
+            if not self._hand_out(_Batch(op, number, number + 1, [(number, line)], again=True)):
+                break
+        self._wait_for_all()
+        # When halted, some were not tried again: then their first result counts.
+        for line, result, error in self._again.values():
+            self._end(line, result, error)
+        self._again.clear()
 
     def _hand_out(self, batch: _Batch) -> bool:
         if self._stopping():
@@ -410,27 +425,35 @@ class _Applying:
         for number, line in batch.lines:
             if self._stopping():
                 return
-            maybe_ours = self._journals.maybe_ours(batch.op, number) or line.key in self._unsettled
+            maybe_ours = batch.again or self._journals.maybe_ours(batch.op, number)
             carried = copier.carry_out(number, line, maybe_ours=maybe_ours)
             # Crash here: done on the mirror, not in the journal; the line is looked at and done again.
             journal.append(carried.result)
-            self._note(line, carried.result, carried.error)
+            self._note(line, carried.result, carried.error, last=batch.again)
 
-    def _note(self, line: PlanLine, result: LineResult, error: StoreError | None) -> None:
+    def _note(self, line: PlanLine, result: LineResult, error: StoreError | None, *, last: bool) -> None:
         with self._lock:
-            self._tell(line.op, result.outcome)
             self._result.bytes_moved += result.bytes_moved
             self._result.bytes_copied += result.bytes_copied
-            self._lines_done += 1
-            self._bytes_done += line.size if line.op is not Op.REMOVE else 0
-            if result.outcome is not Outcome.DONE and len(self._result.failures) < self._settings.failures_kept:
-                failure = Failure(result.number, line.op, line.key, result.outcome, result.message)
-                self._result.failures.append(failure)
+            if error is not None and error.temporary and not last and len(self._again) < _AGAIN_MAX:
+                self._again[result.number] = (line, result, error)
+            else:
+                self._again.pop(result.number, None)
+                self._end(line, result, error)
             lasting = isinstance(error, Denied | Misconfigured | Unavailable | OutcomeUnknown)
             self._in_a_row = self._in_a_row + 1 if lasting else 0
             enough = self._in_a_row >= self._settings.failures_in_a_row
         if enough:
             self._halt(f"{self._in_a_row} lines in a row failed, the last one with: {result.message}")
+
+    def _end(self, line: PlanLine, result: LineResult, error: StoreError | None) -> None:
+        self._tell(line.op, result.outcome)
+        self._lines_done += 1
+        self._bytes_done += line.size if line.op is not Op.REMOVE else 0
+        self._result.unsettled += isinstance(error, OutcomeUnknown)
+        if result.outcome is not Outcome.DONE and len(self._result.failures) < self._settings.failures_kept:
+            failure = Failure(result.number, line.op, line.key, result.outcome, result.message)
+            self._result.failures.append(failure)
 
     def _tell(self, op: Op, outcome: Outcome) -> None:
         of = self._result.counts.setdefault(op, {})

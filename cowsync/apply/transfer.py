@@ -416,7 +416,10 @@ class Transfer:
         tag_count: int | None = None,
     ) -> Written:
         """Look whether a write whose answer was lost is there. Raises `error` where that cannot be seen."""
-        held = self.look(target, key)
+        try:
+            held = self.look(target, key)
+        except StoreError as unseen:
+            raise error from unseen
         if held is None or held.size != subject.size or held.etag == before:
             raise error
         # Without an ETag to expect, only a look before tells that this one is new.

@@ -278,3 +278,27 @@ def test_an_upload_that_cannot_be_aborted_yet_is_tried_again(tmp_path: Path) -> 
     assert go(mirror, Faults()) == 0
     assert not mirror.uploads()
     assert mirror.contents() == {"k": bytes(100)}
+
+
+def test_a_short_outage_is_tried_again_and_leaves_no_doubt(tmp_path: Path) -> None:
+    """A put whose answer is lost, and the look at it fails as well: at the end of its kind it is looked at again."""
+    some = Some(9)
+    some.faults.at = {8: Fault.LOST_REPLY, 9: Fault.REFUSED}
+    settings = ApplySettings(workers=1)
+    result = apply_plan(some.plan, some.source, some.mirror, tmp_path, run=1, settings=settings)
+    assert result.complete, result.failures
+    assert result.counts == {op: {Outcome.DONE: 3} for op in (Op.ADD, Op.MODIFY, Op.REMOVE)}
+    assert not result.failures
+    assert [r.outcome for r in results(tmp_path)].count(Outcome.FAILED) == 1
+
+
+def test_a_longer_one_leaves_a_doubt_that_is_told(tmp_path: Path) -> None:
+    some = Some(3)
+    some.faults.at = {4: Fault.LOST_REPLY, 5: Fault.REFUSED, 6: Fault.REFUSED, 7: Fault.REFUSED}
+    settings = ApplySettings(workers=1, failures_in_a_row=1)
+    result = apply_plan(some.plan, some.source, some.mirror, tmp_path, run=1, settings=settings)
+    assert some.faults.trace[:5] == ["head", "head", "get", "put", "head"]
+    assert result.unsettled == result.count(Outcome.FAILED) == 1
+    assert len(result.failures) == 1
+    some.faults.at = {}
+    assert apply_plan(some.plan, some.source, some.mirror, tmp_path, run=1).complete
