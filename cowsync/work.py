@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from fcntl import LOCK_EX, LOCK_NB, flock
 from typing import Any
 
+from cowsync.apply.copy_line import Place
 from cowsync.apply.outcome_rows import line_results, outcome_rows
 from cowsync.apply.run import ORDER, ApplyResult, ApplySettings, Progress, apply_plan
 from cowsync.apply.transfer import TransferSettings
@@ -47,6 +48,7 @@ from cowsync.scan.ranges import WHOLE
 from cowsync.scan.run import Scan, ScanFacts, run_scan
 from cowsync.scan.shard import ShardTask, compared
 from cowsync.scan.unordered import sorted_rows
+from s3core.errors import NotFound
 
 HISTORY = 100
 """Published runs that the guard and the estimates look back on, at most."""
@@ -356,8 +358,9 @@ def _scan(
         where={**mirror.where, "base": base.name},
     )
     rows = base.snapshot.totals.rows if base.snapshot else 0
-    pieces = max(SHARDS_PER_LANE * engine.lanes, rows // settings.shard_keys + 1)
-    points = quantiles(layers, mirror.state, pieces) if rows else []
+    # Below two pieces' worth one process is done before others have started.
+    pieces = max(SHARDS_PER_LANE * engine.lanes, rows // settings.shard_keys + 1) if rows > settings.shard_keys else 1
+    points = quantiles(layers, mirror.state, pieces) if pieces > 1 else []
 
     def list_anew(listed: Listed, prefixes: dict[str, tuple[int, int]], folder: Any) -> Iterator[PlanLine]:
         ordered = sorted_rows(mirror.source.bucket, mirror.source.prefix, listed, folder, belongs=mirror.belongs)
@@ -392,7 +395,8 @@ def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -
     layers = base.snapshot.layers if base.snapshot else ()
     rows = [(key, find(layers, mirror.state, key.encode())) for key in mirror.guard.canaries]
     known = frozenset(key for key, row in rows if row is not None and not row.gone)
-    verdict = judge(Facts(plan.digest, census, changes.changes(), known, order=order), mirror.guard, base.past)
+    facts = Facts(plan.digest, census, changes.changes(), known, order=order, mirror=mirror.name)
+    verdict = judge(facts, mirror.guard, base.past)
     write_verdict(plan, verdict)
     return Planned(plan, verdict, scan.facts)
 
@@ -485,3 +489,39 @@ def _rates(snapshots: Sequence[Snapshot]) -> Rates:
     if not seconds:
         return Rates()
     return Rates(sum(notes["lines"] for notes in told) / seconds, sum(notes["moved"] for notes in told) / seconds)
+
+
+def explain_key(mirror: Mirror, key: str) -> dict[str, Any]:
+    """Everything that is known of one key: at the source now, in the base, on the mirror now, in plans on this host."""
+    base = base_of(mirror)
+    layers = base.snapshot.layers if base.snapshot else ()
+    row = find(layers, mirror.state, key.encode())
+    known = {name: _text(value) for name, value in row._asdict().items()} if row else "nothing"
+    fits = mirror.belongs is None or mirror.belongs(key.encode())
+    return {
+        "key": key,
+        "belongs": "yes" if fits else "no: left out by include or exclude",
+        "source": _facts_of(mirror.source, key),
+        "known": known,
+        "mirror": _facts_of(mirror.target, key),
+        "plans": [_line_in(open_plan(mirror.plans / digest), key) for digest in digests(mirror.plans)],
+    }
+
+
+def _facts_of(place: Place, key: str) -> dict[str, Any] | str:
+    try:
+        facts = place.bucket.head(place.key(key))
+    except NotFound:
+        return "not there"
+    moment = datetime.fromtimestamp(facts.modified, UTC).isoformat(timespec="seconds")
+    return {"etag": facts.etag, "size": facts.size, "modified": moment, "version_id": facts.version_id}
+
+
+def _line_in(plan: Plan, key: str) -> str:
+    found = plan.find(key)
+    said = f"line {found[0]}: {found[1].op} ({found[1].reason})" if found else "no line"
+    return f"{plan.digest[:SHOWN_DIGEST]} of run {plan.head.run}: {said}"
+
+
+def _text(value: object) -> object:
+    return value.decode() if isinstance(value, bytes) else value

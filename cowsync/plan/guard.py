@@ -107,7 +107,8 @@ class Changes:
 class Facts:
     """All that a verdict rests on. `base` is None on a first run. `canaries_known` are those of the configured canaries
     that the base has as present. `gap` says which keys the listing does not cover, "" when it is complete.
-    `clock_skew_s` is our clock less the source's, None where the source told no time."""
+    `clock_skew_s` is our clock less the source's, None where the source told no time. `mirror` is the name that
+    commands in reasons are given."""
 
     digest: str
     base: Census | None
@@ -116,6 +117,7 @@ class Facts:
     gap: str = ""
     order: Order = Order.ASCENDING
     clock_skew_s: float | None = None
+    mirror: str = ""
 
 
 def judge(facts: Facts, settings: GuardSettings, history: Sequence[PastRun]) -> Verdict:
@@ -385,12 +387,16 @@ def _order(facts: Facts, history: Sequence[PastRun]) -> Iterator[Reason]:
 
 
 def _hold(facts: Facts, limit: str, told: str, op: Op) -> Reason:
-    show = f"`cowsync show {facts.digest[:SHOWN_DIGEST]} --op {op}`"
+    show = f"`{_command('show', facts)} {facts.digest[:SHOWN_DIGEST]} --op {op}`"
     return Reason(Decision.HOLD, limit, f"{told}: look with {show}, then {_approve(facts)}")
 
 
 def _approve(facts: Facts) -> str:
-    return f"`cowsync apply --approve {facts.digest[:SHOWN_DIGEST]}`"
+    return f"`{_command('apply', facts)} --approve {facts.digest[:SHOWN_DIGEST]}`"
+
+
+def _command(name: str, facts: Facts) -> str:
+    return f"cowsync {name} {facts.mirror}".rstrip()
 
 
 def _exceeds(part: int, whole: int, limit_percent: float) -> bool:

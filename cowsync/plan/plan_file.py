@@ -245,7 +245,7 @@ def find_plan(plans: Path, digest: str) -> Plan:
     found = [one for one in digests(plans) if one.startswith(digest.lower())] if len(digest) >= 4 else []
     if len(found) != 1:
         many = f"{len(found)} plans begin with {digest}" if found else f"there is no plan {digest}"
-        raise Refused(many, hint="`cowsync plan ls` lists them" if not found else "give more digits")
+        raise Refused(many, hint="`cowsync plans` lists them" if not found else "give more digits")
     return open_plan(plans / found[0])
 
 

@@ -58,6 +58,7 @@ class ProcessEngine:
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
+        # Its processes start with the first piece.
         self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
@@ -96,10 +97,12 @@ class Pieces(Generic[Task, Answer]):
     """Pieces given to an engine, at most so many at once, and given again when their worker dies.
 
     `add` while iterating adds work; iteration ends when nothing is waiting and nothing runs. An error of a piece
-    ends it; so does a piece whose worker died TRIES times. Bounded: what waits are tasks, not answers."""
+    ends it; so does a piece whose worker died TRIES times. `first_here`: the first piece runs in this process. What
+    waits are tasks, not answers."""
 
-    def __init__(self, engine: Engine, function: Callable[[Task], Answer]) -> None:
+    def __init__(self, engine: Engine, function: Callable[[Task], Answer], *, first_here: bool = False) -> None:
         self._engine = engine
+        self._here: Engine | None = InlineEngine() if first_here else None
         self._function = function
         self._waiting: list[tuple[Task, int]] = []
         self._running: dict[Future[Answer], tuple[Task, int]] = {}
@@ -119,7 +122,8 @@ class Pieces(Generic[Task, Answer]):
             # One more than there are lanes: a lane that is done finds its next piece at once.
             while self._waiting and len(self._running) <= self._engine.lanes:
                 task, tries = self._waiting.pop()
-                self._running[self._engine.submit(self._function, task)] = (task, tries)
+                engine, self._here = self._here or self._engine, None
+                self._running[engine.submit(self._function, task)] = (task, tries)
             done, _ = wait(self._running, return_when=FIRST_COMPLETED)
             for future in done:
                 task, tries = self._running.pop(future)

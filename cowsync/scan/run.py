@@ -61,16 +61,6 @@ class Scan:
             path.unlink(missing_ok=True)
 
 
-def first_cuts(bucket: Bucket, prefix: str) -> tuple[list[bytes], int]:
-    """Where a source that nothing is known of may be cut, and the requests it took: at its top-level prefixes, asked
-    for with one request. Keys relative to `prefix`."""
-    page = bucket.list_page(prefix=prefix, delimiter="/")
-    stem = len(prefix.encode())
-    # The last key below a prefix is not known; the prefix itself sorts before everything below it.
-    points = [found[stem:] for found in page.prefixes]
-    return [point for point in points if point], 1
-
-
 def split(bucket: Bucket, prefix: str, rest: KeyRange) -> tuple[list[KeyRange], int]:
     """`rest` cut in two about where half of its keys are likely to lie, and the requests it took (some ten). A range in
     which nothing leads to such a place comes back whole.
@@ -132,7 +122,8 @@ def run_scan(
     progress: Callable[[ScanFacts], None] = lambda facts: None,
 ) -> Scan:
     """List the whole source and compare it. `function` runs one piece (`shard.scan_shard` with its rim), `template` is
-    a piece's task but for its range, `points` are where the key space is cut to begin with (quantiles of the base),
+    a piece's task but for its range, `points` are where the key space is cut to begin with (quantiles of the base; none
+    where nothing is known of it),
     `bucket` and `prefix` the source, for probing. A store that lists out of order is listed again, in one piece, by
     `list_anew`. Refused when the pieces do not tile all keys."""
     shutil.rmtree(spool, ignore_errors=True)
@@ -161,10 +152,10 @@ def _in_pieces(
     facts: ScanFacts,
     progress: Callable[[ScanFacts], None],
 ) -> list[Path]:
-    if not points:
-        points, facts.probes = first_cuts(bucket, prefix)
-    pieces: Pieces[ShardTask, ShardResult] = Pieces(engine, function)
-    for piece in reversed(cut(WHOLE, points)):
+    ranges = cut(WHOLE, points)
+    # One piece may well be all there is: it is not worth starting processes for.
+    pieces: Pieces[ShardTask, ShardResult] = Pieces(engine, function, first_here=len(ranges) == 1)
+    for piece in reversed(ranges):
         pieces.add(template.over(piece))
     written: list[tuple[bytes, Path]] = []
     done: list[KeyRange] = []

@@ -94,7 +94,7 @@ def test_a_fault_at_any_call_of_a_run(fault: Fault) -> None:
         census = snapshot.facts.notes["census"]
         assert (census["keys"], census["bytes"]) == (4, 12)
         folder.cleanup()
-    assert calls > 5
+    assert calls >= 5
 
 
 @pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.LOST_REPLY])
@@ -121,7 +121,7 @@ def test_a_source_that_changes_again_after_a_death(fault: Fault) -> None:
         mirrored = world.mirrored()
         assert (mirrored["k0"], mirrored["k1"]) == (b"two, longer", b"three")
         folder.cleanup()
-    assert calls > 5
+    assert calls >= 5
 
 
 def filled(tmp_path: Path, keys: int = 40, **options: object) -> World:

@@ -114,7 +114,7 @@ def test_workers_that_die_change_nothing(tmp_path: Path) -> None:
 
 def test_a_piece_nobody_survives_ends_the_scan(tmp_path: Path) -> None:
     with pytest.raises(WorkerLost):
-        scan(filled({"a": b""}), [], tmp_path, engine=Dying(1, 1.0))
+        scan(filled({"a": b""}), [], tmp_path, engine=Dying(1, 1.0), points=[b"m"])
     assert TRIES > 1
 
 

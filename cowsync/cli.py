@@ -1,0 +1,58 @@
+"""The `cowsync` command: a bucket and its mirror.
+
+One rule: this is the outermost rim: commands are put together here, and cowsync's errors are given their exit codes.
+"""
+
+from importlib.metadata import version
+from typing import Annotated, NoReturn
+
+import typer
+
+from cowsync import apply_commands, mirror_commands, plan_commands, snapshot_commands
+from cowsync.errors import Held, Refused, StateDamaged
+from cowsync.scan.engine import WorkerLost
+from s3core.console import new_app, run_and_exit, write_line
+from s3core.exit_codes import ExitCode, register
+
+for _kind, _code in (
+    (Held, ExitCode.REFUSED),
+    (Refused, ExitCode.REFUSED),
+    (StateDamaged, ExitCode.CORRUPT),
+    (WorkerLost, ExitCode.UNAVAILABLE),
+):
+    register(_kind, _code)
+
+ABOUT = "Keep a mirror of a bucket: what changed, the exact list to copy, the copy itself, restore points."
+
+app = new_app("cowsync", ABOUT)
+app.command("init")(mirror_commands.init)
+app.command("list")(mirror_commands.list_mirrors)
+app.command("status")(mirror_commands.status)
+app.command("plan")(plan_commands.plan)
+app.command("plans")(plan_commands.plans)
+app.command("show")(plan_commands.show)
+app.command("explain")(plan_commands.explain)
+app.command("export")(plan_commands.export)
+app.command("apply")(apply_commands.apply)
+app.command("run")(apply_commands.run)
+app.command("verify")(apply_commands.verify)
+app.add_typer(snapshot_commands.app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        write_line(f"cowsync {version('bucketworks')}")
+        raise typer.Exit
+
+
+@app.callback(help=ABOUT)
+def top(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What holds for every command."""
+
+
+def main() -> NoReturn:
+    run_and_exit(app, "cowsync")

@@ -1,0 +1,226 @@
+"""`cowsync plan|plans|show|explain|export`: what would be done, and why.
+
+One rule: nothing here writes to a source or a mirror.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cowsync.arguments import DigestArgument, LimitOption, MirrorArgument, engine_for, mirror_of, usage
+from cowsync.changes import Op, PlanLine
+from cowsync.mirror import Mirror
+from cowsync.mirror_commands import moment
+from cowsync.plan.exports import Format
+from cowsync.plan.exports import export as write_export
+from cowsync.plan.guard import Decision
+from cowsync.plan.plan_file import SHOWN_DIGEST, Plan, digests, find_plan
+from cowsync.scan.run import ScanFacts
+from cowsync.work import Planned, alone, explain_key, make_plan, newest_plan, scan_json, verdict_of
+from s3core.console import Column, JsonOption, progress, size_column, write_json, write_line, write_note, write_records
+from s3core.endpoint_commands import ConfigOption
+from s3core.exit_codes import ExitCode
+
+OpOption = Annotated[
+    list[str] | None, typer.Option("--op", help=f"Only lines of this kind ({', '.join(Op)}); may be repeated.")
+]
+
+
+def plan(name: MirrorArgument, config_path: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the source, compare it with what is on the mirror, and write what is to be done as a plan. Nothing moves.
+
+    Ends with 0 where nothing changed, with 1 where something did, with 7 where the guard holds the plan."""
+    with (
+        mirror_of(config_path, name) as mirror,
+        alone(mirror),
+        engine_for(mirror) as engine,
+        scanning(name, quiet=as_json) as told,
+    ):
+        planned = make_plan(mirror, engine, progress=told)
+    if as_json:
+        write_json(plan_record(planned.plan) | {"scan": scan_json(planned.scan)})
+    else:
+        tell_plan(name, planned)
+    raise typer.Exit(exit_of(planned))
+
+
+def plans(name: MirrorArgument, config_path: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show the plans that lie on this host, the newest first."""
+    with mirror_of(config_path, name) as mirror:
+        found = [plan_record(find_plan(mirror.plans, digest)) for digest in digests(mirror.plans)]
+    found.sort(key=lambda record: str(record["made"]), reverse=True)
+    columns = [
+        Column("digest", "PLAN", lambda digest: str(digest)[:SHOWN_DIGEST]),
+        Column("made", "MADE (UTC)", moment),
+        Column("run", "RUN", justify="right"),
+        Column("lines", "LINES", lambda lines: f"{lines:,}", "right"),
+        Column("decision", "GUARD"),
+    ]
+    if not found and not as_json:
+        write_note(f"no plans of mirror {name} here; make one: cowsync plan {name}")
+        return
+    write_records(found, columns, as_json=as_json)
+
+
+def show(
+    name: MirrorArgument,
+    digest: DigestArgument = "",
+    op: OpOption = None,
+    limit: LimitOption = 100,
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a plan: its summary, the guard's verdict, and its lines."""
+    wanted = _ops(op)
+    with mirror_of(config_path, name) as mirror:
+        found = plan_of(mirror, digest)
+        record = plan_record(found)
+        lines = (line for line in found if not wanted or line.op in wanted)
+        shown = [line_record(line) for line in (islice(lines, limit) if limit else lines)]
+    if as_json:
+        write_json(record | {"shown": shown})
+        return
+    write_line(f"plan {found.digest}")
+    for line in str(record["text"]).splitlines():
+        write_line(line)
+    if shown:
+        write_line()
+        write_records(shown, LINE_COLUMNS, as_json=False)
+    if limit and len(shown) == limit < len(found):
+        write_note(f"{limit:,} lines shown; --limit 0 shows all, --op only those of one kind")
+
+
+def explain(
+    name: MirrorArgument,
+    key: Annotated[str, typer.Argument(help="A key below the source's prefix.", show_default=False)],
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell everything that is known of one key: at the source now, on the mirror by the last run, and in plans here."""
+    with mirror_of(config_path, name) as mirror:
+        record = explain_key(mirror, key)
+    if as_json:
+        write_json(record)
+        return
+    for heading, value in record.items():
+        if isinstance(value, Mapping):
+            write_line(f"{heading}:")
+            for field, text in value.items():
+                write_line(f"  {field:<16} {text}")
+        elif isinstance(value, list):
+            write_line(f"{heading}:" if value else f"{heading}: none here")
+            for text in value:
+                write_line(f"  {text}")
+        else:
+            write_line(f"{heading}: {value}")
+
+
+def export(
+    name: MirrorArgument,
+    form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(Format)}.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="A folder that is not there yet.", show_default=False)],
+    digest: DigestArgument = "",
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a plan in the form that another engine takes. Nothing moves."""
+    if form not in list(Format):
+        usage(f"--format must be one of {', '.join(Format)}, not {form!r}")
+    with mirror_of(config_path, name) as mirror:
+        written = write_export(plan_of(mirror, digest), Format(form), out)
+    if as_json:
+        write_json({**asdict(written), "folder": str(written.folder)})
+        return
+    for file, lines in written.files.items():
+        write_line(f"{written.folder / file}  {lines:,} lines")
+    if written.unable:
+        write_note(f"{written.unable:,} lines cannot be written in this form: see {written.folder / 'unable.jsonl'}")
+    for note in written.notes:
+        write_note(note)
+
+
+@contextmanager
+def scanning(name: str, *, quiet: bool) -> Iterator[Callable[[ScanFacts], None]]:
+    """Progress of a scan: keys listed so far."""
+    with progress(f"listing the source of {name}", None, quiet=quiet) as shown:
+        before = 0
+
+        def told(facts: ScanFacts) -> None:
+            nonlocal before
+            shown.advance(facts.keys - before)
+            before = facts.keys
+
+        yield told
+
+
+def tell_plan(name: str, planned: Planned) -> None:
+    facts, plan = planned.scan, planned.plan
+    rate = facts.keys / facts.seconds if facts.seconds else 0.0
+    write_line(
+        f"{facts.keys:,} objects listed in {facts.seconds:.1f} s ({rate:,.0f} a second, "
+        f"{facts.requests + facts.probes:,} LIST requests)"
+    )
+    if facts.unordered:
+        write_note(f"note: {facts.unordered}: sorted here, which takes longer")
+    if facts.reserved:
+        write_note(f"note: {facts.reserved:,} keys below .cowsync/ are not mirrored: that is cowsync's own place")
+    if planned.clean:
+        write_line("nothing has changed since the last run")
+        return
+    write_line(f"plan {plan.digest[:SHOWN_DIGEST]}: {len(plan):,} lines")
+    for line in str(plan_record(plan)["text"]).splitlines():
+        write_line(line)
+    if planned.verdict.decision is Decision.PASS:
+        write_note(f"next: cowsync show {name}      every line\n      cowsync apply {name}     carry them out")
+
+
+def exit_of(planned: Planned) -> int:
+    if planned.verdict.decision is not Decision.PASS:
+        return ExitCode.REFUSED
+    return ExitCode.OK if planned.clean else ExitCode.FINDING
+
+
+def plan_of(mirror: Mirror, digest: str) -> Plan:
+    """The plan of that digest, the newest where none is named."""
+    return find_plan(mirror.plans, digest) if digest else newest_plan(mirror)
+
+
+def plan_record(plan: Plan) -> dict[str, object]:
+    document = plan.summary()
+    verdict = verdict_of(plan)
+    return {
+        "digest": plan.digest,
+        "mirror": plan.head.mirror,
+        "run": plan.head.run,
+        "base": plan.head.base,
+        "made": document.get("made"),
+        "lines": len(plan),
+        "decision": str(verdict.decision),
+        "reasons": [asdict(reason) for reason in verdict.reasons],
+        "summary": document.get("summary"),
+        "text": f"{document.get('text', '')}guard: {verdict.text().strip()}",
+    }
+
+
+def line_record(line: PlanLine) -> Mapping[str, object]:
+    return {**asdict(line), "op": str(line.op)}
+
+
+LINE_COLUMNS = [
+    Column("op", "OP"),
+    size_column("size", "SIZE"),
+    Column("reason", "WHY"),
+    Column("key", "KEY"),
+]
+
+
+def _ops(names: list[str] | None) -> set[Op]:
+    try:
+        return {Op(name) for name in names or []}
+    except ValueError:
+        usage(f"--op must be one of {', '.join(Op)}")
