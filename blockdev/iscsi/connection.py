@@ -47,6 +47,8 @@ LOGIN_SEGMENT_MAX = 8192
 RECEIVE_BYTES = 1024 * 1024
 DIRECT_BYTES_MIN = 16 * 1024
 """An incomplete segment at least this long is received straight into its task's buffer."""
+OVERFLOW_BYTES = 16 * 1024
+"""So much is received behind a Data-Out that is received in place: what comes there and is not whole is copied."""
 OUTBOX_BYTES_HIGH = 1024 * 1024
 """Parsing pauses here until the rim has taken the outbox: reads that the socket has no room for would be copied."""
 
@@ -132,8 +134,12 @@ class Connection:
             self._start = self._end = 0
         elif self._end == len(self._rx) or (self._start and len(self._rx) - self._end < BHS_BYTES):
             self._move_tail()
-        free = self._view[self._end :]
-        return [self._incoming.left, free] if self._incoming is not None else [free]
+        incoming = self._incoming
+        if incoming is None:
+            return [self._view[self._end :]]
+        # Behind a Data-Out comes the next one, mostly, which is to be received in place as well; commands stay where they are.
+        most = OVERFLOW_BYTES if incoming.owned is None else RECEIVE_BYTES
+        return [incoming.left, self._view[self._end : self._end + most]]
 
     def received(self, count: int) -> None:
         """`count` bytes have come into `buffers()`."""

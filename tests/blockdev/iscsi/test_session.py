@@ -6,7 +6,7 @@ import pytest
 
 from blockdev.errors import LocalDiskFailed, MediumError
 from blockdev.iscsi import session, transfer
-from blockdev.iscsi.connection import OUTBOX_BYTES_HIGH, RECEIVE_BYTES, State
+from blockdev.iscsi.connection import OUTBOX_BYTES_HIGH, OVERFLOW_BYTES, RECEIVE_BYTES, State
 from blockdev.iscsi.nexus import WINDOW
 from blockdev.iscsi.pdu import FINAL, NO_TAG, Opcode, Reason, TaskAnswer, TaskFunction
 from blockdev.target import Buffer
@@ -305,6 +305,35 @@ def test_large_segment_is_received_in_place() -> None:
         assert host.one().status == GOOD
         assert world.target.peek(0, 512) == whole
     assert len(world.pool._idle) == 1
+
+
+def test_one_data_out_after_the_other_is_received_in_place() -> None:
+    """Of a second one no more than OVERFLOW_BYTES go through the receive buffer, however much waits in the socket."""
+    world = World(RamTarget(4096))
+    host = world.logged_in(ImmediateData="No", InitialR2T="Yes", MaxBurstLength="262144")
+    whole = {0: pattern(262144, 1), 512: pattern(262144, 2), 1024: pattern(262144, 3)}
+    tags = {lba: host.ask(write10(lba, 512), expected=262144, flags=WRITE) for lba in whole}
+    given = {pdu.itt: pdu.ttt for pdu in host.heard()}
+    with host.collected() as wire:
+        for lba, tag in tags.items():
+            host.data_out(tag, given[tag], whole[lba])
+    connection = host.connection
+    left = memoryview(bytes(wire))
+    connection.receive(left[:30000])
+    left = left[30000:]
+    while left:
+        buffers = connection.buffers()
+        if len(buffers) == 2:
+            assert len(buffers[1]) == OVERFLOW_BYTES
+        took = 0
+        for room in buffers:
+            part = left[: len(room)]
+            room[: len(part)] = part
+            left = left[len(part) :]
+            took += len(part)
+        connection.received(took)
+    assert [pdu.status for pdu in host.heard()] == [GOOD] * 3
+    assert world.target.peek(0, 1536) == b"".join(whole.values())
 
 
 # ---- other commands
