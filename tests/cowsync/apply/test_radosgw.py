@@ -1,5 +1,8 @@
 """On a real server: large objects with small parts, odd keys, tags and headers, a mirror with versions and one without."""
 
+import multiprocessing
+import signal
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cowsync.apply.copy_line import Place
+from cowsync.apply.journal import Journals
 from cowsync.apply.outcome_rows import outcome_rows
 from cowsync.apply.restore import RestoreOptions, apply_restore, plan_restore
 from cowsync.apply.run import ApplyResult, ApplySettings, apply_plan
@@ -16,6 +20,7 @@ from cowsync.apply.verify import Drift, RereadSettings, reread, verify_listing
 from cowsync.changes import Op, PlanLine
 from cowsync.rows import REMOVED, Row, Rows
 from s3core.bucket import Attributes, Bucket
+from s3core.endpoint import Endpoint
 from s3core.s3_bucket import S3Bucket
 from s3core.s3_control import S3Control
 from tests.cowsync.apply.faulty_bucket import ListPlan
@@ -35,9 +40,9 @@ SETTINGS = ApplySettings(workers=4, transfer=TransferSettings(part_bytes=6 * MIB
 
 @dataclass
 class World:
-    source: Bucket
-    mirror: Bucket
-    other: Bucket
+    source: S3Bucket
+    mirror: S3Bucket
+    other: S3Bucket
     folder: Path
     base: dict[str, Row]
 
@@ -188,3 +193,42 @@ def test_a_source_that_changes_is_not_copied(world: World) -> None:
     result = apply_plan(plan, source, mirror, world.folder / "apply", run=1, settings=SETTINGS)
     assert [failure.outcome for failure in result.failures] == ["moved"] * 3, result.failures
     assert not mirror.bucket.list_page(prefix="m/").keys
+
+
+def _apply_slowly(ends: list[tuple[Endpoint, str]], lines: list[PlanLine], directory: Path) -> None:
+    """In a process of its own, that will be killed."""
+    source, mirror = (S3Bucket(endpoint, name) for endpoint, name in ends)
+    settings = replace(SETTINGS, requests_per_s=150, sync_s=0.05, batch_lines=8)
+    apply_plan(ListPlan(lines), Place(source, "s/"), Place(mirror, "m/"), directory, run=1, settings=settings)
+
+
+def test_killed_in_the_middle_it_goes_on(world: World) -> None:
+    source, mirror = world.places
+    lines = [
+        PlanLine(Op.ADD, f"{number:03}", 3, source.bucket.put(f"s/{number:03}", b"%03d" % number).etag, "t")
+        for number in range(120)
+    ]
+    plan, directory = ListPlan(lines), world.folder / "apply"
+    killed_at: list[int] = []
+    ends = [(bucket._endpoint, bucket._name) for bucket in (world.source, world.mirror)]
+    for _ in range(2):
+        before = len(Journals.read(directory, bytes.fromhex(plan.digest)).done)
+        child = multiprocessing.get_context("spawn").Process(target=_apply_slowly, args=(ends, lines, directory))
+        child.start()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if len(Journals.read(directory, bytes.fromhex(plan.digest)).done) >= before + 15:
+                break
+            time.sleep(0.02)
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        killed_at.append(len(Journals.read(directory, bytes.fromhex(plan.digest)).done))
+    assert 15 <= killed_at[0] < killed_at[1] < 120
+    result = apply_plan(plan, source, mirror, directory, run=1, settings=SETTINGS)
+    assert result.complete, result.failures
+    assert result.done_before == killed_at[1]
+    for rows in outcome_rows(plan, directory):
+        world.base |= {row.key.decode(): row for row in rows}
+    assert len(world.base) == 120
+    assert verify_listing(world.rows(), mirror).clean
