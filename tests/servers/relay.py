@@ -9,6 +9,7 @@ import io
 import socket
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 
 SLOW_DOWN = (
@@ -27,6 +28,8 @@ class Relay:
         self.delay_s = 0.0
         self.requests = 0
         self.refused = 0
+        self.kinds: Counter[str] = Counter()
+        """Requests by method; those that list are LIST, those that copy COPY."""
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -105,16 +108,21 @@ class Relay:
         head = line = stream.readline()
         if not line:
             return False
-        method = line.split()[0].decode()
+        method, kind = line.split()[0].decode(), ""
+        if b"list-type=2" in line:
+            kind = "LIST"
         length = 0
         while (line := stream.readline()).strip():
             head += line
             name, _, value = line.partition(b":")
             if name.lower() == b"content-length":
                 length = int(value)
+            elif name.lower() == b"x-amz-copy-source":
+                kind = "COPY"
         body = stream.read(length)
         with self._lock:
             self.requests += 1
+            self.kinds[kind or method] += 1
             refuse = self.refuse_every and self.requests % self.refuse_every == 0
             self.refused += bool(refuse)
         if refuse:

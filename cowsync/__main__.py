@@ -1,0 +1,5 @@
+"""`python -m cowsync`."""
+
+from cowsync.cli import main
+
+main()
