@@ -95,8 +95,8 @@ CONTENT_HEADERS = (
 @dataclass(frozen=True, slots=True)
 class ObjectFacts:
     """What HEAD tells. `parts` is how many parts it was uploaded in where the server says so (asked with
-    `part_number=1`, then `size` is the first part's), else 0. `checksums` by algorithm in lower case, Base64.
-    `tag_count` is 0 where there are none; the tags themselves cost a request (`tags`)."""
+    `part_number=1`, then `size` is the first part's), else 0, and `size` is the whole object's. `checksums` by algorithm
+    in lower case, Base64. `tag_count` is 0 where there are none; the tags themselves cost a request (`tags`)."""
 
     key: str
     size: int

@@ -56,7 +56,7 @@ RICH = Attributes(
     headers={
         "content-type": "text/plain; charset=utf-8",
         "cache-control": "max-age=60",
-        "content-disposition": 'attachment; filename="a b.txt"',
+        "content-disposition": 'attachment; filename="a  b\u00a0\u00e4.txt"',
         "content-encoding": "gzip",
         "content-language": "de, en",
         "expires": "Wed, 21 Oct 2026 07:28:00 GMT",

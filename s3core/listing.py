@@ -39,7 +39,7 @@ class ListPage:
 
 _PAGE_COLUMNS = (b"Key", b"LastModified", b"ETag", b"Size", b"StorageClass")
 _VERSION_COLUMNS = (b"Key", b"VersionId", b"IsLatest", b"LastModified", b"ETag", b"Size")
-_TAG_AND_TEXT = re.compile(rb"<(/?\w+)>([^<]*)")
+_TAG_AND_TEXT = re.compile(rb"<(/?\w+/?)>([^<]*)")
 _ETAG = re.compile(rb"""("|&quot;|&#34;|)[^&"]*\1""")
 _CHECKSUM = (b"ChecksumAlgorithm", b"ChecksumType")
 _CHECKSUMS = rb"(?:<Checksum(?:Algorithm|Type)>[^<]*</Checksum(?:Algorithm|Type)>)*"
@@ -129,8 +129,7 @@ def _shape_of(element: bytes, body: bytes, wanted: tuple[bytes, ...], needed: tu
     length = 0
     for tag, text in _TAG_AND_TEXT.findall(row):
         length += len(tag) + len(text) + 2
-        name = tag.lstrip(b"/")
-        if name in _CHECKSUM:
+        if tag.strip(b"/") in _CHECKSUM:
             continue
         pattern.append(b"<%s>" % tag)
         if tag in wanted:
@@ -140,6 +139,8 @@ def _shape_of(element: bytes, body: bytes, wanted: tuple[bytes, ...], needed: tu
             pattern.append(b"%s([^<]*)%s" % (quote, quote))
         elif tag == b"/ETag":
             pattern.append(rb"\s*" + _CHECKSUMS if text else _CHECKSUMS)
+        elif b"/" not in tag:
+            pattern.append(rb"[^<]*")
         elif text:
             pattern.append(rb"\s*" if text.isspace() else rb"[^<]*")
     if length != len(row) or len(order) != len(set(order)) or not set(needed) <= set(order):

@@ -72,7 +72,7 @@ class Signer:
         if self.credentials.session_token:
             signed["x-amz-security-token"] = self.credentials.session_token
         names = sorted(name for name in signed if name not in NEVER_SIGNED)
-        canonical_headers = "".join(f"{name}:{' '.join(signed[name].split())}\n" for name in names)
+        canonical_headers = "".join(f"{name}:{_trimmed(signed[name])}\n" for name in names)
         signed_names = ";".join(names)
         canonical = f"{method}\n{path or '/'}\n{query}\n{canonical_headers}\n{signed_names}\n{payload_hash}"
         date = stamp[:8]
@@ -101,3 +101,8 @@ class Signer:
                 key = hmac.digest(key, part.encode(), "sha256")
             self._day = (date, key)
         return key
+
+
+def _trimmed(value: str) -> str:
+    """Without blanks at the ends and runs of them; a blank beyond ASCII is no blank to a server."""
+    return " ".join(value.split() if value.isascii() else filter(None, value.split(" ")))
