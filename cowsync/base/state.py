@@ -39,10 +39,11 @@ SEGMENTS = "segments/"
 SNAPSHOTS = "snapshots/"
 AGE_SECONDS = 24 * 3600
 """What is not named stays this long. A publish takes half of it at most, and counts on a segment that is there already
-only when it is younger than the other half: so what prune finds unnamed and old enough, nobody is about to name."""
+only when it is younger than a quarter: so what prune finds unnamed and old enough, nobody is about to name, even when a
+host stood still for a quarter before it moved HEAD."""
 _TRIES = 5
-_OPEN_MAX = 12
-"""Segments kept in memory, some MB each."""
+_OPEN_BYTES = 48 << 20
+"""Segments kept in memory, some MB each; the one used last stays whatever its size."""
 _TAIL_BYTES = 16 << 10
 
 
@@ -95,11 +96,19 @@ class State:
         made = Segment(self._cached(ref.name) or self._fetched(ref.name), _key(ref.name))
         with self._lock:
             self._open[ref.name] = made
-            while len(self._open) > _OPEN_MAX:
-                self._open.popitem(last=False)
+            held = sum(len(segment.data) for segment in self._open.values())
+            while held > _OPEN_BYTES and len(self._open) > 1:
+                held -= len(self._open.popitem(last=False)[1].data)
         return made
 
     def footer(self, ref: SegmentRef) -> Footer:
+        try:
+            return self._footer(ref)
+        except StateDamaged:
+            # Perhaps in the cache alone, which the whole file's digest tells.
+            return self.segment(ref).footer
+
+    def _footer(self, ref: SegmentRef) -> Footer:
         length = min(_TAIL_BYTES, ref.stored)
         tail = self._tail(ref, length)
         needed = tail_length(tail[-TRAILER.size :], _key(ref.name))
@@ -251,7 +260,7 @@ class State:
 
     def _is_young(self, key: str) -> bool:
         try:
-            return self._store.head(key).modified > self._clock.time() - AGE_SECONDS / 2
+            return self._store.head(key).modified > self._clock.time() - AGE_SECONDS / 4
         except NotFound:
             return False
 
@@ -293,7 +302,7 @@ class State:
             prefix: {info.key: info.size for info in self._store.list(prefix) if info.modified < before}
             for prefix in (SNAPSHOTS, SEGMENTS)
         }
-        # Read after the listing: what was old then and is going to be named has been named by now.
+        # Read after `before` was taken: what was old then and somebody was going to name has been named by now.
         named: set[str] = set()
         for entry in self.head().entries:
             named.add(SNAPSHOTS + entry.name + ".json")

@@ -14,7 +14,7 @@ from cowsync.base.folding import Cuts
 from cowsync.base.head import Head
 from cowsync.base.layers import read
 from cowsync.base.snapshot import Facts, Totals
-from cowsync.base.state import AGE_SECONDS, HEAD, SEGMENTS, State
+from cowsync.base.state import AGE_SECONDS, HEAD, SEGMENTS, SNAPSHOTS, State
 from cowsync.errors import Refused, StateDamaged
 from cowsync.rows import REMOVED, Row, Rows
 from s3core.errors import OutcomeUnknown, StoreError, Unavailable
@@ -281,14 +281,14 @@ class Meanwhile(StoreWrapper):
         return action()
 
 
-def left_over(folder: Path) -> World:
-    """A state with old garbage in it that is just what the next publish is going to put."""
+def left_over(folder: Path, age: float = 2 * AGE_SECONDS) -> World:
+    """A state with garbage in it, `age` seconds old, that is just what the next publish is going to put."""
     world = World(folder)
     world.publish(*HISTORY)
     dead = world.host(world.faulty(FaultPlan(scripted={("put_if_match", 1): Fault(FaultKind.PARTITION)})))
     with pytest.raises(Unavailable):
         dead.publish(dead.head(), in_pieces(NEXT, []), facts(4))
-    world.clock.sleep(2 * AGE_SECONDS)
+    world.clock.sleep(age)
     return world
 
 
@@ -305,13 +305,31 @@ def test_a_prune_at_any_moment_of_a_publish(tmp_path_factory: pytest.TempPathFac
     raise AssertionError("it never ends")
 
 
-def test_a_publish_at_any_moment_of_a_prune(tmp_path_factory: pytest.TempPathFactory) -> None:
+class Slow(StoreWrapper):
+    """Takes as long over its first manifest as a publish may take."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.store)
+        self._clock = world.clock
+        self._slept = False
+
+    def _perform(self, call: Call, action: Callable[[], T]) -> T:
+        if call.key.startswith(SNAPSHOTS) and call.operation == "put_if_absent" and not self._slept:
+            self._slept = True
+            self._clock.sleep(AGE_SECONDS / 2 - 60)
+        return action()
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_publish_at_any_moment_of_a_prune(slow: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Also one that takes as long as it may, and counts on what is as old as it may be."""
     for number in range(1, 100):
-        world = left_over(tmp_path_factory.mktemp("state"))
+        world = left_over(tmp_path_factory.mktemp("state"), *([AGE_SECONDS / 4 - 60] if slow else []))
 
         def publish(world: World = world) -> None:
-            host = world.host()
+            host = world.host(Slow(world) if slow else None)
             host.publish(host.head(), in_pieces(NEXT, []), facts(4))
+            world.clock.sleep(AGE_SECONDS / 3 if slow else 0)
 
         store = Meanwhile(world.store, number, publish)
         world.host(store).prune([])
@@ -367,6 +385,8 @@ def test_a_damaged_cache_is_made_good(tmp_path: Path) -> None:
     for number, path in enumerate(files):
         path.write_bytes(b"" if number % 2 else path.read_bytes()[:-1] + b"x")
     fresh = State(world.store, tmp_path / "1", clock=world.clock, cuts=CUTS)
+    bottom = fresh.snapshot(head.current).layers[0]
+    assert [fresh.footer(ref).rows for ref in bottom] == [ref.rows for ref in bottom]
     assert content(fresh, head.current) == latest(list(HISTORY))
 
 
@@ -393,4 +413,4 @@ def test_a_footer_comes_from_the_store_or_the_cache(tmp_path: Path) -> None:
     head = world.publish(*HISTORY, host=host)
     for ref in host.snapshot(head.current).layers[0]:
         assert world.host().footer(ref) == host.footer(ref) == host.segment(ref).footer
-    assert all(key.startswith((SEGMENTS, "snapshots/", HEAD)) for key in world.bucket.keys)
+    assert all(key.startswith((SEGMENTS, SNAPSHOTS, HEAD)) for key in world.bucket.keys)
