@@ -142,7 +142,7 @@ def try_endpoint(
 @app.command()
 def delete(
     name: NameArgument,
-    force: Annotated[bool, typer.Option("--force", help="Also when volumes of this file live in it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also when volumes or mirrors of this file use it.")] = False,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -155,6 +155,16 @@ def delete(
         raise ConfigError(
             f"{config.path}: [volume.{users[0]}] lives in endpoint {name}",
             hint="remove the volume first, or use --force",
+        )
+    mirrors = [
+        mirror
+        for mirror, settings in config.mirrors.items()
+        if name in (urlsplit(url).netloc for url in (settings.source, settings.target, settings.state))
+    ]
+    if mirrors and not force:
+        raise ConfigError(
+            f"{config.path}: [mirror.{mirrors[0]}] uses endpoint {name}",
+            hint="remove the mirror first, or use --force",
         )
     change_file(config.path, lambda text: without_table(text, "endpoint", name))
     if as_json:
