@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 TEST_PACKAGES := qemu-utils qemu-block-extra libiscsi-bin e2fsprogs radosgw ceph-mon ceph-osd ceph-common openssl \
 	qemu-system-x86 seabios mmdebstrap debian-archive-keyring kmod rclone
 DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
-BENCH_PACKAGES := qemu-utils qemu-block-extra tgt
+BENCH_PACKAGES := qemu-utils qemu-block-extra tgt rclone
 UV_VERSION := 0.13.8
 SEED ?= 1
 RUNS ?= 1000

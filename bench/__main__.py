@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cost, disk, doors, scale, tgt
+from bench import cost, disk, doors, scale, sync, tgt
 from bench.initiator import BLOCK_BYTES, MIB, fill
 from bench.measure import Bench, Measured
 from bench.plan import FULL, LATENCIES_MS, QUICK
@@ -27,7 +27,7 @@ from bench.store import READY, Client
 from tests.guest.image import ImageFailed
 
 RESULTS = Path(".results")
-SECTIONS = ("speed", "cost", "scale", "doors")
+SECTIONS = ("speed", "cost", "scale", "doors", "sync")
 CEILING_S = 2.0
 WIDTH = 140
 """Of the tables where nothing says how wide they may be."""
@@ -111,6 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sections.append(Section("scale", scale.tables(scaled), [], scale.document(scaled)))
         if "doors" in wanted:
             sections.append(_doors(directory, quick=options.quick, say=say))
+        if "sync" in wanted:
+            synced = sync.SyncBench(directory, say).run(sync.QUICK if options.quick else sync.FULL)
+            sections.append(Section("sync", sync.tables(synced), sync.lines(synced), sync.document(synced)))
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

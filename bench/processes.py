@@ -4,6 +4,7 @@ One rule: CPU time is what the kernel says a process used, user and system, all 
 fields 14 and 15), in clock ticks of usually 10 ms; so figures per operation need runs of many ticks.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -44,6 +45,25 @@ def peak_memory_bytes(pid: int) -> int:
 def memory_bytes(pid: int) -> int:
     """The memory of a process's own that is resident now, files mapped into it (the map's) left out (RssAnon)."""
     return _status_bytes(pid, "RssAnon:")
+
+
+def descendants(pid: int) -> list[int]:
+    """A process, those that it started, theirs, and so on; without those that end meanwhile."""
+    found = [pid]
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for child in children(pid):
+            found += descendants(child)
+    return found
+
+
+def shared_out_bytes(pid: int) -> int:
+    """The resident memory of a process, what it shares with others divided among them (Pss of /proc/PID/smaps_rollup):
+    sums over processes count nothing twice. 0 once it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _status_bytes(pid: int, field: str) -> int:
