@@ -23,6 +23,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -367,6 +368,20 @@ class Client:
 
     def plant(self, per_thousand: int) -> None:
         self._ask("POST", f"/_plant?per_thousand={per_thousand}")
+
+    def ceiling(self, seconds: float) -> float:
+        """Keys a second that one client takes which only reads, page after page."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        begin, pages = time.monotonic(), 0
+        try:
+            while time.monotonic() - begin < seconds:
+                after = key_of(pages * BLOCK + BLOCK - 1) if pages else ""
+                connection.request("GET", f"/mirror-{10**7}?list-type=2&start-after={after}")
+                connection.getresponse().read()
+                pages += 1
+            return pages * BLOCK / (time.monotonic() - begin)
+        finally:
+            connection.close()
 
     def _ask(self, method: str, target: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
