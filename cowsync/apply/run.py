@@ -26,13 +26,15 @@ from cowsync.apply.transfer import MIB, Transfer, TransferSettings
 from cowsync.changes import LineResult, Op, Outcome, PlanLine
 from cowsync.errors import Refused
 from s3core.clock import Clock, SystemClock
-from s3core.errors import Denied, Misconfigured, OutcomeUnknown, StoreError, Unavailable
+from s3core.errors import Denied, Misconfigured, NotFound, OutcomeUnknown, StoreError, Unavailable
 from s3core.limit import TokenBucket
 
 ORDER = (Op.ADD, Op.MODIFY, Op.REMOVE)
 """Kinds of lines that move something, in the order they are carried out."""
 _AGAIN_MAX = 10_000
 """Failed lines that are kept in memory to be tried once more."""
+_MANY = 50
+"""So many times `failures_in_a_row` ends a run though both ends let us in: the key may list, and not write."""
 
 
 class Plan(Protocol):
@@ -54,7 +56,8 @@ class ApplySettings:
     `removals`: whether REMOVE lines are carried out. `begun_only`: only those lines that an earlier call began and of
     which nobody knows the end, so that the plan can be given up without a doubt about what the mirror holds. A worker
     takes up to `batch_lines` lines or `batch_bytes` at once. After `failures_in_a_row` lines that met refused
-    credentials or a store that is away, the rest is kept."""
+    credentials or a store that is away, the rest is kept; objects that are refused while the ends let us in (a
+    policy on some prefix) may be fifty times as many."""
 
     workers: int = 16
     requests_per_s: float = 0.0
@@ -166,6 +169,10 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def _no_bucket(error: StoreError | None) -> bool:
+    return isinstance(error, NotFound) and not error.key
 
 
 class _SharedPace:
@@ -440,11 +447,21 @@ class _Applying:
             else:
                 self._again.pop(result.number, None)
                 self._end(line, result, error)
-            lasting = isinstance(error, Denied | Misconfigured | Unavailable | OutcomeUnknown)
-            self._in_a_row = self._in_a_row + 1 if lasting else 0
-            enough = self._in_a_row >= self._settings.failures_in_a_row
-        if enough:
-            self._halt(f"{self._in_a_row} lines in a row failed, the last one with: {result.message}")
+            lasting = isinstance(error, Denied | Misconfigured | Unavailable | OutcomeUnknown) or _no_bucket(error)
+            self._in_a_row = in_a_row = self._in_a_row + 1 if lasting else 0
+        few = self._settings.failures_in_a_row
+        if (in_a_row == few and not (isinstance(error, Denied) and self._answer())) or in_a_row >= _MANY * few:
+            self._halt(f"{in_a_row} lines in a row failed, the last one with: {result.message}")
+
+    def _answer(self) -> bool:
+        """Whether both ends still let us in: then it is these objects that are refused, and others may go."""
+        try:
+            for place in (self._source, self._mirror):
+                self._pace.request()
+                place.bucket.list_page(prefix=place.prefix, max_keys=1)
+        except StoreError:
+            return False
+        return True
 
     def _end(self, line: PlanLine, result: LineResult, error: StoreError | None) -> None:
         self._tell(line.op, result.outcome)

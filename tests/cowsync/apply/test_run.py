@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from cowsync.apply.run import ApplySettings, Progress, apply_plan, stop_on_signa
 from cowsync.apply.transfer import TransferSettings
 from cowsync.changes import LineResult, Op, Outcome
 from cowsync.errors import Refused, StateDamaged
+from s3core.errors import NotFound
 from s3core.memory_bucket import MemoryBucket
 from tests.cowsync.apply.faulty_bucket import Fault, Faults, ListPlan, faulty, line_for, service
 
@@ -124,6 +126,40 @@ def test_refused_credentials_end_the_run_and_one_refused_object_does_not(tmp_pat
     other.faults.at = dict.fromkeys(range(20, 999), Fault.DENIED)
     second = apply_plan(other.plan, other.source, other.mirror, tmp_path / "2", run=1, settings=settings)
     assert "4 lines in a row" in second.stopped
+
+
+def test_a_prefix_that_is_refused_does_not_keep_the_others(tmp_path: Path) -> None:
+    """Twenty objects in a row that a policy denies; both ends let us in."""
+    some = Some(90)
+
+    class Policy(Faults):
+        def call(self, name: str, action: Callable[[], object]) -> object:
+            self.at = {self.calls + 1: Fault.DENIED} if 20 < self.calls < 60 and name != "list_page" else {}
+            return super().call(name, action)
+
+    some.faults = Policy()
+    source, mirror = Place(faulty(some.source_bucket, some.faults)), Place(faulty(some.mirror_bucket, some.faults))
+    settings = ApplySettings(workers=1, failures_in_a_row=8)
+    result = apply_plan(some.plan, source, mirror, tmp_path, run=1, settings=settings)
+    assert result.stopped == ""
+    assert result.count(Outcome.FAILED) > 20
+    assert result.done + result.count(Outcome.FAILED) == 90
+
+
+def test_a_bucket_that_is_gone_ends_the_run(tmp_path: Path) -> None:
+    some = Some(60)
+
+    class Gone(Faults):
+        def call(self, name: str, action: Callable[[], object]) -> object:
+            if self.calls > 20:
+                raise NotFound("no such bucket")
+            return super().call(name, action)
+
+    source, mirror = Place(faulty(some.source_bucket, Gone())), Place(some.mirror_bucket)
+    settings = ApplySettings(workers=1, failures_in_a_row=4)
+    result = apply_plan(some.plan, source, mirror, tmp_path, run=1, settings=settings)
+    assert "no such bucket" in result.stopped
+    assert not result.count(Outcome.MOVED)
 
 
 def test_a_full_disk_ends_the_run_and_nothing_done_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
