@@ -3,6 +3,7 @@
 The calls of a run are counted once without a fault; then each one fails in each way.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cowsync.apply.copy_line import Place, trash_key
+from cowsync.apply.journal import journal_files, read_journal
+from cowsync.apply.journal_format import HEADER_BYTES, Begun
 from cowsync.apply.run import ApplyResult, ApplySettings, apply_plan
 from cowsync.apply.transfer import TransferSettings
 from cowsync.changes import Op, Outcome, PlanLine
@@ -269,13 +272,20 @@ def test_a_name_too_long_for_the_trash() -> None:
     assert len(("p" * 900 + trash_key(1, "k" * 100, "p" * 900)).encode()) <= 1024
 
 
+def lose_power(directory: Path, digest: bytes) -> None:
+    """What was not synced is gone: everything behind the last record that had to be durable."""
+    for path in journal_files(directory):
+        ends = [end for entry, end in read_journal(path, digest) if isinstance(entry, Begun)]
+        os.truncate(path, ends[-1] if ends else HEADER_BYTES)
+
+
 KEYS = st.sampled_from(["a", "a/b", "b c+%", "ü/\u2603", "/lead", "x//y", "z\x01"])
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_interrupted_anywhere_and_carried_on_equals_one_run(data: st.DataObject) -> None:
-    """Random plans of all kinds; faults and crashes until nothing is left, as many as come."""
+    """Random plans of all kinds; faults, crashes and power cuts, as many as come, until nothing is left."""
     same, versioned = data.draw(st.booleans()), data.draw(st.booleans())
     source = service("one").bucket("source")
     mirror = (source._service if same else service("two")).bucket("mirror", versioned=versioned)
@@ -320,6 +330,8 @@ def test_interrupted_anywhere_and_carried_on_equals_one_run(data: st.DataObject)
                     settings=settings_,
                 )
             except Crash:
+                if data.draw(st.booleans()):
+                    lose_power(Path(folder), bytes.fromhex(plan.digest))
                 continue
             assert not result.count(Outcome.MOVED)
             assert not result.count(Outcome.DRIFTED), result.failures
