@@ -1,36 +1,24 @@
-"""A mirror of one of the lister's buckets: its base, as it would be after everything was mirrored, and a plan made of it.
+"""A mirror of one of the lister's buckets: its configuration, and its base as it would be after everything was mirrored.
 
-One rule: what runs is what `cowsync plan` runs (`cowsync.work`, processes that list and compare, plan, guard), on a
-configuration file and a folder like any other; only the base did not come from copying.
+One rule: only the base's rows did not come from copying; it is published as every run publishes its own. What is measured on
+it is the program `cowsync`.
 
-    python -m bench.mirror base DIRECTORY PORT OBJECTS          makes configuration and base
-    python -m bench.mirror plan DIRECTORY PROCESSES             prints what the plan came to, as JSON
+    python -m bench.mirror DIRECTORY          makes the base of the configuration in that directory
 """
 
-import json
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from bench.lister import BLOCK, Bucket, size_of
-from cowsync.apply.copy_line import Place
 from cowsync.base.head import Head
-from cowsync.base.layers import Layers
 from cowsync.base.snapshot import Facts
-from cowsync.base.state import State
 from cowsync.changes import Op
-from cowsync.mirror import Mirror, reader
+from cowsync.mirror import opened
 from cowsync.plan.census import Census
 from cowsync.plan.guard import Order
 from cowsync.rows import Rows
-from cowsync.scan.engine import Engine, InlineEngine, ProcessEngine
 from cowsync.scan.listing import relative
-from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
-from cowsync.work import make_plan
-from s3core.bucket_stack import open_bucket
-from s3core.build import build_store
 from s3core.listing import parse_page
 from s3core.settings import load_config
 
@@ -38,7 +26,8 @@ NAME = "bench"
 CONFIG = "mirror.toml"
 
 
-def configure(directory: Path, port: int, objects: int) -> None:
+def configure(directory: Path, port: int, objects: int, scanners: int) -> Path:
+    """The configuration file; `scanners` processes list and compare."""
     path = directory / CONFIG
     path.touch(mode=0o600)
     path.write_text(
@@ -54,8 +43,10 @@ secret_key = "bench"
 source = "s3://lister/source-{objects}"
 target = "s3://lister/mirror-{objects}"
 state_dir = "{directory}"
+scanners = {scanners}
 """
     )
+    return path
 
 
 def bodies(objects: int, per_thousand: int) -> Iterator[bytes]:
@@ -85,8 +76,9 @@ def mirrored(objects: int) -> Iterator[Rows]:
 
 
 def make_base(directory: Path) -> None:
-    mirror = open_mirror(directory)
-    objects = int(mirror.settings.source.rpartition("-")[2])
+    config = load_config(directory / CONFIG)
+    settings = config.mirror(NAME)
+    objects = int(settings.source.rpartition("-")[2])
     size = sum(map(size_of, range(BLOCK))) * (objects // BLOCK) + sum(map(size_of, range(objects % BLOCK)))
     census = Census(objects, size, {"data/": objects}, {"bin": objects})
     notes = {
@@ -100,50 +92,10 @@ def make_base(directory: Path) -> None:
         "lines": objects,
         "moved": size,
     }
-    facts = Facts(1, "2026-01-01T00:00:00+00:00", mirror.settings.source, mirror.settings.target, ((b"", None),), notes)
-    mirror.state.publish(Head(), mirrored(objects), facts)
-
-
-@cache
-def open_mirror(directory: Path) -> Mirror:
-    """Once in each process: connections and segments are kept from piece to piece."""
-    config = load_config(directory / CONFIG)
-    settings = config.mirror(NAME)
-    source, target = (Place(*open_bucket(url, config=config)) for url in (settings.source, settings.target))
-
-    folder = Path(settings.state_dir)
-    (folder / "state").mkdir(exist_ok=True)
-    state = State(build_store(f"file://{folder / 'state'}"), folder / "segments")
-    where = {"directory": str(directory)}
-    return Mirror(NAME, settings, source, target, state, folder, scan_piece, where=where)
-
-
-@cache
-def _layers(directory: Path, name: str) -> Layers:
-    return open_mirror(directory).state.snapshot(name).layers
-
-
-def scan_piece(task: ShardTask) -> ShardResult:
-    """In a process of the engine."""
-    directory = Path(task.where["directory"])
-    mirror = open_mirror(directory)
-    read_base = reader(_layers(directory, task.where["base"]), mirror.state)
-    return scan_shard(task, mirror.source.bucket, mirror.source.prefix, read_base, mirror.belongs)
-
-
-def plan(directory: Path, processes: int) -> dict[str, Any]:
-    engine: Engine = ProcessEngine(processes) if processes > 1 else InlineEngine()
-    try:
-        planned = make_plan(open_mirror(directory), engine)
-    finally:
-        engine.close()
-    return {"digest": planned.plan.digest, "keys": planned.scan.keys, "shards": planned.scan.shards}
+    facts = Facts(1, "2026-01-01T00:00:00+00:00", settings.source, settings.target, ((b"", None),), notes)
+    with opened(config, NAME) as mirror:
+        mirror.state.publish(Head(), mirrored(objects), facts)
 
 
 if __name__ == "__main__":
-    action, folder_name, *rest = sys.argv[1:]
-    if action == "base":
-        configure(Path(folder_name), int(rest[0]), int(rest[1]))
-        make_base(Path(folder_name))
-    else:
-        print(json.dumps(plan(Path(folder_name), int(rest[0]))))
+    make_base(Path(sys.argv[1]))

@@ -5,7 +5,6 @@ listing with what it remembers. Both are asked for the differences, and an answe
 fails the run. Keys per second are keys of the source, whatever else was listed.
 """
 
-import json
 import os
 import re
 import resource
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.lister import READY, Client, Counts, Planted, planted
-from bench.mirror import bodies, mirrored
+from bench.mirror import NAME, bodies, configure, mirrored
 from bench.processes import BenchFailed, cpu_seconds, descendants, end, shared_out_bytes, start, wait_for_line
 from bench.report import DASH, TableOf
 from cowsync.base.difference import differences
@@ -27,6 +26,7 @@ from cowsync.base.segment import Segment, SegmentWriter
 from cowsync.changes import Op
 from cowsync.plan.plan_file import find_plan
 from cowsync.scan.listing import relative
+from s3core.exit_codes import ExitCode
 from s3core.listing import parse_page
 
 MIB = 1024 * 1024
@@ -38,6 +38,8 @@ STAGE_KEYS = 200_000
 STAGE_TIMES = 3
 MEMORY_MAX = 256 * MIB
 RATIO_AIM = 10
+COMMAND = (sys.executable, "-c", "from cowsync.cli import main; main()")
+"""`cowsync`, whether or not it is installed on the path."""
 RCLONE_LOADS = (
     ("check", "--fast-list"),
     ("check",),
@@ -272,20 +274,18 @@ class SyncBench:
         folder = self._directory / f"mirror-{objects}"
         folder.mkdir()
         self._say(f"sync: make the base of {objects:,} keys")
-        command = [sys.executable, "-m", "bench.mirror"]
-        made = run_watched(
-            [*command, "base", str(folder), str(lister.client.port), str(objects)], os.environ, self._log
-        )
+        config = configure(folder, lister.client.port, objects, max(scanners))
+        made = run_watched([sys.executable, "-m", "bench.mirror", str(folder)], self._environment, self._log)
         if made.status:
             raise BenchFailed(f"the base of {objects:,} keys was not made:\n{made.output[-2000:]}")
         lister.client.plant(PER_THOUSAND)
         want = [(_OPS[kind], key) for kind, key in planted(objects, PER_THOUSAND)]
 
         def count(ran: Ran) -> int:
-            if ran.status:
+            if ran.status != ExitCode.FINDING:
                 raise BenchFailed(f"cowsync plan ended with {ran.status}:\n{ran.output[-2000:]}")
-            digest = json.loads(ran.output.splitlines()[-1])["digest"]
-            lines = [(line.op, line.key) for line in find_plan(folder / "plans", digest)]
+            digest = re.findall(r'"digest": "([0-9a-f]{64})"', ran.output)
+            lines = [(line.op, line.key) for line in find_plan(folder / "plans", digest[0])]
             if lines != want:
                 wrong = next((pair for pair in zip(lines, want, strict=False) if pair[0] != pair[1]), None)
                 raise BenchFailed(
@@ -298,7 +298,9 @@ class SyncBench:
             name = f"cowsync plan, {processes} process{'es' if processes > 1 else ''}"
 
             def ran(processes: int = processes) -> Ran:
-                return run_watched([*command, "plan", str(folder), str(processes)], self._environment, self._log)
+                configure(folder, lister.client.port, objects, processes)
+                words = [*COMMAND, "plan", NAME, "--json", "--config", str(config)]
+                return run_watched(words, self._environment, self._log)
 
             found.append(self._measured(lister, name, "", objects, ran, count))
             if found[-1].counts.heads:
