@@ -6,7 +6,7 @@ How to write a test here:
         guest = boot(Hardware(forwards=(3260,)))       # 3 s; with systemd=True 10 s
         guest.run("s3block", "create", "file:///root/store/vm", "--size", "64M")
         daemon = guest.start("s3block", "serve", "vm", ...)    # a command that goes on
-        daemon.wait_for("serving vm")                  # it takes 6 to 10 s to start under emulation
+        daemon.wait_for("serving vm")                  # it takes 4 s to start under emulation
         guest.call(trees.write, root="/mnt/a", seed=1) # a function of tests/guest/inside, run in the guest
         guest.kill()                                   # power loss
 

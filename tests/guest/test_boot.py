@@ -32,6 +32,12 @@ def test_a_command_reports_output_and_status_and_can_be_killed(guest: Guest) -> 
         guest.run("sleep", "1000", seconds=0.5)
 
 
+def test_a_failure_tells_that_the_disk_of_the_host_is_full(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.guest.guest.ROOM_MIB", 1 << 40)
+    with pytest.raises(GuestFailed, match=r"THE HOST'S DISK IS FULL: .* set TMPDIR"):
+        guest.run("false")
+
+
 def test_functions_and_files_travel(guest: Guest) -> None:
     written = guest.call(trees.write, root="/root/tree", seed=1, files=5)
     assert len(written) == 5
