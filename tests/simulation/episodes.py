@@ -53,6 +53,8 @@ def run_one(seed: int, plan: Plan) -> Counter[str]:
         raise EpisodeFailed(
             f"seed {seed}: {type(error).__name__}: {error}\nreplay: make sim SEED={seed}{changed}"
         ) from error
+    finally:
+        world.loop.abandon()
     return world.happened
 
 
@@ -66,6 +68,9 @@ def run_family(seed: int) -> Counter[str]:
             f"family {seed}: {type(error).__name__}: {error}\n"
             f"replay: .venv/bin/python -m tests.simulation {seed} --family"
         ) from error
+    finally:
+        for member in family.members:
+            member.loop.abandon()
     return family.happened
 
 

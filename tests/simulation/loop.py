@@ -160,10 +160,13 @@ class SimLoop(asyncio.AbstractEventLoop):
         Python runs the clean-up of coroutines that are dropped; it is run here and now, with the loop closed, and
         what it does to disk or store must be refused by these (they know that the process is dead)."""
         self._closed = True
+        # Held before what keeps them alive goes: one that never began and is dropped unclosed is warned of, wherever the
+        # garbage collector happens to find it.
+        tasks = asyncio.all_tasks(self)
         self._ready.clear()
         self._held.clear()
         self._timers.clear()
-        for task in asyncio.all_tasks(self):
+        for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio has no public way to say so
             with suppress(Exception):
                 task.get_coro().close()
