@@ -53,7 +53,7 @@ demo: ## a disk in an object store, written and read by a real initiator, in und
 	@$(MAKE) --no-print-directory venv
 	@$(PY) deploy/demo.py
 
-bench: ## figures of this machine, beside tgt in the same run, and what writes and sizes cost
+bench: ## figures of this machine, beside tgt and rclone in the same run, and what writes and sizes cost
 	@.ci/system-packages $(BENCH_PACKAGES)
 	@$(MAKE) --no-print-directory venv
 	@$(PY) -m bench
