@@ -279,6 +279,7 @@ def lose_power(directory: Path, digest: bytes) -> None:
         os.truncate(path, ends[-1] if ends else HEADER_BYTES)
 
 
+faults_at = st.dictionaries(st.integers(1, 25), st.sampled_from(Fault), max_size=3)
 KEYS = st.sampled_from(["a", "a/b", "b c+%", "ü/\u2603", "/lead", "x//y", "z\x01"])
 
 
@@ -314,11 +315,10 @@ def test_interrupted_anywhere_and_carried_on_equals_one_run(data: st.DataObject)
         batch_lines=data.draw(st.sampled_from([1, 64])),
         transfer=TransferSettings(16, 64, conditional_puts=data.draw(st.booleans())),
     )
+    # All is drawn before: what threads come to must not decide what is drawn next.
+    attempts = data.draw(st.lists(st.tuples(faults_at, st.booleans()), min_size=5, max_size=5))
     with TemporaryDirectory() as folder:
-        for attempt in range(6):
-            at = {}
-            if attempt < 5:
-                at = data.draw(st.dictionaries(st.integers(1, 25), st.sampled_from(Fault), max_size=3))
+        for at, power in [*attempts, ({}, False)]:
             faults = Faults(at)
             try:
                 result = apply_plan(
@@ -330,7 +330,7 @@ def test_interrupted_anywhere_and_carried_on_equals_one_run(data: st.DataObject)
                     settings=settings_,
                 )
             except Crash:
-                if data.draw(st.booleans()):
+                if power:
                     lose_power(Path(folder), bytes.fromhex(plan.digest))
                 continue
             assert not result.count(Outcome.MOVED)
