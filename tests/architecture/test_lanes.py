@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests import lanes
+from tests.architecture.tree import ROOT
 
 
 def test_a_disk_without_room_ends_it_at_once(
@@ -36,3 +37,8 @@ def test_modules_are_compiled_once_where_python_was_told_to_keep_none(
     assert Path(kept["PYTHONPYCACHEPREFIX"]).is_relative_to(tmp_path)
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE")
     assert "PYTHONPYCACHEPREFIX" not in lanes.compiling(tmp_path)
+
+
+def test_the_guest_tests_that_have_a_lane_of_their_own_are_there() -> None:
+    for file in lanes.GUEST_HALF:
+        assert (ROOT / file).is_file(), file
