@@ -195,11 +195,12 @@ def apply(
         result = _carry_out(mirror, plan, apply_settings(mirror), stop, on_progress)
         # A run that was stopped keeps its journals and goes on; one that came to its end is published, with what failed
         # left to the next scan.
-        snapshot = "" if result.stopped else _publish(mirror, plan, base, result, now)
+        # One with lines of which nobody knows the end waits, too: what they left on the mirror must not look like drift.
+        snapshot = "" if result.stopped or result.unsettled else _publish(mirror, plan, base, result, now)
     except BaseException as error:
         catalogue.update(run_id, Phase.FAILED, ended=now(), message=str(error) or type(error).__name__)
         raise
-    if result.stopped:
+    if result.stopped or result.unsettled:
         phase = Phase.INTERRUPTED
     elif not result.complete:
         phase = Phase.PARTIAL

@@ -88,7 +88,7 @@ def test_a_hundred_thousand_objects_of_which_one_in_a_hundred_changed(site: Site
     assert first["done"] == first["lines"] == count
     with ThreadPoolExecutor(16) as pool:
         list(
-            pool.map(lambda n: source.put(f"{n % 100:02}/{n:06}.dat", b"%064d" % -n), range(0, count, count // changed))
+            pool.map(lambda n: source.put(f"{n % 100:02}/{n:06}.dat", b"%064d" % -n), range(1, count, count // changed))
         )
     site.relay.kinds.clear()
     planned = site.cowsync("plan", "m", expect=1)
@@ -103,7 +103,8 @@ def test_a_hundred_thousand_objects_of_which_one_in_a_hundred_changed(site: Site
     assert applied["done"] == changed
     assert applied["bytes_moved"] + applied["bytes_copied"] == changed * body
     assert site.relay.kinds["COPY"] == changed
-    assert site.relay.kinds["HEAD"] <= changed, "one before each overwrite, none about the others"
+    # One at the mirror before an overwrite, one at the source where a server is not known to honour a copy's condition.
+    assert site.relay.kinds["HEAD"] <= 2 * changed
     carried = dict(site.relay.kinds)
     assert site.cowsync("plan", "m")["lines"] == 0
     drift = site.cowsync("verify", "m")
