@@ -66,6 +66,8 @@ class Preset:
     server_copy: bool = True
     copy_if_match: Honoured = "probe"
     """Whether a copy looks at `x-amz-copy-source-if-match`; where that is not sure, we look at the source ourselves."""
+    copy_if_match_named: str = ""
+    """Another name under which CopyObject (not UploadPartCopy) looks at that condition; it is sent as well."""
     tags_along: Honoured = "probe"
     """Whether uploads in parts and copies with other attributes take tags along; where that is not sure, we look
     afterwards and tag what is not."""
@@ -101,6 +103,7 @@ PRESETS: dict[str, Preset] = {
             if_none_match="probe",
             if_match="probe",
             copy_if_match="no",
+            copy_if_match_named="x-amz-copy-if-match",
             tags_along="no",
             if_match_quoted=False,
             versioned_conditions="no",

@@ -215,7 +215,10 @@ class S3Bucket:
         if attributes is not None:
             replaced = request_headers(attributes)
             headers |= {"x-amz-metadata-directive": "REPLACE", "x-amz-tagging-directive": "REPLACE"} | replaced
-        unsure = self._must_look(source)
+        named = self._preset.copy_if_match_named
+        if source.if_match and named:
+            headers[named] = f'"{source.if_match}"'
+        unsure = self._must_look(source) and not named
         if unsure:
             self._look_at_source(source)
         answer = self._from_source(COPY, key, source, headers)

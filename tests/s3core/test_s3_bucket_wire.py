@@ -208,28 +208,36 @@ def test_what_fails_after_it_was_written_is_unknown(serve: Serve) -> None:
 def test_where_the_condition_of_a_copy_is_not_looked_at_the_source_is(serve: Serve) -> None:
     source = CopySource("other", "x", if_match="e")
     there, changed = reply(200, b"", {"etag": '"e"'}), reply(200, b"", {"etag": '"new"'})
-    bucket, requests = serve(there, COPIED, UNVERSIONED, preset="ceph")
+    bucket, requests = serve(there, COPIED, UNVERSIONED, preset="generic")
     assert bucket.copy(source, "k") == Written("e")
     assert [(request.method, request.target) for request in requests[:2]] == [
         ("HEAD", "/other/x"),
         ("PUT", "/bucket/k"),
     ]
-    bucket, requests = serve(changed, preset="ceph")
+    bucket, requests = serve(changed, preset="generic")
     with pytest.raises(PreconditionFailed):
         bucket.copy(source, "k")
     assert len(requests) == 1
     other_etag = reply(200, b"<CopyObjectResult><ETag>e2</ETag></CopyObjectResult>")
-    bucket, requests = serve(there, other_etag, there, UNVERSIONED, preset="ceph")
+    bucket, requests = serve(there, other_etag, there, UNVERSIONED, preset="generic")
     assert bucket.copy(source, "k") == Written("e2")  # it was uploaded in parts, say
-    bucket, requests = serve(there, other_etag, changed, preset="ceph")
+    bucket, requests = serve(there, other_etag, changed, preset="generic")
     with pytest.raises(OutcomeUnknown):
         bucket.copy(source, "k")
-    bucket, requests = serve(COPIED, UNVERSIONED, preset="ceph")
+    bucket, requests = serve(COPIED, UNVERSIONED, preset="generic")
     bucket.copy(CopySource("other", "x", "v", "e"), "k")  # a version does not change
     assert requests[0].method == "PUT"
-    bucket, requests = serve(PART_COPIED, changed, preset="ceph")
+    bucket, requests = serve(PART_COPIED, changed, preset="generic")
     with pytest.raises(PreconditionFailed):
         bucket.copy_part("k", "u", 1, source, offset=0, length=1)
+
+
+def test_ceph_is_told_the_condition_of_a_copy_by_its_own_name(serve: Serve) -> None:
+    """radosgw reads `x-amz-copy-if-match`; the suite of all buckets shows that it keeps to it."""
+    bucket, requests = serve(COPIED, UNVERSIONED, preset="ceph")
+    bucket.copy(CopySource("other", "x", if_match="e"), "k")
+    assert [request.method for request in requests[:1]] == ["PUT"]
+    assert requests[0].headers["x-amz-copy-if-match"] == requests[0].headers["x-amz-copy-source-if-match"] == '"e"'
 
 
 def test_tags_that_an_upload_loses_are_set_afterwards(serve: Serve) -> None:
