@@ -23,6 +23,9 @@ from s3core.build import build_store, parse_store_url
 from s3core.endpoint import Prices
 from s3core.settings import Config, GuardSettings, MirrorSettings, load_config
 
+WORKER_OPEN_BYTES = 8 << 20
+"""Segments that a process of a scan keeps: its pieces go through the base in order, and there are many such processes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
@@ -138,7 +141,8 @@ def scan_piece(task: ShardTask) -> ShardResult:
         config = load_config(Path(where["config"]))
         settings = config.mirror(where["mirror"])
         bucket, prefix = open_bucket(settings.source, config)
-        state = State(build_store(settings.state, config=config), Path(settings.state_dir) / "segments")
+        store = build_store(settings.state, config=config)
+        state = State(store, Path(settings.state_dir) / "segments", open_bytes=WORKER_OPEN_BYTES)
         kept = _Opened(where["mirror"], Place(bucket, prefix), state, belongs(settings.include, settings.exclude))
         _kept[(where["config"], where["mirror"])] = kept
     if kept.base != where["base"]:

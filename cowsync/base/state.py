@@ -42,7 +42,7 @@ AGE_SECONDS = 24 * 3600
 only when it is younger than a quarter: so what prune finds unnamed and old enough, nobody is about to name, even when a
 host stood still for a quarter before it moved HEAD."""
 _TRIES = 5
-_OPEN_BYTES = 48 << 20
+OPEN_BYTES = 48 << 20
 """Segments kept in memory, some MB each; the one used last stays whatever its size."""
 _TAIL_BYTES = 16 << 10
 
@@ -58,16 +58,25 @@ class Pruned:
 
 
 class State:
-    """`store` holds the state, `cache` is a folder of this host. Is a `Library`."""
+    """`store` holds the state, `cache` is a folder of this host. Is a `Library`; whoever reads in order needs few
+    `open_bytes`."""
 
     def __init__(
-        self, store: ObjectStore, cache: Path, *, clock: Clock | None = None, cuts: Cuts = CUTS, workers: int = 8
+        self,
+        store: ObjectStore,
+        cache: Path,
+        *,
+        clock: Clock | None = None,
+        cuts: Cuts = CUTS,
+        workers: int = 8,
+        open_bytes: int = OPEN_BYTES,
     ) -> None:
         self._store = store
         self._cache = cache
         self._clock = clock or SystemClock()
         self._cuts = cuts
         self._workers = workers
+        self._open_bytes = open_bytes
         # Guards the segments in memory, the last used at the end.
         self._lock = threading.Lock()
         self._open: OrderedDict[str, Segment] = OrderedDict()
@@ -97,7 +106,7 @@ class State:
         with self._lock:
             self._open[ref.name] = made
             held = sum(len(segment.data) for segment in self._open.values())
-            while held > _OPEN_BYTES and len(self._open) > 1:
+            while held > self._open_bytes and len(self._open) > 1:
                 held -= len(self._open.popitem(last=False)[1].data)
         return made
 
