@@ -3,20 +3,25 @@
 One rule: what cannot go on says how far it came, and the same command goes on from there.
 """
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cowsync.apply.run import ApplyResult, Progress, stop_on_signals
-from cowsync.apply.verify import Finding, RereadSettings, reread, verify_listing
+from cowsync.apply.verify import Finding, ListingResult, RereadSettings, reread, verify_listing
 from cowsync.arguments import DigestArgument, MirrorArgument, engine_for, mirror_of
-from cowsync.base.layers import read
+from cowsync.base.layers import Layers, read
 from cowsync.changes import Outcome
+from cowsync.mirror import Mirror
 from cowsync.plan.guard import Decision
 from cowsync.plan_commands import plan_of, scanning, tell_plan
+from cowsync.scan.listing import Listed, Unordered
+from cowsync.scan.unordered import sorted_rows
 from cowsync.work import Applied, alone, base_of, check_allowed, make_plan
 from cowsync.work import apply as carry_out
 from s3core.console import JsonOption, progress, write_json, write_line, write_note
@@ -85,7 +90,7 @@ def verify(
     with mirror_of(config_path, name) as mirror:
         base = base_of(mirror)
         layers = base.snapshot.layers if base.snapshot else ()
-        listed = verify_listing(read(layers, mirror.state), mirror.target)
+        listed = verified(mirror, layers)
         bytes_read = None
         if full or sample:
             settings = RereadSettings(share=1.0 if full else sample / 100, seed=base.name)
@@ -119,6 +124,17 @@ def verify(
     if bytes_read is not None and not bytes_read.complete:
         raise typer.Exit(ExitCode.PARTIAL)
     raise typer.Exit(ExitCode.OK if clean else ExitCode.FINDING)
+
+
+def verified(mirror: Mirror, layers: Layers) -> ListingResult:
+    """The mirror's listing against the base; sorted on disk where the store lists out of order."""
+    try:
+        return verify_listing(read(layers, mirror.state), mirror.target)
+    except Unordered as seen:
+        write_note(f"note: {mirror.target.bucket.url} {seen}: sorted here, which takes longer")
+    with tempfile.TemporaryDirectory(dir=mirror.folder) as folder:
+        listing = sorted_rows(mirror.target.bucket, mirror.target.prefix, Listed(b""), Path(folder))
+        return verify_listing(read(layers, mirror.state), mirror.target, listing=listing)
 
 
 def _tell_drift(counts: Mapping[str, int], findings: Sequence[Finding]) -> None:

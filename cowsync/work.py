@@ -187,6 +187,7 @@ def apply(
             hint=f"nothing was moved; make a new one: cowsync plan {mirror.name}",
         )
     check_allowed(plan, approve)
+    plan.verify()
     catalogue = mirror.catalogue()
     made = catalogue.run_of_plan(plan.digest)
     run_id = made.id if made else catalogue.begin(plan.head.run, base.name, now())
@@ -396,7 +397,15 @@ def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -
     layers = base.snapshot.layers if base.snapshot else ()
     rows = [(key, find(layers, mirror.state, key.encode())) for key in mirror.guard.canaries]
     known = frozenset(key for key, row in rows if row is not None and not row.gone)
-    facts = Facts(plan.digest, census, changes.changes(), known, order=order, mirror=mirror.name)
+    facts = Facts(
+        plan.digest,
+        census,
+        changes.changes(),
+        known,
+        order=order,
+        clock_skew_s=mirror.source.bucket.properties.clock_skew_s,
+        mirror=mirror.name,
+    )
     verdict = judge(facts, mirror.guard, base.past)
     write_verdict(plan, verdict)
     return Planned(plan, verdict, scan.facts)

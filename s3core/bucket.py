@@ -133,13 +133,15 @@ class CopySource:
 @dataclass(frozen=True, slots=True)
 class BucketProperties:
     """Facts to plan with. `endpoint` is equal for buckets between which the server can copy by itself; "" for none.
-    `name` is the bucket's name there. `versioned` is whether overwrites and deletes keep the old version."""
+    `name` is the bucket's name there. `versioned` is whether overwrites and deletes keep the old version.
+    `clock_skew_s` is our clock less the server's by the Date of its answer, None where it told none."""
 
     endpoint: str
     name: str
     versioned: bool
     part_bytes_min: int = PART_BYTES_MIN
     copy_bytes_max: int = COPY_BYTES_MAX
+    clock_skew_s: float | None = None
 
 
 @runtime_checkable

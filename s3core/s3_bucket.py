@@ -25,7 +25,7 @@ from s3core.bucket import (
     VersionsPage,
     Written,
 )
-from s3core.clock import Clock
+from s3core.clock import Clock, SystemClock
 from s3core.endpoint import Endpoint
 from s3core.errors import (
     Corrupt,
@@ -42,7 +42,7 @@ from s3core.keys import check_foreign_key, check_max_keys, check_part_number, ch
 from s3core.listing import parse_page, parse_versions
 from s3core.s3_faults import ABORT, COPY, DELETE, GET, LIST, LIST_VERSIONS, PUT, PUT_TAGS, TAGS, UPLOAD, VERSIONING, Act
 from s3core.s3_http import Answer
-from s3core.s3_requests import S3Requests, etag_of, modified_of, ranged_body, whole_body
+from s3core.s3_requests import S3Requests, etag_of, modified_of, ranged_body, skew_of, whole_body
 from s3core.s3_xml import complete_request, parse_result, parse_tags, tagging_request
 from s3core.signing import encode_key
 from s3core.store import Buffer
@@ -56,6 +56,7 @@ class S3Bucket:
 
     def __init__(self, endpoint: Endpoint, bucket: str, *, clock: Clock | None = None) -> None:
         self._requests = S3Requests(endpoint, bucket, clock=clock)
+        self._clock = clock or SystemClock()
         self._endpoint = endpoint
         self._name = bucket
         self._preset = self._requests.preset
@@ -73,21 +74,25 @@ class S3Bucket:
         known. Where we may not see the versioning, or the server has none, nothing is taken to be kept."""
         with self._lock:
             if self._properties is None:
+                versioned, skew_s = self._asked()
                 self._properties = BucketProperties(
                     endpoint=f"s3://{self._endpoint.name}" if self._preset.server_copy else "",
                     name=self._name,
-                    versioned=self._is_versioned(),
+                    versioned=versioned,
+                    clock_skew_s=skew_s,
                 )
             return self._properties
 
-    def _is_versioned(self) -> bool:
+    def _asked(self) -> tuple[bool, float | None]:
+        """Whether the bucket has versions, and how our clock differs from the server's."""
         try:
             answer = self._requests.request(VERSIONING, "GET", "", query=[("versioning", "")])
         except (Denied, Unsupported):
-            return False
+            return False, None
+        skew_s = skew_of(answer, self._clock.time())
         # The second is its name in the older SOAP interface, which some servers answer with.
         result = parse_result(answer.body, "VersioningConfiguration", "GetBucketVersioningResponse")
-        return result.get("Status", "") == "Enabled"
+        return result.get("Status", "") == "Enabled", skew_s
 
     # --- listings ----------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ honours is `probe`'s to ask.
 import datetime
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from email.utils import parsedate_to_datetime
 from hashlib import sha256
 
 from cryptography import x509
@@ -21,6 +20,7 @@ from s3core.quantities import shown_duration
 from s3core.s3_control import FIRST_GUESS_REGION, LifecycleRule, S3Control
 from s3core.s3_faults import served_region
 from s3core.s3_http import Answer, Transport, peer_certificate
+from s3core.s3_requests import skew_of
 
 #: S3 refuses requests signed more than 15 minutes off (RequestTimeTooSkewed); half a minute off is worth a word.
 SKEW_FAULT_S = 15 * 60
@@ -96,13 +96,10 @@ def _certificate(endpoint: Endpoint, address: Address, now: float) -> Iterator[F
 
 
 def _clock(answer: Answer, here: float) -> Iterator[Finding]:
-    try:
-        # The header counts whole seconds; on average it is half a second behind.
-        there = parsedate_to_datetime(answer.headers.get("date", "")).timestamp() + 0.5
-    except ValueError:
+    skew_s = skew_of(answer, here)
+    if skew_s is None:
         yield Finding("clock", "note", "the server does not say what time it is")
         return
-    skew_s = here - there
     if abs(skew_s) <= 2:
         yield Finding("clock", "ok", "agrees with the server's")
         return

@@ -175,6 +175,15 @@ class S3Requests:
         return Place(self.endpoint, route.address, self.bucket, route.region)
 
 
+def skew_of(answer: Answer, here: float) -> float | None:
+    """Our clock, which read `here`, less the server's by the Date of its answer; None where it has none. To a second or
+    two: the header counts whole seconds, on average half a second behind."""
+    try:
+        return here - parsedate_to_datetime(answer.headers.get("date", "")).timestamp() - 0.5
+    except ValueError:
+        return None
+
+
 def whole_body(answer: Answer, key: str) -> bytes:
     """The body of an answer, which must be as long as it says. urllib3 refuses a body shorter than Content-Length;
     without one a cut would not be seen at all."""

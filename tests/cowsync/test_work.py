@@ -250,3 +250,14 @@ def test_a_canary_must_be_there_and_as_it_was(tmp_path: Path) -> None:
         world.source.put("k", b"three")
     world.source.put("canary", b"another")
     assert "changed" in world.plan().verdict.text()
+
+
+def test_a_clock_that_is_wrong_holds_the_plan(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    world.source.put("data/new.txt", b"n")
+    world.clock_skew_s = 900.0
+    planned = world.plan()
+    assert planned.verdict.decision is not Decision.PASS
+    assert "clock" in planned.verdict.text()
+    world.clock_skew_s = 1.0
+    assert world.plan().verdict.decision is Decision.PASS

@@ -1,5 +1,6 @@
 """A source, its mirror and the state of both in memory, as `work` sees them; hosts that die and come back."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,26 @@ from cowsync.mirror import Mirror, reader
 from cowsync.scan.engine import Engine, InlineEngine
 from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
 from cowsync.work import Applied, Planned, apply, make_plan
+from s3core.bucket import BucketProperties
 from s3core.memory import MemoryObjects, MemoryStore
 from s3core.memory_bucket import MemoryService
 from s3core.settings import GuardSettings, MirrorSettings
-from tests.cowsync.apply.faulty_bucket import Faults, faulty
+from tests.cowsync.apply.faulty_bucket import Faults, FaultyBucket, faulty
 from tests.s3core.fakes import FakeClock
 
 DAY_S = 86400.0
+
+
+class _Skewed(FaultyBucket):
+    """The source, on a server whose clock differs from ours."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(world.source, world.faults)
+        self._world = world
+
+    @property
+    def properties(self) -> BucketProperties:
+        return replace(self.inner.properties, clock_skew_s=self._world.clock_skew_s)
 
 
 class World:
@@ -34,6 +48,7 @@ class World:
         defaults: dict[str, Any] = {"source": "memory:s", "target": "memory:t", "copiers": 2, "shard_keys": 1000}
         self.settings = MirrorSettings(**defaults | settings, guard=guard)
         self.hosts = 0
+        self.clock_skew_s: float | None = None
 
     def mirror(self, *, new_host: bool = False) -> Mirror:
         """The mirror as a host sees it: plans and journals of its own, the state shared."""
@@ -41,7 +56,7 @@ class World:
         folder = self.folder / f"host-{self.hosts}"
         folder.mkdir(exist_ok=True)
         state = State(MemoryStore(clock=self.clock, bucket=self.objects), folder / "segments", clock=self.clock)
-        source, target = Place(faulty(self.source, self.faults)), Place(faulty(self.target, self.faults))
+        source, target = Place(_Skewed(self)), Place(faulty(self.target, self.faults))
 
         def piece(task: ShardTask) -> ShardResult:
             name = task.where["base"]
