@@ -26,7 +26,7 @@ from blockdev.engine.assembly import Orders
 from blockdev.engine.attach import open_volume_file
 from blockdev.engine.cache import ReadCache, open_cache
 from blockdev.engine.front import Front
-from blockdev.engine.process import SWITCH_INTERVAL_S, configure_logging
+from blockdev.engine.process import SWITCH_INTERVAL_S
 from blockdev.engine.socket_link import SocketLink
 from blockdev.engine.state_directory import StateDirectory
 from blockdev.engine.syncer import ThreadSyncer
@@ -51,6 +51,7 @@ from s3core.build import build_store, parse_store_url
 from s3core.console import write_line
 from s3core.credentials import read_secret
 from s3core.endpoint import Prices
+from s3core.logs import configure_logging
 from s3core.prefixed import sub_store
 from s3core.settings import Config, ConfigError, S3BlockSettings, VolumeSettings, settings_to_endpoint
 

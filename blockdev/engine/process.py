@@ -23,6 +23,7 @@ from blockdev.engine.socket_link import SocketLink
 from blockdev.engine.worker import Worker
 from blockdev.errors import BlockError
 from s3core.errors import StoreError
+from s3core.logs import configure_logging
 
 if TYPE_CHECKING:
     from s3core.settings import Config
@@ -111,29 +112,6 @@ class Host:
             if wanted != nice:
                 nice = wanted
                 _set_priority(nice)
-
-
-def configure_logging(level: str, form: str) -> None:
-    """`key=value` lines or JSON lines on standard error."""
-    handler = logging.StreamHandler()
-    if form == "json":
-        handler.setFormatter(_JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        document = {
-            "time": self.formatTime(record),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            document["exception"] = self.formatException(record.exc_info)
-        return json.dumps(document)
 
 
 async def _main(orders: Orders, sock: socket.socket) -> None:
