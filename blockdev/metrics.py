@@ -414,7 +414,9 @@ class MetricsServer:
 _HEAD = """\
 # Metrics
 
-<!-- Drawn from blockdev/metrics.py by `make docs`; a test compares. -->
+<!-- Drawn from blockdev/metrics.py and cowsync/watch_health.py by `make docs`; a test compares. -->
+
+## Volumes
 
 `s3block serve vm1 --metrics-listen 127.0.0.1:9260`, or `metrics_listen` in `[s3block]`, answers Prometheus scrapes at
 `/metrics`. It is off by default, and there is neither TLS nor a password: listen where only your Prometheus reaches.
@@ -429,7 +431,7 @@ has no figure for is absent. Five alerts to begin with: [deploy/prometheus-alert
 
 
 def metrics_markdown() -> str:
-    """The whole of docs/metrics.md."""
+    """docs/metrics.md up to what mirrors tell."""
     lines = [_HEAD.rstrip("\n")]
     for metric in METRICS:
         labels = f"`{metric.label}`: " + ", ".join(f"`{value}`" for value, _ in metric.sources) if metric.label else ""

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cowsync import apply_commands, mirror_commands, plan_commands, snapshot_commands
+from cowsync import apply_commands, mirror_commands, plan_commands, snapshot_commands, watch_command
 from cowsync.errors import Held, Refused, StateDamaged
 from cowsync.scan.engine import WorkerLost
 from s3core.console import new_app, run_and_exit, write_line
@@ -35,6 +35,7 @@ app.command("explain")(plan_commands.explain)
 app.command("export")(plan_commands.export)
 app.command("apply")(apply_commands.apply)
 app.command("run")(apply_commands.run)
+app.command("watch")(watch_command.watch)
 app.command("verify")(apply_commands.verify)
 app.add_typer(snapshot_commands.app)
 

@@ -24,3 +24,11 @@ class StateDamaged(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+
+class Busy(Refused):
+    """Another process works on the mirror on this host; later it will not."""
+
+
+class Stopped(Exception):
+    """Somebody asked for an orderly stop before the plan was there: nothing has changed."""

@@ -35,7 +35,7 @@ from cowsync.base.snapshot import Facts as RunFacts
 from cowsync.base.snapshot import Snapshot, Totals
 from cowsync.catalogue import Phase
 from cowsync.changes import Op, PlanLine
-from cowsync.errors import Held, Refused, StateDamaged
+from cowsync.errors import Busy, Held, Refused, StateDamaged, Stopped
 from cowsync.mirror import Mirror, reader
 from cowsync.plan.census import Census, census_from_json
 from cowsync.plan.format import PlanHead
@@ -105,13 +105,13 @@ class Applied:
 
 @contextmanager
 def alone(mirror: Mirror) -> Iterator[None]:
-    """Refused while another process works on this mirror on this host. The lock goes with the process."""
+    """Busy while another process works on this mirror on this host. The lock goes with the process."""
     fd = os.open(mirror.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             flock(fd, LOCK_EX | LOCK_NB)
         except BlockingIOError:
-            raise Refused(
+            raise Busy(
                 f"another process works on mirror {mirror.name} (it holds {mirror.folder / 'lock'})",
                 hint=f"wait for it, or stop it; `cowsync status {mirror.name}` tells what it does",
             ) from None
@@ -139,7 +139,8 @@ def make_plan(
     """Scan the source, write what is to be done as a plan, and judge it. For the holder of the lock. Nothing moves.
 
     On return the plan and its verdict are durable. Refused for a listing that is not complete, StoreErrors of the
-    source and of the state; then there is no plan, and nothing has changed."""
+    source and of the state; then there is no plan, and nothing has changed. What `progress` raises ends the scan the
+    same way; Stopped is how it asks for that."""
     catalogue = mirror.catalogue()
     base = base_of(mirror)
     if settle(mirror, base, now=now):
@@ -150,7 +151,8 @@ def make_plan(
         planned = _plan_of(mirror, scan, base, now)
         scan.remove()
     except BaseException as error:
-        catalogue.update(run_id, Phase.FAILED, ended=now(), message=str(error) or type(error).__name__)
+        phase = Phase.INTERRUPTED if isinstance(error, Stopped) else Phase.FAILED
+        catalogue.update(run_id, phase, ended=now(), message=str(error) or type(error).__name__)
         raise
     held = planned.verdict.decision is not Decision.PASS
     catalogue.update(

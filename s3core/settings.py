@@ -325,6 +325,13 @@ class MirrorSettings(_Table):
     )
     every_s: Seconds = _setting(3600.0, "time from one run of `cowsync watch` to the next", gt=0)
     snapshots_kept: int = _setting(90, "restore points kept by `cowsync watch`; 0: all", ge=0)
+    listen: Annotated[str, AfterValidator(_listen_or_not)] = _setting(
+        "", "`HOST:PORT` where `cowsync watch` answers `/healthz` and `/metrics`, without password or TLS; empty: off"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "least important message that `cowsync watch` logs"
+    )
+    log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")
     guard: GuardSettings = _setting(GuardSettings(), "what is held for an approval")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from blockdev.metrics import metrics_markdown
 from blockdev.scsi import document as scsi_document
 from blockdev.tcmu import document as tcmu_document
+from cowsync.watch_health import mirror_metrics_markdown
 from s3core.exit_codes import exit_codes_markdown
 from s3core.settings_table import settings_markdown
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS: dict[str, Callable[[], str]] = {
     "docs/settings.md": settings_markdown,
     "docs/exit-codes.md": exit_codes_markdown,
-    "docs/metrics.md": metrics_markdown,
+    "docs/metrics.md": lambda: metrics_markdown() + mirror_metrics_markdown(),
     "docs/protocol/scsi.md": scsi_document.render,
     "docs/protocol/tcmu.md": tcmu_document.render,
 }

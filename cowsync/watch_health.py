@@ -1,0 +1,301 @@
+"""What `cowsync watch` answers to monitors: `/healthz` and `/metrics`.
+
+One rule: health is read off the catalogue when it is asked for, so that runs by hand count, approvals too; the service adds
+only what the catalogue cannot know. `METRICS` is the table that the exposition, docs/metrics.md and the tests are made from.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import AF_INET, AF_INET6
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from cowsync.catalogue import Phase, Run
+from cowsync.errors import Refused, StateDamaged
+from cowsync.plan.plan_file import SHOWN_DIGEST
+from cowsync.watch import NOT_DONE
+from s3core.quantities import shown_duration
+
+LATE_PERIODS = 3
+"""A mirror is healthy while its last complete run is younger than so many times `every_s`."""
+LOOK_BACK = 200
+"""Runs that are looked through for one that is complete."""
+PATIENCE_S = 10.0
+"""For a client that sends no request."""
+
+_ENDED = (Phase.HELD, Phase.DONE, Phase.CLEAN, Phase.PARTIAL, Phase.FAILED, Phase.INTERRUPTED)
+
+
+@dataclass(slots=True)
+class Doing:
+    """What the service itself knows: what it does now, in a line; when the next round is due (Unix seconds, 0.0 while
+    one goes on); how the last ended."""
+
+    stage: str = "starting"
+    next_at: float = 0.0
+    last: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """Of the runs in the catalogue: the newest that ended; the newest whose listing did; the newest that is complete,
+    so that the mirror was as the source; the newest that made a plan, if the guard holds that."""
+
+    last: Run | None = None
+    listed: Run | None = None
+    complete: Run | None = None
+    held: Run | None = None
+
+
+def past_of(runs: Sequence[Run]) -> Past:
+    """From runs with the newest first."""
+    planned = next((run for run in runs if run.plan), None)
+    return Past(
+        next((run for run in runs if run.phase in _ENDED), None),
+        next((run for run in runs if "keys" in run.facts), None),
+        next((run for run in runs if is_complete(run)), None),
+        planned if planned is not None and planned.phase is Phase.HELD else None,
+    )
+
+
+def is_complete(run: Run) -> bool:
+    """Whether everything that was planned is on the mirror, but for what the source changed meanwhile."""
+    return run.phase in (Phase.DONE, Phase.CLEAN) or (run.phase is Phase.PARTIAL and failed_lines(run) == 0)
+
+
+def failed_lines(run: Run) -> int:
+    """Lines of the run that a person should look at."""
+    counts = run.facts.get("applied", {}).get("counts", {})
+    return sum(of.get(outcome, 0) for of in counts.values() for outcome in NOT_DONE)
+
+
+def why_not(mirror: str, past: Past, every_s: float, now: float) -> list[str]:
+    """What is wrong, and what to do about it; nothing: healthy."""
+    found: list[str] = []
+    if past.held is not None:
+        digest = past.held.plan[:SHOWN_DIGEST]
+        found.append(
+            f"the guard holds plan {digest}: {past.held.message}; after a look: cowsync apply {mirror} --approve {digest}"
+        )
+    if past.complete is None:
+        found.append("no complete run is known")
+    elif now - past.complete.ended >= LATE_PERIODS * every_s:
+        age, period = shown_duration(round(now - past.complete.ended)), shown_duration(every_s)
+        found.append(f"the last complete run ended {age} ago, and one is due every {period}")
+    last = past.last
+    if found and last is not None and last is not past.complete and last.phase is not Phase.HELD:
+        failed = failed_lines(last)
+        why = last.message or (f"{failed:,} lines failed" if failed else "")
+        found.append(f"the last run is {last.phase}" + (f": {why}" if why else ""))
+    return found
+
+
+class Health:
+    """`runs` gives the newest runs of the catalogue. Safe to ask from several threads."""
+
+    def __init__(
+        self,
+        mirror: str,
+        every_s: float,
+        runs: Callable[[int], Sequence[Run]],
+        doing: Doing,
+        now: Callable[[], float],
+    ) -> None:
+        self.mirror = mirror
+        self._every_s = every_s
+        self._runs = runs
+        self._doing = doing
+        self._now = now
+        self._complete: Run | None = None
+
+    def past(self) -> Past:
+        """StateDamaged. A complete run that was seen once is not forgotten when many that failed come after it."""
+        past = past_of(self._runs(LOOK_BACK))
+        self._complete = past.complete or self._complete
+        return Past(past.last, past.listed, self._complete, past.held)
+
+    def answer(self) -> tuple[int, dict[str, object]]:
+        """The status of `/healthz` and its JSON object."""
+        now = self._now()
+        try:
+            past = self.past()
+            why = why_not(self.mirror, past, self._every_s, now)
+        except StateDamaged as error:
+            past, why = Past(), [str(error)]
+        doing = self._doing
+        # A round that never came as far as the catalogue.
+        if why and doing.last:
+            why.append(f"the last round here: {doing.last}")
+        return 503 if why else 200, {
+            "mirror": self.mirror,
+            "healthy": not why,
+            "why": "; ".join(why),
+            "held": past.held.plan if past.held else "",
+            "last_complete": past.complete.ended if past.complete else None,
+            "age_seconds": round(now - past.complete.ended, 3) if past.complete else None,
+            "every_seconds": self._every_s,
+            "doing": doing.stage,
+            "next_at": doing.next_at or None,
+        }
+
+    def figures(self) -> dict[str, float]:
+        """Numbers by the names that METRICS has; those that are not known are not there. StateDamaged."""
+        now, past = self._now(), self.past()
+        found: dict[str, float] = {
+            "healthy": float(not why_not(self.mirror, past, self._every_s, now)),
+            "held": float(past.held is not None),
+        }
+        if past.last is not None:
+            found["last_run_timestamp_seconds"] = past.last.started
+            found["last_run_duration_seconds"] = past.last.ended - past.last.started
+            found["failed_lines"] = failed_lines(past.last)
+        if past.complete is not None:
+            found["last_complete_run_timestamp_seconds"] = past.complete.started
+            found["lag_seconds"] = now - past.complete.started
+        if past.listed is not None:
+            facts = past.listed.facts
+            found |= {"keys": facts["keys"], "bytes": facts["bytes"], "changes": facts["lines"]}
+        return found
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One gauge; `bucketworks_mirror_` and the name of its figure. `unit` is for people."""
+
+    figure: str
+    unit: str
+    help: str
+
+    @property
+    def name(self) -> str:
+        return f"bucketworks_mirror_{self.figure}"
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("healthy", "0 or 1", "What `/healthz` says"),
+    Metric("held", "0 or 1", "Whether the guard holds the newest plan, which waits for an approval"),
+    Metric("lag_seconds", "seconds", "Since the beginning of the last complete run: what is newer may not be mirrored"),
+    Metric("last_run_timestamp_seconds", "seconds", "When the last run that ended began, in Unix time"),
+    Metric("last_run_duration_seconds", "seconds", "How long that took, from its listing to its publishing"),
+    Metric("last_complete_run_timestamp_seconds", "seconds", "When the last complete run began, in Unix time"),
+    Metric("keys", "objects", "Objects that the last complete listing of the source found"),
+    Metric("bytes", "bytes", "Their size"),
+    Metric("changes", "lines", "Lines of the plan that came of it"),
+    Metric("failed_lines", "lines", "Lines of the last run that failed, or that the mirror's own changes forbade"),
+)
+"""All have the label `mirror`; one without a figure is left out."""
+
+
+class MirrorCollector(Collector):
+    """Everything in METRICS, as it is when it is asked for."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def describe(self) -> Iterable[Family]:
+        """Nothing is asked when the collector is registered."""
+        return []
+
+    def collect(self) -> Iterable[Family]:
+        try:
+            found: Mapping[str, float] = self._health.figures()
+        except StateDamaged:
+            # `/healthz` has the words.
+            found = {"healthy": 0.0}
+        for metric in METRICS:
+            family = GaugeMetricFamily(metric.name, metric.help, labels=["mirror"])
+            if metric.figure in found:
+                family.add_metric([self._health.mirror], found[metric.figure])
+            yield family
+
+
+_HEAD = """
+## Mirrors
+
+`listen` in `[mirror.NAME]` has `cowsync watch` answer at `/metrics`, and at `/healthz` ([watch](cowsync/watch.md)). It is
+off by default, and there is neither TLS nor a password: listen on loopback, or where only your monitors reach.
+
+Every metric has the label `mirror` and is read off the catalogue of runs of this host when it is asked for, so that runs by
+hand count and a restart forgets nothing. One that nothing is known of yet is absent.
+
+| metric | type | unit | meaning |
+| --- | --- | --- | --- |
+"""
+
+
+def mirror_metrics_markdown() -> str:
+    """The part of docs/metrics.md on mirrors."""
+    rows = [f"| `{metric.name}` | gauge | {metric.unit} | {metric.help} |\n" for metric in METRICS]
+    return _HEAD + "".join(rows)
+
+
+# --- server ----------------------------------------------------------------------------------------------------------
+
+
+class HealthServer:
+    """Answers GET and HEAD over HTTP, from threads of its own."""
+
+    def __init__(self, listen: str, health: Health) -> None:
+        """`listen` is HOST:PORT; port 0 takes any. Listens from now on. Refused when it cannot."""
+        registry = CollectorRegistry()
+        registry.register(MirrorCollector(health))
+        host, _, port = listen.rpartition(":")
+        bare = host.strip("[]")
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            address_family = AF_INET6 if ":" in bare else AF_INET
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = PATIENCE_S
+            server_version, sys_version = "cowsync", ""
+
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                if path == "/healthz":
+                    status, document = health.answer()
+                    self._reply(status, "application/json", json.dumps(document).encode() + b"\n")
+                elif path == "/metrics":
+                    self._reply(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+                else:
+                    self._reply(404, "text/plain", b"there are /healthz and /metrics\n")
+
+            do_HEAD = do_GET
+
+            def _reply(self, status: int, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Monitors ask all day; that is no news."""
+
+        try:
+            self._server = Server((bare, int(port)), Handler)
+        except OSError as error:
+            raise Refused(
+                f"cannot listen on {listen}: {error.strerror or error}",
+                hint=f"another program uses that port, or the address is not of this machine; change listen of "
+                f"[mirror.{health.mirror}]",
+            ) from error
+        self.url = f"http://{host}:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Waits for the listening thread, not for answers under way."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
