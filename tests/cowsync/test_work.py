@@ -25,15 +25,14 @@ CHANGES = st.lists(st.tuples(KEYS, st.one_of(st.none(), st.binary(max_size=3))),
 FAULTS = st.dictionaries(st.integers(1, 60), st.sampled_from(list(Fault)), max_size=4)
 
 
-def change(world: World, changes: list[tuple[str, bytes | None]], kept: dict[str, bytes]) -> None:
-    """Write to the source; `kept` is what the mirror must keep of what the source has lost."""
+def change(world: World, changes: list[tuple[str, bytes | None]]) -> None:
+    """Somebody writes to the source."""
     for key, data in changes:
         world.clock.sleep(1)
         if data is None:
             world.source.delete(key)
         else:
             world.source.put(key, data)
-            kept.pop(key, None)
 
 
 def attempt(world: World) -> None:
@@ -47,15 +46,28 @@ def attempt(world: World) -> None:
             raise
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(CHANGES, FAULTS), min_size=1, max_size=5), st.booleans(), st.booleans())
-def test_random_histories(
-    rounds: list[tuple[list[tuple[str, bytes | None]], dict[int, Fault]]], versioned: bool, near: bool
-) -> None:
+Round = tuple[list[tuple[str, bytes | None]], dict[int, Fault]]
+ROUNDS = st.lists(st.tuples(CHANGES, FAULTS), min_size=1, max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(ROUNDS, st.booleans(), st.booleans())
+def test_random_histories(rounds: list[Round], versioned: bool, near: bool) -> None:
+    live_through(rounds, versioned=versioned, near=near)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None)
+@given(ROUNDS, st.booleans(), st.booleans())
+def test_many_random_histories(rounds: list[Round], versioned: bool, near: bool) -> None:
+    live_through(rounds, versioned=versioned, near=near)
+
+
+def live_through(rounds: list[Round], *, versioned: bool, near: bool) -> None:
     with TemporaryDirectory(dir=MEMORY) as folder:
         world = World(Path(folder), versioned=versioned, one_endpoint=near)
         for changes, faults in rounds:
-            change(world, changes, {})
+            change(world, changes)
             world.faults.calls, world.faults.at, world.faults.crashed = 0, faults, False
             attempt(world)
             world.faults.at, world.faults.crashed = {}, False
