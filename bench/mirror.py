@@ -14,7 +14,7 @@ from bench.lister import BLOCK, Bucket, size_of
 from cowsync.base.head import Head
 from cowsync.base.snapshot import Facts
 from cowsync.changes import Op
-from cowsync.mirror import opened
+from cowsync.mirror import Mirror, opened
 from cowsync.plan.census import Census
 from cowsync.plan.guard import Order
 from cowsync.rows import Rows
@@ -75,9 +75,9 @@ def mirrored(objects: int) -> Iterator[Rows]:
         yield rows
 
 
-def make_base(directory: Path) -> None:
-    config = load_config(directory / CONFIG)
-    settings = config.mirror(NAME)
+def make_base(mirror: Mirror) -> None:
+    """Publish the first snapshot of a mirror of `source-N`: all of it is there, and nothing was planted yet."""
+    settings = mirror.settings
     objects = int(settings.source.rpartition("-")[2])
     size = sum(map(size_of, range(BLOCK))) * (objects // BLOCK) + sum(map(size_of, range(objects % BLOCK)))
     census = Census(objects, size, {"data/": objects}, {"bin": objects})
@@ -93,9 +93,9 @@ def make_base(directory: Path) -> None:
         "moved": size,
     }
     facts = Facts(1, "2026-01-01T00:00:00+00:00", settings.source, settings.target, ((b"", None),), notes)
-    with opened(config, NAME) as mirror:
-        mirror.state.publish(Head(), mirrored(objects), facts)
+    mirror.state.publish(Head(), mirrored(objects), facts)
 
 
 if __name__ == "__main__":
-    make_base(Path(sys.argv[1]))
+    with opened(load_config(Path(sys.argv[1]) / CONFIG), NAME) as one:
+        make_base(one)

@@ -14,7 +14,7 @@ import typer
 
 from cowsync.apply.run import ApplyResult, Progress, stop_on_signals
 from cowsync.apply.verify import Finding, ListingResult, RereadSettings, reread, verify_listing
-from cowsync.arguments import DigestArgument, MirrorArgument, engine_for, mirror_of
+from cowsync.arguments import ClusterOption, DigestArgument, MirrorArgument, engine_for, mirror_of
 from cowsync.base.layers import Layers, read
 from cowsync.changes import Outcome
 from cowsync.mirror import Mirror
@@ -53,10 +53,12 @@ def apply(
     raise typer.Exit(exit_of(applied.result))
 
 
-def run(name: MirrorArgument, config_path: ConfigOption = None, as_json: JsonOption = False) -> None:
+def run(
+    name: MirrorArgument, cluster: ClusterOption = "", config_path: ConfigOption = None, as_json: JsonOption = False
+) -> None:
     """Plan, and carry the plan out if the guard lets it: what a timer calls."""
     with mirror_of(config_path, name) as mirror, alone(mirror):
-        with engine_for(mirror) as engine, scanning(name, quiet=as_json) as scanned:
+        with engine_for(mirror, cluster) as engine, scanning(name, quiet=as_json) as scanned:
             planned = make_plan(mirror, engine, progress=scanned)
         if not as_json:
             tell_plan(name, planned)

@@ -1,6 +1,7 @@
 """Arguments and options that several `cowsync` commands share, and what becomes of them."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 
 from cowsync.mirror import Mirror, opened
 from cowsync.scan.engine import Engine, InlineEngine, ProcessEngine
+from s3core.console import write_note
 from s3core.settings import load_config
 
 MirrorArgument = Annotated[
@@ -21,7 +23,15 @@ DigestArgument = Annotated[
         metavar="[DIGEST]", help="A plan, by its digest or the beginning of it; the newest where none is named."
     ),
 ]
+ClusterOption = Annotated[
+    str,
+    typer.Option(
+        "--cluster", metavar="tcp://HOST:PORT", help="List and compare on the Dask cluster of this scheduler, not here."
+    ),
+]
 LimitOption = Annotated[int, typer.Option("--limit", help="Show at most so many; 0: all.", min=0)]
+
+CLUSTER_ADDRESS = re.compile(r"(tcp|tls)://[^/\s]+:[0-9]+")
 
 
 def usage(message: str) -> NoReturn:
@@ -37,13 +47,35 @@ def mirror_of(config_path: Path | None, name: str) -> Iterator[Mirror]:
 
 
 @contextmanager
-def engine_for(mirror: Mirror) -> Iterator[Engine]:
-    """What the pieces of a scan run on: processes, or this one where a single one is asked for or the source is in
-    this process alone."""
+def engine_for(mirror: Mirror, cluster: str = "") -> Iterator[Engine]:
+    """What the pieces of a scan run on: a cluster where one is named, else processes, or this one where a single one is
+    asked for or the source is in this process alone."""
     lanes = mirror.settings.scanners or os.cpu_count() or 1
-    inline = lanes == 1 or mirror.settings.source.startswith("memory:")
-    engine: Engine = InlineEngine() if inline else ProcessEngine(lanes)
+    engine: Engine
+    if cluster:
+        engine = _cluster_engine(mirror, cluster)
+    elif lanes == 1 or mirror.settings.source.startswith("memory:"):
+        engine = InlineEngine()
+    else:
+        engine = ProcessEngine(lanes)
     try:
         yield engine
     finally:
         engine.close()
+
+
+def _cluster_engine(mirror: Mirror, cluster: str) -> Engine:
+    if not CLUSTER_ADDRESS.fullmatch(cluster):
+        usage(f"--cluster must be the address of a Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT, not {cluster!r}")
+    for setting in ("source", "state"):
+        if getattr(mirror.settings, setting).startswith("memory:"):
+            usage(f"--cluster: the {setting} of mirror {mirror.name} is in the memory of this process alone")
+    if mirror.settings.state.startswith("file:"):
+        write_note(
+            f"note: the state of {mirror.name} is a folder ({mirror.settings.state}): every worker must have the same one "
+            'there, on a shared file system; `state = "s3://..."` needs none'
+        )
+    # Imported when it is used: it needs an extra.
+    from cowsync.scan.dask_engine import DaskEngine
+
+    return DaskEngine(cluster)

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cowsync import apply_commands, mirror_commands, plan_commands, snapshot_commands, watch_command
-from cowsync.errors import Held, Refused, StateDamaged
+from cowsync.errors import ClusterUnavailable, Held, Refused, StateDamaged
 from cowsync.scan.engine import WorkerLost
 from s3core.console import new_app, run_and_exit, write_line
 from s3core.exit_codes import ExitCode, register
@@ -19,6 +19,7 @@ for _kind, _code in (
     (Refused, ExitCode.REFUSED),
     (StateDamaged, ExitCode.CORRUPT),
     (WorkerLost, ExitCode.UNAVAILABLE),
+    (ClusterUnavailable, ExitCode.UNAVAILABLE),
 ):
     register(_kind, _code)
 

@@ -32,3 +32,11 @@ class Busy(Refused):
 
 class Stopped(Exception):
     """Somebody asked for an orderly stop before the plan was there: nothing has changed."""
+
+
+class ClusterUnavailable(Exception):
+    """The cluster that was to do the work cannot be reached, has no worker, or went away; nothing was changed."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint

@@ -4,7 +4,10 @@ One rule: this is the rim. Everything that `work` needs comes out of the configu
 process or host is text (the configuration's path and a name), never a socket.
 """
 
-from collections.abc import Callable, Iterator
+import json
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +24,7 @@ from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
 from s3core.bucket_stack import open_bucket
 from s3core.build import build_store, parse_store_url
 from s3core.endpoint import Prices
-from s3core.settings import Config, GuardSettings, MirrorSettings, load_config
+from s3core.settings import Config, ConfigError, GuardSettings, MirrorSettings, load_config
 
 WORKER_OPEN_BYTES = 8 << 20
 """Segments that a process of a scan keeps: its pieces go through the base in order, and there are many such processes."""
@@ -85,7 +88,12 @@ def opened(config: Config, name: str) -> Iterator[Mirror]:
             folder,
             scan_piece,
             (_prices(config, settings.source), _prices(config, settings.target)),
-            {"config": str(config.path), "mirror": name},
+            {
+                "config": str(config.path.absolute()),
+                "mirror": name,
+                "settings": json.dumps(_compared(config, settings)),
+                "opening": secrets.token_hex(8),
+            },
         )
     finally:
         source.close()
@@ -120,35 +128,68 @@ def reader(layers: Layers, library: Library) -> Callable[[KeyRange], Iterator[Ro
 
 @dataclass(slots=True)
 class _Opened:
-    """What a worker keeps between pieces: connections and segments are costly to have anew."""
+    """What a worker keeps between the pieces of one run: connections and segments are costly to have anew. A worker that
+    outlives a run reads configuration and keys again for the next one."""
 
-    name: str
+    opening: str
     source: Place
     state: State
     belongs: Belongs | None
-    base: str = ""
-    layers: Layers = ()
+    bases: dict[str, Layers] = field(default_factory=dict)
 
 
 _kept: dict[tuple[str, str], _Opened] = {}
+_kept_lock = threading.Lock()
+"""A worker may run pieces in several threads."""
 
 
 def scan_piece(task: ShardTask) -> ShardResult:
-    """One piece, in a process that knows nothing but what `task.where` says: configuration, mirror and base."""
+    """One piece, in a process that knows nothing but what `task.where` says: configuration, mirror and base. ConfigError
+    where the configuration that is under that path here and now describes another mirror."""
     where = task.where
-    kept = _kept.get((where["config"], where["mirror"]))
-    if kept is None:
-        config = load_config(Path(where["config"]))
-        settings = config.mirror(where["mirror"])
-        bucket, prefix = open_bucket(settings.source, config)
-        store = build_store(settings.state, config=config)
-        state = State(store, Path(settings.state_dir) / "segments", open_bytes=WORKER_OPEN_BYTES)
-        kept = _Opened(where["mirror"], Place(bucket, prefix), state, belongs(settings.include, settings.exclude))
-        _kept[(where["config"], where["mirror"])] = kept
-    if kept.base != where["base"]:
-        kept.layers = kept.state.snapshot(where["base"]).layers if where["base"] else ()
-        kept.base = where["base"]
-    return scan_shard(task, kept.source.bucket, kept.source.prefix, reader(kept.layers, kept.state), kept.belongs)
+    with _kept_lock:
+        kept = _kept.get((where["config"], where["mirror"]))
+        if kept is None or kept.opening != where["opening"]:
+            kept = _open_here(where)
+            _kept[(where["config"], where["mirror"])] = kept
+        base = where["base"]
+        if base not in kept.bases:
+            kept.bases = {base: kept.state.snapshot(base).layers if base else ()}
+        layers = kept.bases[base]
+    return scan_shard(task, kept.source.bucket, kept.source.prefix, reader(layers, kept.state), kept.belongs)
+
+
+def _open_here(where: Mapping[str, str]) -> _Opened:
+    config = load_config(Path(where["config"]))
+    settings = config.mirror(where["mirror"])
+    wanted, here = json.loads(where["settings"]), json.loads(json.dumps(_compared(config, settings)))
+    for name, value in wanted.items():
+        if here[name] != value:
+            raise ConfigError(
+                f"{config.path}: [mirror.{where['mirror']}]: {name} is {here[name]!r} here, and {value!r} where the run began",
+                hint="all hosts of a run need the same mirror in their configuration; a service reads its own when it starts",
+            )
+    bucket, prefix = open_bucket(settings.source, config)
+    store = build_store(settings.state, config=config)
+    state = State(store, Path(settings.state_dir) / "segments", open_bytes=WORKER_OPEN_BYTES)
+    return _Opened(where["opening"], Place(bucket, prefix), state, belongs(settings.include, settings.exclude))
+
+
+def _compared(config: Config, settings: MirrorSettings) -> dict[str, object]:
+    """What must be the same wherever pieces of one scan run, or they list different things."""
+    return {
+        "source": settings.source,
+        "the source's endpoint": _endpoint_url(config, settings.source),
+        "state": settings.state,
+        "the state's endpoint": _endpoint_url(config, settings.state),
+        "include": settings.include,
+        "exclude": settings.exclude,
+    }
+
+
+def _endpoint_url(config: Config, url: str) -> str:
+    place = parse_store_url(url)
+    return config.endpoint(place.name).url if place.scheme == "s3" else ""
 
 
 def _prices(config: Config, url: str) -> Prices:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cowsync.arguments import DigestArgument, LimitOption, MirrorArgument, engine_for, mirror_of, usage
+from cowsync.arguments import ClusterOption, DigestArgument, LimitOption, MirrorArgument, engine_for, mirror_of, usage
 from cowsync.changes import Op, PlanLine
 from cowsync.mirror import Mirror
 from cowsync.mirror_commands import moment
@@ -31,14 +31,16 @@ OpOption = Annotated[
 ]
 
 
-def plan(name: MirrorArgument, config_path: ConfigOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    name: MirrorArgument, cluster: ClusterOption = "", config_path: ConfigOption = None, as_json: JsonOption = False
+) -> None:
     """List the source, compare it with what is on the mirror, and write what is to be done as a plan. Nothing moves.
 
     Ends with 0 where nothing changed, with 1 where something did, with 7 where the guard holds the plan."""
     with (
         mirror_of(config_path, name) as mirror,
         alone(mirror),
-        engine_for(mirror) as engine,
+        engine_for(mirror, cluster) as engine,
         scanning(name, quiet=as_json) as told,
     ):
         planned = make_plan(mirror, engine, progress=told)
