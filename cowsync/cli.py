@@ -8,7 +8,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cowsync import apply_commands, mirror_commands, plan_commands, snapshot_commands, watch_command
+from cowsync import (
+    apply_commands,
+    import_commands,
+    mirror_commands,
+    plan_commands,
+    snapshot_commands,
+    watch_command,
+)
 from cowsync.errors import ClusterUnavailable, Held, Refused, StateDamaged
 from cowsync.scan.engine import WorkerLost
 from s3core.console import new_app, run_and_exit, write_line
@@ -30,6 +37,7 @@ app.command("init")(mirror_commands.init)
 app.command("list")(mirror_commands.list_mirrors)
 app.command("status")(mirror_commands.status)
 app.command("plan")(plan_commands.plan)
+app.command("import-inventory")(import_commands.import_inventory)
 app.command("plans")(plan_commands.plans)
 app.command("show")(plan_commands.show)
 app.command("explain")(plan_commands.explain)

@@ -147,9 +147,9 @@ def export(
 
 
 @contextmanager
-def scanning(name: str, *, quiet: bool) -> Iterator[Callable[[ScanFacts], None]]:
+def scanning(name: str, *, quiet: bool, doing: str = "listing the source") -> Iterator[Callable[[ScanFacts], None]]:
     """Progress of a scan: keys listed so far."""
-    with progress(f"listing the source of {name}", None, quiet=quiet) as shown:
+    with progress(f"{doing} of {name}", None, quiet=quiet) as shown:
         before = 0
 
         def told(facts: ScanFacts) -> None:
@@ -163,10 +163,10 @@ def scanning(name: str, *, quiet: bool) -> Iterator[Callable[[ScanFacts], None]]
 def tell_plan(name: str, planned: Planned) -> None:
     facts, plan = planned.scan, planned.plan
     rate = facts.keys / facts.seconds if facts.seconds else 0.0
-    write_line(
-        f"{facts.keys:,} objects listed in {facts.seconds:.1f} s ({rate:,.0f} a second, "
-        f"{facts.requests + facts.probes:,} LIST requests)"
-    )
+    asked = f"{facts.requests + facts.probes:,} LIST requests"
+    if facts.inventory:
+        asked = f"from the inventory of {facts.inventory}"
+    write_line(f"{facts.keys:,} objects listed in {facts.seconds:.1f} s ({rate:,.0f} a second, {asked})")
     if facts.unordered:
         write_note(f"note: {facts.unordered}: sorted here, which takes longer")
     if facts.reserved:

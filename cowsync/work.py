@@ -141,13 +141,18 @@ def make_plan(
     On return the plan and its verdict are durable. Refused for a listing that is not complete, StoreErrors of the
     source and of the state; then there is no plan, and nothing has changed. What `progress` raises ends the scan the
     same way; Stopped is how it asks for that."""
+    return plan_from(mirror, lambda base: _scan(mirror, engine, base, now, progress), now=now)
+
+
+def plan_from(mirror: Mirror, scan_of: Callable[[Base], Scan], *, now: Callable[[], float] = time.time) -> Planned:
+    """As `make_plan`, with any complete scan of the source that is compared with the base it is given."""
     catalogue = mirror.catalogue()
     base = base_of(mirror)
     if settle(mirror, base, now=now):
         base = base_of(mirror)
     run_id = catalogue.begin(base.run, base.name, now())
     try:
-        scan = _scan(mirror, engine, base, now, progress)
+        scan = scan_of(base)
         planned = _plan_of(mirror, scan, base, now)
         scan.remove()
     except BaseException as error:
@@ -329,6 +334,7 @@ def scan_json(facts: ScanFacts) -> dict[str, Any]:
         "seconds": round(facts.seconds, 3),
         "workers_lost": facts.workers_lost,
         "unordered": facts.unordered,
+        "inventory": facts.inventory,
     }
 
 
@@ -392,7 +398,10 @@ def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -
 
     def summary() -> Mapping[str, object]:
         counted = tally.summary(base.rates)
-        return {"made": now(), "scan": scan_json(scan.facts), "summary": counted.to_json(), "text": counted.text()}
+        text = counted.text()
+        if scan.facts.inventory:
+            text = f"from the inventory of {scan.facts.inventory}, which knows nothing of what came later\n{text}"
+        return {"made": now(), "scan": scan_json(scan.facts), "summary": counted.to_json(), "text": text}
 
     plan = write_plan(mirror.plans, head, changes.watch(tally.watch(scan.lines())), summary=summary)
     order = Order.SORTED if scan.facts.unordered else Order.ASCENDING

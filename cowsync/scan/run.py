@@ -26,7 +26,8 @@ UNORDERED_LINES = 50_000
 @dataclass(slots=True)
 class ScanFacts:
     """What a scan came to. `bytes_listed` are those of the keys that belong; `left_out` keys a filter excluded, `reserved` such
-    below cowsync's own prefix. `tiling` covers every key. `seconds` is wall-clock time."""
+    below cowsync's own prefix. `tiling` covers every key. `seconds` is wall-clock time. `inventory` is when the inventory
+    was begun that stood for a listing, in ISO 8601, "" where the source was listed."""
 
     keys: int = 0
     bytes_listed: int = 0
@@ -40,6 +41,7 @@ class ScanFacts:
     seconds: float = 0.0
     started: float = 0.0
     unordered: str = ""
+    inventory: str = ""
     tiling: list[KeyRange] = field(default_factory=list)
     prefixes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -137,6 +139,23 @@ def run_scan(
         facts = ScanFacts(started=facts.started, requests=facts.requests, probes=facts.probes)
         facts.unordered = f"{bucket.url} {seen}"
         paths = _in_one(list_anew, spool, facts, progress)
+    facts.seconds = now() - facts.started
+    return Scan(facts, paths)
+
+
+def scan_in_one(
+    list_anew: ListAnew,
+    spool: Path,
+    *,
+    now: Callable[[], float] = time.time,
+    progress: Callable[[ScanFacts], None] = lambda facts: None,
+) -> Scan:
+    """A scan of one piece that covers all keys and needs no listing by ranges: an inventory. Refused where it did not come
+    to its end."""
+    shutil.rmtree(spool, ignore_errors=True)
+    spool.mkdir(parents=True)
+    facts = ScanFacts(started=now())
+    paths = _in_one(list_anew, spool, facts, progress)
     facts.seconds = now() - facts.started
     return Scan(facts, paths)
 

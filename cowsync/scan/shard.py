@@ -103,9 +103,12 @@ def compared(
     prefixes: dict[str, tuple[int, int]],
     read_base: ReadBase,
     began: float,
+    *,
+    lagging: bool = False,
 ) -> Iterator[PlanLine]:
     """The lines of a listing of `task.within` that began at `began`, ascending. `rows` keeps `listed` up to date;
-    where it ends before the range does, the lines end there too. `prefixes` is counted up."""
+    where it ends before the range does, the lines end there too. `prefixes` is counted up.
+    `lagging`: `rows` may be behind what is known, so an object that is older than the known one is no change."""
     hot_from = datetime.fromtimestamp(began - HOT_S, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
 
     def counted() -> Iterator[Rows]:
@@ -118,6 +121,14 @@ def compared(
     for kind, known, seen in each(differences(read_base(task.within), counted())):
         if seen is None and not listed.complete and known is not None and known.key > listed.reached:
             return
+        if (
+            lagging
+            and kind is Kind.MODIFIED
+            and known is not None
+            and seen is not None
+            and seen.modified < known.modified
+        ):
+            continue
         line = line_for(kind, known, seen, task, hot_from)
         if line is not None:
             yield line
