@@ -14,7 +14,7 @@ import typer
 
 from cowsync.apply.run import ApplyResult, Progress, stop_on_signals
 from cowsync.apply.verify import Finding, ListingResult, RereadSettings, reread, verify_listing
-from cowsync.arguments import ClusterOption, DigestArgument, MirrorArgument, engine_for, mirror_of
+from cowsync.arguments import ApproveOption, ClusterOption, DigestArgument, MirrorArgument, engine_for, mirror_of
 from cowsync.base.layers import Layers, read
 from cowsync.changes import Outcome
 from cowsync.mirror import Mirror
@@ -28,13 +28,6 @@ from s3core.console import JsonOption, progress, write_json, write_line, write_n
 from s3core.endpoint_commands import ConfigOption
 from s3core.exit_codes import ExitCode
 from s3core.quantities import shown_duration, shown_size
-
-ApproveOption = Annotated[
-    str,
-    typer.Option(
-        "--approve", metavar="DIGEST", help="Carry out this plan though the guard holds it (8 digits or more)."
-    ),
-]
 
 
 def apply(

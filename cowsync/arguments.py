@@ -33,6 +33,13 @@ LimitOption = Annotated[int, typer.Option("--limit", help="Show at most so many;
 
 CLUSTER_ADDRESS = re.compile(r"(tcp|tls)://[^/\s]+:[0-9]+")
 
+ApproveOption = Annotated[
+    str,
+    typer.Option(
+        "--approve", metavar="DIGEST", help="Carry out this plan though the guard holds it (8 digits or more)."
+    ),
+]
+
 
 def usage(message: str) -> NoReturn:
     """End with a usage error."""

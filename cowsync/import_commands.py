@@ -1,29 +1,44 @@
-"""`cowsync import-inventory`: what others have listed, taken for a scan.
+"""`cowsync import-inventory|import-results`: what others have listed, taken for a scan; what others have copied, noted.
 
 One rule: what is imported is believed no further than it says. An inventory is of a moment that has gone by: it never has
-anything removed from the mirror, and an object that is older in it than the mirror's is no change.
+anything removed from the mirror, and an object that is older in it than the mirror's is no change. A report says what
+somebody believes to have done: done is what a HEAD finds on the mirror.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict
+from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cowsync.arguments import MirrorArgument, mirror_of
+from cowsync.apply.journal import Journals, WorkerJournal
+from cowsync.arguments import ApproveOption, MirrorArgument, mirror_of
 from cowsync.changes import PlanLine
 from cowsync.errors import Refused
 from cowsync.mirror import Mirror, reader
+from cowsync.plan.plan_file import SHOWN_DIGEST, Plan, find_plan
+from cowsync.plan.results import ReportCount, ReportRow, line_results, read_report
 from cowsync.plan_commands import exit_of, plan_record, scanning, tell_plan
 from cowsync.scan.inventory import Inventory, inventory_rows, open_inventory
 from cowsync.scan.listing import Listed
 from cowsync.scan.ranges import WHOLE
 from cowsync.scan.run import Scan, ScanFacts, scan_in_one
 from cowsync.scan.shard import ShardTask, compared
-from cowsync.work import Base, Planned, alone, plan_from, scan_json, seconds_of
-from s3core.console import JsonOption, write_json
+from cowsync.work import Base, Planned, alone, base_of, check_allowed, check_base, plan_from, scan_json, seconds_of
+from s3core.bucket import ObjectFacts
+from s3core.console import JsonOption, write_json, write_line, write_note
 from s3core.endpoint_commands import ConfigOption
+from s3core.errors import NotFound
+from s3core.exit_codes import ExitCode
+
+REPORT_ROWS = 20_000
+"""Rows of reports that are looked at together."""
 
 
 def import_inventory(
@@ -95,3 +110,79 @@ def plan_inventory(
         return scan
 
     return plan_from(mirror, scan_of, now=now)
+
+
+def import_results(
+    name: MirrorArgument,
+    digest: Annotated[
+        str,
+        typer.Argument(metavar="DIGEST", help="The plan that the job was given, by its digest.", show_default=False),
+    ],
+    reports: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="REPORT...",
+            help="CSV files of completion reports of S3 Batch Operations.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
+        ),
+    ],
+    approve: ApproveOption = "",
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Note what S3 Batch Operations did of a plan, after a look at the mirror; `cowsync apply` does what is left.
+
+    Ends with 0 where every row of the reports is a line that is done, else with 11."""
+    with mirror_of(config_path, name) as mirror, alone(mirror):
+        plan = find_plan(mirror.plans, digest)
+        count = note_results(mirror, plan, reports, approve=approve)
+    if as_json:
+        write_json({"digest": plan.digest, **asdict(count)})
+    else:
+        write_line(
+            f"{count.rows:,} rows: {count.done:,} done, {count.moved:,} moved, {count.drifted:,} drifted, "
+            f"{count.failed:,} failed"
+        )
+        if count.strangers:
+            write_note(f"{count.strangers:,} rows are of keys that the plan does not copy")
+        write_note(
+            f"next: cowsync apply {name} {plan.digest[:SHOWN_DIGEST]}     carries out what is left, and publishes"
+        )
+    raise typer.Exit(ExitCode.OK if count.done == count.rows else ExitCode.PARTIAL)
+
+
+def note_results(mirror: Mirror, plan: Plan, reports: Sequence[Path], *, approve: str = "") -> ReportCount:
+    """Write what the reports say, and the mirror confirms, into the journals of the plan. For the holder of the lock.
+
+    Durable on return: an apply of the plan takes those lines for done and publishes them, and so does the next plan. A
+    crash before leaves a part of them, each as true; noting the same reports again adds the rest. Held and Refused as
+    `work.apply`; Refused for a file that is no report or of another bucket, StoreErrors of the mirror."""
+    check_base(mirror, plan, base_of(mirror))
+    check_allowed(plan, approve)
+    plan.verify()
+    directory, sha = mirror.journals(plan.digest), bytes.fromhex(plan.digest)
+    before = Journals.read(directory, sha).done
+    count = ReportCount()
+
+    def look(line: PlanLine) -> ObjectFacts | None:
+        try:
+            return mirror.target.bucket.head(mirror.target.key(line.key))
+        except NotFound as error:
+            if not error.key:
+                raise
+            return None
+
+    def rows() -> Iterator[ReportRow]:
+        for path in reports:
+            with path.open(newline="", encoding="utf-8") as file:
+                yield from read_report(file)
+
+    with closing(WorkerJournal(directory, 0, sha)) as journal, ThreadPoolExecutor(mirror.settings.copiers) as pool:
+        results = line_results(plan, rows(), look, count, chunk_rows=REPORT_ROWS, pool=pool)
+        while chunk := list(islice(results, REPORT_ROWS)):
+            # In the order of the plan, so that a reader of the journal finds few ascending runs.
+            chunk.sort(key=attrgetter("number"))
+            journal.append(*(result for result in chunk if result.number not in before))
+    return count

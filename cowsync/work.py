@@ -187,12 +187,7 @@ def apply(
     the next scan; calling again with the same digest, before that, goes on where it stopped."""
     plan = find_plan(mirror.plans, digest)
     base = base_of(mirror)
-    if plan.head.base != base.name:
-        raise Refused(
-            f"plan {plan.digest[:12]} was made from snapshot {plan.head.base[:12] or '(none)'}, and the base is "
-            f"{base.name[:12] or '(none)'} now",
-            hint=f"nothing was moved; make a new one: cowsync plan {mirror.name}",
-        )
+    check_base(mirror, plan, base)
     check_allowed(plan, approve)
     plan.verify()
     catalogue = mirror.catalogue()
@@ -266,6 +261,16 @@ def _carry_out(
         stop=stop,
         on_progress=on_progress,
     )
+
+
+def check_base(mirror: Mirror, plan: Plan, base: Base) -> None:
+    """Refused where the base has moved on since the plan was made."""
+    if plan.head.base != base.name:
+        raise Refused(
+            f"plan {plan.digest[:12]} was made from snapshot {plan.head.base[:12] or '(none)'}, and the base is "
+            f"{base.name[:12] or '(none)'} now",
+            hint=f"nothing was moved; make a new one: cowsync plan {mirror.name}",
+        )
 
 
 def check_allowed(plan: Plan, approve: str) -> Verdict:

@@ -11,6 +11,7 @@ manifest, `quote_plus`; a key that is none that way is tried as it stands.
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from urllib.parse import unquote_plus
 
@@ -77,9 +78,11 @@ def line_results(
     count: ReportCount,
     *,
     chunk_rows: int = CHUNK_ROWS,
+    pool: Executor | None = None,
 ) -> Iterator[LineResult]:
     """Results of the plan's lines that `rows` name, in no order; a line named twice has the result of its last row last.
-    `look` is a HEAD of the line's object on the mirror, None where nothing is there. `count` is kept as they come.
+    `look` is a HEAD of the line's object on the mirror, None where nothing is there; it is called on `pool`, where there is
+    one. `count` is kept as they come.
     Refused where a row is of another bucket than the plan's source."""
     source = parse_store_url(plan.head.source)
     prefix = f"{source.path}/" if source.path else ""
@@ -92,23 +95,31 @@ def line_results(
             )
         held.append(row)
         if len(held) == chunk_rows:
-            yield from _chunk(plan, held, prefix, look, count)
+            yield from _chunk(plan, held, prefix, look, count, pool)
             held = []
-    yield from _chunk(plan, held, prefix, look, count)
+    yield from _chunk(plan, held, prefix, look, count, pool)
 
 
 def _chunk(
-    plan: Plan, rows: list[ReportRow], prefix: str, look: Callable[[PlanLine], ObjectFacts | None], count: ReportCount
+    plan: Plan,
+    rows: list[ReportRow],
+    prefix: str,
+    look: Callable[[PlanLine], ObjectFacts | None],
+    count: ReportCount,
+    pool: Executor | None,
 ) -> Iterator[LineResult]:
     keys = {key for row in rows for key in _readings(row.key, prefix)}
     lines = {line.key: (number, line) for number, line in plan.find_all(sorted(keys)) if line.op in (Op.ADD, Op.MODIFY)}
+    named: list[tuple[int, PlanLine, ReportRow]] = []
     for row in rows:
         count.rows += 1
         found = next((lines[key] for key in _readings(row.key, prefix) if key in lines), None)
         if found is None:
             count.strangers += 1
             continue
-        result = _result(*found, row, look)
+        named.append((*found, row))
+    each = pool.map if pool is not None else map
+    for result in each(lambda one: _result(one[0], one[1], one[2], look), named):
         count.done += result.outcome is Outcome.DONE
         count.moved += result.outcome is Outcome.MOVED
         count.drifted += result.outcome is Outcome.DRIFTED
