@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cowsync.apply.journal import Journals
 from cowsync.changes import Outcome
 from cowsync.cli import app
 from cowsync.errors import Held, Refused
@@ -14,6 +15,7 @@ from cowsync.work import Planned
 from s3core.console import run
 from s3core.exit_codes import ExitCode
 from s3core.settings import GuardSettings
+from tests.cowsync.apply.faulty_bucket import Crash, Fault
 from tests.cowsync.worlds import World
 
 
@@ -58,6 +60,24 @@ def test_the_next_plan_publishes_what_was_noted(tmp_path: Path) -> None:
     copied(world, "k0", "k5")
     note_results(world.mirror(), planned.plan, [report(world, {"k0": "succeeded", "k5": "succeeded"})])
     assert [line.key for line in world.plan().plan] == ["k1", "k2", "k3", "k4"]
+
+
+def test_a_crash_leaves_a_part_and_the_same_reports_add_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cowsync.import_commands.REPORT_ROWS", 1)
+    world, planned = planned_world(tmp_path)
+    copied(world, "k0", "k1", "k2")
+    path = report(world, dict.fromkeys(("k0", "k1", "k2"), "succeeded"))
+    world.faults.calls, world.faults.at = 0, {2: Fault.CRASH_BEFORE}
+    with pytest.raises(Crash):
+        note_results(world.mirror(), planned.plan, [path])
+    world.faults.at, world.faults.crashed = {}, False
+    noted = Journals.read(world.mirror().journals(planned.plan.digest), bytes.fromhex(planned.plan.digest)).done
+    assert [number in noted for number in range(6)] == [True, False, False, False, False, False]
+    assert note_results(world.mirror(), planned.plan, [path]).done == 3
+    assert world.apply(planned).result.done_before == 3
+    assert world.plan().clean
 
 
 def test_a_report_of_another_bucket_or_none_notes_nothing(tmp_path: Path) -> None:
