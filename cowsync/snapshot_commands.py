@@ -3,6 +3,7 @@
 One rule: a restore tells what cannot be had before it moves anything, and moves nothing unless asked to.
 """
 
+import time
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from cowsync.base.layers import read
 from cowsync.base.state import AGE_SECONDS
 from cowsync.errors import Refused
 from cowsync.mirror import Mirror, open_place
+from cowsync.watch import kept
 from cowsync.work import alone, apply_settings
 from s3core.console import Column, JsonOption, new_app, size_column, write_json, write_line, write_note, write_records
 from s3core.endpoint_commands import ConfigOption
@@ -180,10 +182,14 @@ def prune(
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Forget all restore points but the newest. Objects on the mirror stay: only what is known of them goes."""
+    """Forget all restore points but the newest. Objects on the mirror stay: only what is known of them goes.
+
+    With `vanished = "remove"` a few older ones are kept: they tell how long an object has been missed."""
     with mirror_of(config_path, name) as mirror, alone(mirror):
-        kept = [entry.name for entry in mirror.state.head().entries[:keep]]
-        pruned = mirror.state.prune(kept)
+        names = kept(
+            mirror.state.head().entries, mirror.settings.model_copy(update={"snapshots_kept": keep}), time.time()
+        )
+        pruned = mirror.state.prune(names)
     record = {
         "snapshots": pruned.snapshots,
         "segments": pruned.segments,
@@ -194,7 +200,7 @@ def prune(
         write_json(record)
     else:
         write_line(
-            f"{len(kept):,} restore points kept; {pruned.snapshots:,} manifests and {pruned.segments:,} segments removed "
+            f"{len(names):,} restore points kept; {pruned.snapshots:,} manifests and {pruned.segments:,} segments removed "
             f"({shown_size(pruned.bytes)}); what is younger than {AGE_SECONDS // 3600} hours goes later"
         )
         for key, error in pruned.left.items():
