@@ -53,8 +53,10 @@ from s3core.errors import NotFound
 HISTORY = 100
 """Published runs that the guard and the estimates look back on, at most."""
 VERDICT_NAME = "guard.json"
-SHARDS_PER_LANE = 4
-"""So many pieces to begin with for each process, so that the last ones end at about the same time."""
+ROUNDS = 4
+"""So many pieces to begin with for each listing that runs at once, so that the last ones end at about the same time."""
+PIECE_KEYS_MIN = 10_000
+"""Each piece costs a page that is not full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +329,14 @@ def apply_settings(mirror: Mirror) -> ApplySettings:
     )
 
 
+def pieces_of(rows: int, at_once: int, shard_keys: int) -> int:
+    """Into how many pieces a source of about `rows` keys is cut to begin with. Below two pieces' worth one process is
+    done before others have started."""
+    if rows <= shard_keys:
+        return 1
+    return max(min(ROUNDS * at_once, rows // PIECE_KEYS_MIN), rows // shard_keys + 1)
+
+
 def scan_json(facts: ScanFacts) -> dict[str, Any]:
     return {
         "keys": facts.keys,
@@ -373,8 +383,8 @@ def _scan(
         where={**mirror.where, "base": base.name},
     )
     rows = base.snapshot.totals.rows if base.snapshot else 0
-    # Below two pieces' worth one process is done before others have started.
-    pieces = max(SHARDS_PER_LANE * engine.lanes, rows // settings.shard_keys + 1) if rows > settings.shard_keys else 1
+    at_once = engine.lanes * settings.listings
+    pieces = pieces_of(rows, at_once, settings.shard_keys)
     points = quantiles(layers, mirror.state, pieces) if pieces > 1 else []
 
     def list_anew(listed: Listed, prefixes: dict[str, tuple[int, int]], folder: Any) -> Iterator[PlanLine]:
@@ -390,6 +400,7 @@ def _scan(
         task,
         points,
         mirror.spool,
+        together=settings.listings,
         now=now,
         progress=progress,
     )

@@ -318,6 +318,9 @@ class MirrorSettings(_Table):
         True, "look before an overwrite whether the mirror still holds what was put there; costs a HEAD each"
     )
     scanners: int = _setting(0, "processes that list and compare; 0: one for each processor", ge=0)
+    listings: int = _setting(
+        4, "listings at once in each of these processes, since a store takes its time to answer", ge=1
+    )
     shard_keys: int = _setting(50_000, "keys in one piece of a scan", ge=1000)
     copiers: int = _setting(16, "copies at once", ge=1)
     part_bytes: Bytes = _setting(

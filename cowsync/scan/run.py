@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from cowsync.errors import Refused
 from cowsync.scan.engine import Engine, Pieces
 from cowsync.scan.listing import Listed, Unordered
 from cowsync.scan.ranges import HIGHEST, WHOLE, KeyRange, cut, gaps, steps, with_character
-from cowsync.scan.shard import ShardResult, ShardTask, lines_of, packed
+from cowsync.scan.shard import ShardResult, ShardTask, lines_of, packed, scan_together
 from s3core.bucket import Bucket
 
 UNORDERED_LINES = 50_000
@@ -94,6 +95,18 @@ def split(bucket: Bucket, prefix: str, rest: KeyRange) -> tuple[list[KeyRange], 
     return [KeyRange(rest.after, middle), KeyRange(middle, rest.upto)], probes
 
 
+def cut_for(bucket: Bucket, prefix: str, rests: Sequence[KeyRange], wanted: int) -> tuple[list[KeyRange], int]:
+    """`rests` cut into about `wanted` pieces, ascending, and the requests it took. Fewer where they cannot be cut."""
+    whole: list[KeyRange] = []
+    open_ = list(rests)
+    probes = 0
+    while open_ and len(whole) + len(open_) < wanted:
+        parts, asked = split(bucket, prefix, open_.pop(0))
+        probes += asked
+        (open_ if len(parts) > 1 else whole).extend(parts)
+    return sorted(whole + open_, key=lambda piece: piece.after), probes
+
+
 def _last_true(count: int, holds: Callable[[int], bool]) -> int:
     """The greatest number below `count` for which `holds`, -1 for none; what holds for one holds for all below it."""
     low, high = -1, count
@@ -120,19 +133,20 @@ def run_scan(
     points: Sequence[bytes],
     spool: Path,
     *,
+    together: int = 1,
     now: Callable[[], float] = time.time,
     progress: Callable[[ScanFacts], None] = lambda facts: None,
 ) -> Scan:
     """List the whole source and compare it. `function` runs one piece (`shard.scan_shard` with its rim), `template` is
     a piece's task but for its range, `points` are where the key space is cut to begin with (quantiles of the base; none
-    where nothing is known of it),
-    `bucket` and `prefix` the source, for probing. A store that lists out of order is listed again, in one piece, by
-    `list_anew`. Refused when the pieces do not tile all keys."""
+    where nothing is known of it), `bucket` and `prefix` the source, for probing. A lane of the engine lists `together`
+    pieces at once, in threads. A store that lists out of order is listed again, in one piece, by `list_anew`. Refused
+    when the pieces do not tile all keys."""
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)
     facts = ScanFacts(started=now())
     try:
-        paths = _in_pieces(engine, function, bucket, prefix, template, points, spool, facts, progress)
+        paths = _in_pieces(engine, function, bucket, prefix, template, points, spool, together, facts, progress)
     except Unordered as seen:
         shutil.rmtree(spool)
         spool.mkdir()
@@ -168,37 +182,45 @@ def _in_pieces(
     template: ShardTask,
     points: Sequence[bytes],
     spool: Path,
+    together: int,
     facts: ScanFacts,
     progress: Callable[[ScanFacts], None],
 ) -> list[Path]:
     ranges = cut(WHOLE, points)
     # One piece may well be all there is: it is not worth starting processes for.
-    pieces: Pieces[ShardTask, ShardResult] = Pieces(engine, function, first_here=len(ranges) == 1)
-    for piece in reversed(ranges):
-        pieces.add(template.over(piece))
+    groups: Pieces[tuple[ShardTask, ...], list[ShardResult]] = Pieces(
+        engine, partial(scan_together, scan_one=function), first_here=len(ranges) == 1
+    )
+
+    def give_out(parts: Sequence[KeyRange]) -> None:
+        for start in reversed(range(0, len(parts), together)):
+            groups.add(tuple(map(template.over, parts[start : start + together])))
+
+    give_out(ranges)
     written: list[tuple[bytes, Path]] = []
     done: list[KeyRange] = []
-    for _, answer in pieces:
-        _count(facts, answer)
-        done.append(answer.done)
-        if answer.changes:
-            path = spool / f"{len(written):08}"
-            path.write_bytes(answer.lines)
-            written.append((answer.done.after, path))
-        if answer.rest is not None:
-            parts = [answer.rest]
-            if pieces.idle:
-                # Somebody has nothing to do: half of what is left is for them.
-                parts, probes = split(bucket, prefix, answer.rest)
-                facts.probes += probes
-            for part in reversed(parts):
-                pieces.add(template.over(part))
+    for _, answers in groups:
+        rests: list[KeyRange] = []
+        for answer in answers:
+            _count(facts, answer)
+            done.append(answer.done)
+            if answer.changes:
+                path = spool / f"{len(written):08}"
+                path.write_bytes(answer.lines)
+                written.append((answer.done.after, path))
+            if answer.rest is not None:
+                rests.append(answer.rest)
+        if rests and groups.idle:
+            # Somebody has nothing to do: what is left is cut until there is a piece for every thread of theirs.
+            rests, probes = cut_for(bucket, prefix, rests, groups.idle * together)
+            facts.probes += probes
+        give_out(rests)
         progress(facts)
     missing = gaps(done)
     if missing:
         raise Refused(f"the listing of {bucket.url} is incomplete: nobody listed {missing[0]}")
     facts.tiling = sorted(done, key=lambda piece: piece.after)
-    facts.workers_lost = pieces.lost
+    facts.workers_lost = groups.lost
     return [path for _, path in sorted(written)]
 
 

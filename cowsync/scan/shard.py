@@ -7,7 +7,8 @@ read. Running a piece twice gives the same answer or a newer one; nothing is wri
 import pickle
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -94,6 +95,15 @@ def scan_shard(
         packed(lines),
         prefixes,
     )
+
+
+def scan_together(tasks: Sequence[ShardTask], scan_one: Callable[[ShardTask], ShardResult]) -> list[ShardResult]:
+    """Several pieces in threads of this process: while one waits for the store, another parses. In the order of
+    `tasks`; where one fails, its error is raised after all have ended."""
+    if len(tasks) == 1:
+        return [scan_one(tasks[0])]
+    with ThreadPoolExecutor(len(tasks), thread_name_prefix="scan") as pool:
+        return list(pool.map(scan_one, tasks))
 
 
 def compared(

@@ -16,10 +16,11 @@ from cowsync.rows import Row, Rows
 from cowsync.scan.engine import TRIES, InlineEngine, WorkerLost
 from cowsync.scan.listing import Listed
 from cowsync.scan.ranges import WHOLE, KeyRange, gaps
-from cowsync.scan.run import Scan, run_scan, split
+from cowsync.scan.run import Scan, cut_for, run_scan, split
 from cowsync.scan.shard import ShardResult, ShardTask, compared, scan_shard
 from cowsync.scan.unordered import sorted_rows
 from s3core.bucket import ListedPage
+from s3core.errors import Unavailable
 from s3core.memory_bucket import MemoryBucket
 
 
@@ -55,6 +56,7 @@ def scan(
     keys_max: int = 0,
     engine: Any = None,
     points: list[bytes] | None = None,
+    together: int = 1,
 ) -> Scan:
     task = ShardTask(WHOLE, run=2, keys_max=keys_max, page_keys=3)
 
@@ -65,17 +67,27 @@ def scan(
         rows = sorted_rows(bucket, "", listed, sort, page_keys=3, rows_max=4)
         return compared(task, rows, listed, prefixes, reader(base), 0.0)
 
-    return run_scan(engine or InlineEngine(), piece, anew, bucket, "", task, points or [], folder / "spool")
+    return run_scan(
+        engine or InlineEngine(), piece, anew, bucket, "", task, points or [], folder / "spool", together=together
+    )
 
 
 KEYS = st.text("ab/.é", min_size=1, max_size=5)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.dictionaries(KEYS, st.binary(max_size=2)), st.dictionaries(KEYS, st.binary(max_size=2)), st.integers(0, 5))
-def test_a_scan_finds_what_differs(tmp_path: Path, was: dict[str, bytes], now: dict[str, bytes], keys_max: int) -> None:
+@given(
+    st.dictionaries(KEYS, st.binary(max_size=2)),
+    st.dictionaries(KEYS, st.binary(max_size=2)),
+    st.integers(0, 5),
+    st.lists(KEYS.map(str.encode), max_size=4),
+    st.integers(1, 3),
+)
+def test_a_scan_finds_what_differs(
+    tmp_path: Path, was: dict[str, bytes], now: dict[str, bytes], keys_max: int, points: list[bytes], together: int
+) -> None:
     base = base_of(filled(was))
-    found = scan(filled(now), base, tmp_path, keys_max=keys_max)
+    found = scan(filled(now), base, tmp_path, keys_max=keys_max, points=points, together=together)
     expected = {key: Op.ADD if key not in was else Op.MODIFY for key in now if was.get(key) != now[key]}
     expected |= dict.fromkeys(was.keys() - now.keys(), Op.VANISH)
     lines = list(found.lines())
@@ -167,6 +179,29 @@ def test_a_key_listed_twice_is_refused(tmp_path: Path) -> None:
     bucket.twice = True
     with pytest.raises(Refused, match="twice"):
         scan(bucket, [], tmp_path)
+
+
+def test_an_error_of_one_of_several_listings_ends_the_scan(tmp_path: Path) -> None:
+    class Away(MemoryBucket):
+        def list_page(self, **options: Any) -> ListedPage:
+            if options.get("start_after", "").startswith("m"):
+                raise Unavailable("away")
+            return super().list_page(**options)
+
+    bucket = Away()
+    for letter in "abcmz":
+        bucket.put(letter, b"")
+    with pytest.raises(Unavailable, match="away"):
+        scan(bucket, [], tmp_path, points=[b"b", b"m", b"n"], together=3)
+
+
+def test_what_is_left_is_cut_for_all_who_wait() -> None:
+    bucket = filled({f"data/2026/{number:05}": b"" for number in range(500)})
+    parts, probes = cut_for(bucket, "", [KeyRange(b"data/2026/00010", None)], 8)
+    assert len(parts) == 8
+    assert gaps(parts, KeyRange(b"data/2026/00010", None)) == []
+    assert probes <= 7 * 14
+    assert cut_for(filled({"a": b""}), "", [KeyRange(b"a", None)], 8)[0] == [KeyRange(b"a", None)]
 
 
 def test_a_split_has_keys_on_both_sides() -> None:
