@@ -31,6 +31,7 @@ def test_a_disk_with_room_is_no_problem(tmp_path: Path) -> None:
 def test_modules_are_compiled_once_where_python_was_told_to_keep_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)  # where this very run has set it
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     kept = lanes.compiling(tmp_path)
     assert "PYTHONDONTWRITEBYTECODE" not in kept
