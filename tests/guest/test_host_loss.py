@@ -4,12 +4,15 @@ One rule: the judge knows what the dead machine's initiator had been told, and n
 """
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from blockdev.segments import paths
+from s3core.s3 import open_s3_store
 from tests.guest.doors import MIB, GuestDoor, Volume
 from tests.guest.guest import HOST, Guest, Hardware
 from tests.guest.inside import stamping
@@ -56,12 +59,22 @@ def test_another_host_goes_on_with_a_prefix(
     ]
     guest = boot(Hardware(memory_mib=1024))
     served = GuestDoor(guest, volumes, door=door, store=f"s3://rgw/{bucket}", endpoint=endpoint)
+    objects = open_s3_store(radosgw.endpoint(), bucket)
+    log = paths.volume_prefix("local") + paths.log_prefix()
+    before = len(list(objects.list(log)))
+    assert before, "the volume is attached, so its log has a record"
     writers = {
         name: guest.begin(stamping.write, device=served.log_in(name), seed=seed, units=UNITS, writes=WRITES)
         for seed, name in enumerate(served.volumes)
     }
     writers["local"].wait_for("flushed 100\n", 120)
     writers["safe"].wait_for("flushed 24\n", 120)
+    # The worker has the lowest priority, and one emulated processor to share: its first commit may come late.
+    until = time.monotonic() + 120
+    while len(list(objects.list(log))) <= before + 1:
+        assert time.monotonic() < until, "no commit of the volume has reached the bucket"
+        time.sleep(0.2)
+    objects.close()
     assert not any(writer.ended() for writer in writers.values())
     guest.kill()
 
