@@ -3,10 +3,13 @@
 import importlib
 import json
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -66,7 +69,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, moto_server: MotoServer) -> I
         config.write_text(
             f'[endpoint.lister]\nurl = "{lister.url}"\n{common}[endpoint.moto]\nurl = "{moto_server.url}"\n{common}'
             f'[mirror.m]\nsource = "s3://lister/source-{OBJECTS}"\ntarget = "s3://lister/mirror-{OBJECTS}"\n'
-            f'state = "s3://moto/{state}/m"\nstate_dir = "{folder / "m"}"\nshard_keys = 1000\n'
+            f'state = "s3://moto/{state}/m"\nstate_dir = "{folder / "m"}"\nshard_keys = 1000\nlistings = 1\n'
         )
         with opened(load_config(config), "m") as mirror:
             make_base(mirror)
@@ -99,16 +102,35 @@ class Cluster:
         self.workers = {}
         for number in range(workers):
             words = ["-m", "distributed.cli.dask_worker", self.address, *place, "--no-nanny", "--nthreads", "1"]
-            words += ["--death-timeout", "60", "--local-directory", str(folder / f"worker-{number}")]
+            words += [
+                "--name",
+                f"worker-{number}",
+                "--death-timeout",
+                "60",
+                "--local-directory",
+                str(folder / f"worker-{number}"),
+            ]
             self.workers[folder / f"worker-{number}.log"] = start(
                 [sys.executable, *words], folder / f"worker-{number}.log", environment
             )
         for log, worker in self.workers.items():
             wait_for_line(log, "Registered to:", worker)
 
-    def kill_a_worker(self) -> None:
-        _, worker = self.workers.popitem()
-        end(worker)
+    def kill_a_busy_worker(self, engine: DaskEngine) -> bool:
+        """SIGKILL to a worker that runs a piece; False where none is sure to. It is stopped first, so that it cannot end
+        the piece between the look and the kill."""
+        log, worker = list(self.workers.items())[-1]
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)  # what it had sent by then has arrived
+        workers = engine._client.scheduler_info(n_workers=-1)["workers"]
+        address = next(address for address, told in workers.items() if told["name"] == log.stem)
+        if not engine._client.processing()[address]:
+            worker.send_signal(signal.SIGCONT)
+            return False
+        worker.kill()
+        worker.wait()
+        del self.workers[log]
+        return True
 
     def stop(self) -> None:
         for process in (*self.workers.values(), self.scheduler):
@@ -174,20 +196,22 @@ def test_killed_workers_cost_time_alone_until_none_is_left(site: Site, tmp_path:
     config = load_config(site.config)
     expected = site.plan_here()
     with cluster_of(tmp_path, 2) as cluster:
+        struck: list[ScanFacts] = []
 
-        def kill_one(facts: ScanFacts) -> None:
-            if facts.shards == 7:
-                cluster.kill_a_worker()
+        def kill_one(engine: DaskEngine, facts: ScanFacts) -> None:
+            """Once in each scan."""
+            if not any(seen is facts for seen in struck) and cluster.kill_a_busy_worker(engine):
+                struck.append(facts)
 
         with engine_on(cluster) as engine, opened(config, "m") as mirror:
-            planned = make_plan(mirror, engine, progress=kill_one)
+            planned = make_plan(mirror, engine, progress=partial(kill_one, engine))
             assert len(cluster.workers) == 1
             assert planned.scan.workers_lost >= 1
             assert list(planned.plan) == expected
         with engine_on(cluster, no_worker_s=1.0) as engine, opened(config, "m") as mirror:
             before, plans = mirror.state.head(), sorted(mirror.plans.iterdir())
             with pytest.raises(ClusterUnavailable, match="it has no worker, for"):
-                make_plan(mirror, engine, progress=kill_one)
+                make_plan(mirror, engine, progress=partial(kill_one, engine))
             assert (mirror.state.head(), sorted(mirror.plans.iterdir())) == (before, plans)
         with pytest.raises(ClusterUnavailable, match="has no worker"), engine_on(cluster):
             pass
@@ -199,7 +223,7 @@ def test_a_cluster_that_goes_away_changes_nothing(site: Site, tmp_path: Path) ->
     with cluster_of(tmp_path, 1) as cluster:
 
         def kill_scheduler(facts: ScanFacts) -> None:
-            if facts.shards == 5:
+            if facts.shards >= 5 and cluster.scheduler.poll() is None:
                 end(cluster.scheduler)
 
         with engine_on(cluster) as engine, opened(config, "m") as mirror:
