@@ -31,6 +31,7 @@ class Site:
     config: Path
     source: str
     target: str
+    direct_url: str
     relay: Relay
     """Everything the command asks the server for passes here and is counted."""
 
@@ -72,7 +73,7 @@ def site(radosgw: Radosgw, tmp_path: Path, request: pytest.FixtureRequest) -> It
         f'state_dir = "{tmp_path / "state"}"\npart_bytes = "5M"\n'
     )
     config.chmod(0o600)
-    yield Site(config, source, target, relay)
+    yield Site(config, source, target, endpoint.url, relay)
     relay.stop()
 
 
@@ -84,8 +85,12 @@ def test_a_hundred_thousand_objects_of_which_one_in_a_hundred_changed(site: Site
     source, body = site.bucket(site.source), 64
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda n: source.put(f"{n % 100:02}/{n:06}.dat", b"%064d" % n), range(count), chunksize=500))
+    # Past the relay, which takes a thread's time for each request, and what is counted comes later.
+    counted = site.config.read_text()
+    site.config.write_text(counted.replace(site.relay.url, site.direct_url))
     first = site.cowsync("run", "m")
     assert first["done"] == first["lines"] == count
+    site.config.write_text(counted)
     with ThreadPoolExecutor(16) as pool:
         list(
             pool.map(lambda n: source.put(f"{n % 100:02}/{n:06}.dat", b"%064d" % -n), range(1, count, count // changed))
