@@ -114,7 +114,7 @@ def test_a_hundred_thousand_objects_of_which_one_in_a_hundred_changed(site: Site
     drift = site.cowsync("verify", "m")
     assert drift["listing"]["intact"] == count
     print(
-        f"\n100,000 objects, 1,000 changed: planned with {asked} in {planned['scan']['seconds']:.1f} s, "
+        f"\n{count:,} objects, {changed:,} changed: planned with {asked} in {planned['scan']['seconds']:.1f} s, "
         f"carried out with {carried}, {applied['bytes_copied']:,} bytes copied, in {applied['seconds']:.1f} s"
     )
 
