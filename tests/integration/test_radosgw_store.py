@@ -138,7 +138,7 @@ def test_retries_carry_a_writer_over_a_restart_of_the_gateway(radosgw: Radosgw, 
     assert patient.get("before").data == b"1"
 
 
-PATIENCE_S = 3.0
+PATIENCE_S = 8.0
 """Longer than a healthy server takes on a busy machine, since the requests before the pause have to pass too."""
 
 
