@@ -101,9 +101,9 @@ class Folders:
 
 
 class Staging:
-    """A writer's own directory below `root`/staging, held by `flock` as long as the writer lives.
+    """A writer's own directory below `root`/staging, held by `flock` as long as this object lives.
 
-    The kernel drops the lock when the process ends, however it ends; the next writer to open the store
+    The lock goes with it, and with the process, however that ends; the next writer to open the store
     removes the directories nobody holds. Files in here are no objects and no listing shows them.
     """
 
@@ -116,13 +116,13 @@ class Staging:
             self._path = f"{self._above}/{secrets.token_hex(8)}"
             os.mkdir(self._path, FOLDER_MODE)
             try:
-                self._fd = os.open(self._path, _DIRECTORY)
+                held = Folder(os.open(self._path, _DIRECTORY))
             except FileNotFoundError:
                 continue  # another writer swept it before it could be held
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            if os.fstat(self._fd).st_nlink > 0:
+            fcntl.flock(held.fd, fcntl.LOCK_EX)
+            if os.fstat(held.fd).st_nlink > 0:
                 break
-            os.close(self._fd)
+        self._held: Folder | None = held
 
     def create(self) -> tuple[int, str]:
         """A new empty file: its descriptor (the caller closes it) and its path."""
@@ -134,7 +134,7 @@ class Staging:
         """Let go; what is still staged is swept by the next writer."""
         with contextlib.suppress(OSError):
             os.rmdir(self._path)
-        os.close(self._fd)
+        self._held = None
 
     def _sweep(self) -> int:
         removed = 0

@@ -49,7 +49,9 @@ class DurableFile(Protocol):
 
 
 class PosixFile:
-    """A file opened once and kept open."""
+    """A file opened once and kept open until `close`, or until nobody refers to it any more."""
+
+    _fd = -1
 
     def __init__(self, path: str | os.PathLike[str], *, writable: bool = True) -> None:
         """Open an existing file. Raises OSError."""
@@ -125,6 +127,9 @@ class PosixFile:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:

@@ -1,6 +1,7 @@
 """`file://` stores: like the memory store in all they answer, and whole after any crash."""
 
 import errno
+import gc
 import os
 import signal
 import tempfile
@@ -131,6 +132,12 @@ def staged_files(path: Path) -> list[str]:
     return [file.name for file in (path / "staging").glob("*/*")]
 
 
+def open_below(path: Path) -> list[str]:
+    """What this process has open there."""
+    names = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return [name for name in names if name.startswith(f"{path}/")]
+
+
 CRASHES = [
     # (call in `os`, whether it is still carried out, is the new object there afterwards)
     ("writev", False, False),
@@ -204,6 +211,19 @@ def test_close_leaves_no_staging_directory(tmp_path: Path) -> None:
     store.put("k", b"")
     store.close()
     assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_a_store_that_is_let_go_of_keeps_no_descriptor(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    store.put("a", b"1")
+    assert open_below(tmp_path)
+    del store
+    gc.collect()
+    assert open_below(tmp_path) == []
+    other = FileStore(tmp_path)
+    other.put("b", b"2")
+    assert len(list((tmp_path / "staging").iterdir())) == 1  # what the first one held was swept
+    other.close()
 
 
 def test_a_staging_directory_removed_by_hand_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
