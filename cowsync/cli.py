@@ -10,6 +10,7 @@ import typer
 
 from cowsync import (
     apply_commands,
+    doctor_command,
     import_commands,
     mirror_commands,
     plan_commands,
@@ -36,6 +37,7 @@ app = new_app("cowsync", ABOUT)
 app.command("init")(mirror_commands.init)
 app.command("list")(mirror_commands.list_mirrors)
 app.command("status")(mirror_commands.status)
+app.command("doctor")(doctor_command.doctor)
 app.command("plan")(plan_commands.plan)
 app.command("import-inventory")(import_commands.import_inventory)
 app.command("import-results")(import_commands.import_results)

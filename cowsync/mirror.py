@@ -113,12 +113,16 @@ def open_place(config: Config, url: str) -> Iterator[Place]:
 
 def check_apart(source: str, target: str) -> None:
     """Refused where one place lies in the other: a mirror would be mirrored again, without end."""
-    first, second = (f"{url.rstrip('/')}/" for url in (source, target))
-    if first.startswith(second) or second.startswith(first):
+    if lies_in(source, target) or lies_in(target, source):
         raise Refused(
             f"source {source} and target {target} lie in each other",
             hint="choose another bucket, or prefixes of which none begins with the other",
         )
+
+
+def lies_in(inner: str, outer: str) -> bool:
+    """Whether the place that one URL names is the other's, or below it."""
+    return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
 
 
 def reader(layers: Layers, library: Library) -> Callable[[KeyRange], Iterator[Rows]]:
@@ -179,15 +183,16 @@ def _compared(config: Config, settings: MirrorSettings) -> dict[str, object]:
     """What must be the same wherever pieces of one scan run, or they list different things."""
     return {
         "source": settings.source,
-        "the source's endpoint": _endpoint_url(config, settings.source),
+        "the source's endpoint": endpoint_url(config, settings.source),
         "state": settings.state,
-        "the state's endpoint": _endpoint_url(config, settings.state),
+        "the state's endpoint": endpoint_url(config, settings.state),
         "include": settings.include,
         "exclude": settings.exclude,
     }
 
 
-def _endpoint_url(config: Config, url: str) -> str:
+def endpoint_url(config: Config, url: str) -> str:
+    """The address behind a place, "" where it has no endpoint."""
     place = parse_store_url(url)
     return config.endpoint(place.name).url if place.scheme == "s3" else ""
 

@@ -53,6 +53,7 @@ from s3core.errors import NotFound
 HISTORY = 100
 """Published runs that the guard and the estimates look back on, at most."""
 VERDICT_NAME = "guard.json"
+LOCK_NAME = "lock"
 ROUNDS = 4
 """So many pieces to begin with for each listing that runs at once, so that the last ones end at about the same time."""
 PIECE_KEYS_MIN = 10_000
@@ -108,13 +109,13 @@ class Applied:
 @contextmanager
 def alone(mirror: Mirror) -> Iterator[None]:
     """Busy while another process works on this mirror on this host. The lock goes with the process."""
-    fd = os.open(mirror.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(mirror.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             flock(fd, LOCK_EX | LOCK_NB)
         except BlockingIOError:
             raise Busy(
-                f"another process works on mirror {mirror.name} (it holds {mirror.folder / 'lock'})",
+                f"another process works on mirror {mirror.name} (it holds {mirror.folder / LOCK_NAME})",
                 hint=f"wait for it, or stop it; `cowsync status {mirror.name}` tells what it does",
             ) from None
         yield

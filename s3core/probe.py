@@ -8,7 +8,7 @@ import logging
 import random as random_module
 import statistics
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,15 +80,18 @@ def probe_store(
     samples: int = 10,
     bulk_bytes: int = 8 * 1024 * 1024,
     on_result: Callable[[ProbeResult], None] | None = None,
+    only: Collection[str] = (),
 ) -> Report:
-    """Every check in turn, telling `on_result` of each. Writes some twenty objects and twice `bulk_bytes`
-    below `key_prefix`, and removes them. Stops early where not even one object can be written and read."""
+    """Every check in turn, or `only` those of that name, telling `on_result` of each. Writes some twenty objects and twice
+    `bulk_bytes` below `key_prefix`, and removes them. Stops early where not even one object can be written and read."""
     random = random or system_random()
     place = f"{key_prefix}{random.getrandbits(64):016x}/"
     probe = _Probe(store, place, clock or SystemClock(), random, samples, bulk_bytes)
     findings: list[ProbeResult] = []
     try:
         for name, needed_for, check in probe.checks():
+            if only and name not in only:
+                continue
             try:
                 finding = check(name, needed_for)
             except StoreError as error:

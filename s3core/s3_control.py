@@ -77,11 +77,12 @@ class S3Control:
             for item in answer.get("Buckets", [])
         ]
 
-    def bucket_exists(self, bucket: str) -> bool:
-        """Denied when it exists and belongs to somebody else (or nobody may say)."""
+    def bucket_exists(self, bucket: str, prefix: str = "") -> bool:
+        """Denied when it exists and belongs to somebody else (or nobody may say). A key that may list a part of the bucket
+        only needs that part named."""
         try:
             # A listing of nothing, where others use HEAD: its refusals say why.
-            self._call("ListObjectsV2", "s3:ListBucket", bucket, MaxKeys=0)
+            self._call("ListObjectsV2", "s3:ListBucket", bucket, MaxKeys=0, Prefix=prefix)
         except NotFound:
             return False
         return True

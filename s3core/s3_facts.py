@@ -7,6 +7,7 @@ honours is `probe`'s to ask.
 import datetime
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from hashlib import sha256
 
 from cryptography import x509
@@ -17,7 +18,7 @@ from s3core.errors import Denied, Misconfigured, NotFound, StoreError, Unavailab
 from s3core.exit_codes import ExitCode
 from s3core.findings import Finding, finding_of
 from s3core.quantities import shown_duration
-from s3core.s3_control import FIRST_GUESS_REGION, LifecycleRule, S3Control
+from s3core.s3_control import FIRST_GUESS_REGION, LifecycleRule, ObjectLock, S3Control
 from s3core.s3_faults import served_region
 from s3core.s3_http import Answer, Transport, peer_certificate
 from s3core.s3_requests import skew_of
@@ -28,13 +29,26 @@ SKEW_WARNING_S = 30
 EXPIRY_WARNING_DAYS = 14
 
 
-def examine_endpoint(endpoint: Endpoint, bucket: str, prefix: str, clock: Clock) -> list[Finding]:
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """What a bucket's settings mean, which depends on what the bucket is for. `versioning` is given the status ("Enabled",
+    "Suspended", ""), `lifecycle` the rules and the prefix that is used. Each gives the finding of its name."""
+
+    versioning: Callable[[str, Endpoint], Finding]
+    object_lock: Callable[[ObjectLock], Finding]
+    lifecycle: Callable[[list[LifecycleRule], str], Finding]
+
+
+def examine_endpoint(
+    endpoint: Endpoint, bucket: str, prefix: str, clock: Clock, judges: Judges | None = None
+) -> list[Finding]:
     """Everything that can be seen without writing. `bucket` may be empty: then the buckets are listed. After a fault
-    that everything else depends on, the rest is left out."""
-    return list(_examine(endpoint, bucket, prefix, clock))
+    that everything else depends on, the rest is left out. `judges` of the bucket's settings; as for volumes where none
+    are given."""
+    return list(_examine(endpoint, bucket, prefix, clock, judges or VOLUME_JUDGES))
 
 
-def _examine(endpoint: Endpoint, bucket: str, prefix: str, clock: Clock) -> Iterator[Finding]:
+def _examine(endpoint: Endpoint, bucket: str, prefix: str, clock: Clock, judges: Judges) -> Iterator[Finding]:
     region = FIRST_GUESS_REGION if endpoint.region == REGION_AUTO else endpoint.region
     service = endpoint.address("", region)
     try:
@@ -57,7 +71,7 @@ def _examine(endpoint: Endpoint, bucket: str, prefix: str, clock: Clock) -> Iter
         if bucket:
             yield from _address(transport, endpoint, bucket, region)
     with closing(S3Control(endpoint, clock=clock)) as control:
-        yield from _bucket(control, endpoint, bucket, prefix) if bucket else _buckets(control, endpoint)
+        yield from _bucket(control, endpoint, bucket, prefix, judges) if bucket else _buckets(control, endpoint)
 
 
 def _ask(transport: Transport, address: Address) -> Answer:
@@ -159,9 +173,9 @@ def _buckets(control: S3Control, endpoint: Endpoint) -> Iterator[Finding]:
         yield Finding("keys", "ok", f"accepted; {len(buckets)} buckets" + (f": {names}" if names else ""))
 
 
-def _bucket(control: S3Control, endpoint: Endpoint, bucket: str, prefix: str) -> Iterator[Finding]:
+def _bucket(control: S3Control, endpoint: Endpoint, bucket: str, prefix: str, judges: Judges) -> Iterator[Finding]:
     try:
-        exists = control.bucket_exists(bucket)
+        exists = control.bucket_exists(bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else "")
     except StoreError as error:
         yield finding_of("bucket", error)
         return
@@ -170,9 +184,9 @@ def _bucket(control: S3Control, endpoint: Endpoint, bucket: str, prefix: str) ->
         yield Finding("bucket", "fault", f"bucket {bucket} does not exist", cure, ExitCode.NOT_FOUND)
         return
     yield Finding("bucket", "ok", f"{bucket} is there and may be listed")
-    yield from _told("versioning", lambda: _versioning(control.versioning(bucket), endpoint))
-    yield from _told("object lock", lambda: _object_lock(control, bucket))
-    yield from _told("lifecycle", lambda: _lifecycle(control.lifecycle(bucket), prefix))
+    yield from _told("versioning", lambda: judges.versioning(control.versioning(bucket), endpoint))
+    yield from _told("object lock", lambda: judges.object_lock(_lock_of(control, bucket)))
+    yield from _told("lifecycle", lambda: judges.lifecycle(control.lifecycle(bucket), prefix))
 
 
 def _told(check: str, ask: Callable[[], Finding]) -> Iterator[Finding]:
@@ -197,11 +211,14 @@ def _versioning(status: str, endpoint: Endpoint) -> Finding:
     return Finding("versioning", "warning", said, cure)
 
 
-def _object_lock(control: S3Control, bucket: str) -> Finding:
+def _lock_of(control: S3Control, bucket: str) -> ObjectLock:
     try:
-        lock = control.object_lock(bucket)
+        return control.object_lock(bucket)
     except NotFound:
-        return Finding("object lock", "ok", "off")
+        return ObjectLock(enabled=False)
+
+
+def _object_lock(lock: ObjectLock) -> Finding:
     if not lock.enabled:
         return Finding("object lock", "ok", "off")
     if not lock.mode:
@@ -215,13 +232,19 @@ def _object_lock(control: S3Control, bucket: str) -> Finding:
     )
 
 
-def _lifecycle(rules: list[LifecycleRule], prefix: str) -> Finding:
+def expiring(rules: list[LifecycleRule], prefix: str) -> list[LifecycleRule]:
+    """Those that delete current objects below `prefix`."""
     stem = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    deleting = [
+    return [
         rule
         for rule in rules
         if rule.enabled and rule.expire_days and (rule.prefix.startswith(stem) or stem.startswith(rule.prefix))
     ]
+
+
+def lifecycle(rules: list[LifecycleRule], prefix: str) -> Finding:
+    """Of a bucket whose objects are all needed."""
+    deleting = expiring(rules, prefix)
     if deleting:
         rule = deleting[0]
         return Finding(
@@ -235,3 +258,6 @@ def _lifecycle(rules: list[LifecycleRule], prefix: str) -> Finding:
         cure = "add AbortIncompleteMultipartUpload after some days"
         return Finding("lifecycle", "note", "no rule clears away unfinished uploads", cure)
     return Finding("lifecycle", "ok", "deletes no live data")
+
+
+VOLUME_JUDGES = Judges(_versioning, _object_lock, lifecycle)
