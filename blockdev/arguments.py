@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from blockdev import keys
 from blockdev.place import VolumePlace, open_store, resolve
 from blockdev.segments.key_slot import Secret
 from s3core.console import progress, write_note
 from s3core.credentials import KEY_SOURCES, check_key_source
 from s3core.exit_codes import ExitCode
 from s3core.quantities import parse_duration, parse_size
+from s3core.secret_source import read_secret
 from s3core.settings import Config
 from s3core.settings_table import reason
 from s3core.store import ObjectStore
@@ -101,7 +101,7 @@ def secret_from(source: str, name: str, *, new: bool = False, flag: str = "--key
             raise typer.Abort from error
 
     try:
-        return keys.read_secret(source, name, ask=ask, environ=os.environ, new=new)
+        return read_secret(source, f"volume {name}", ask=ask, environ=os.environ, new=new)
     except ValueError as error:
         raise typer.BadParameter(f"{flag}: {error}") from error
 

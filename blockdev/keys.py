@@ -1,4 +1,4 @@
-"""The keys of encrypted volumes: where a secret comes from, the slots in the bucket, and opening a volume with them.
+"""The keys of encrypted volumes: the slots in the bucket, and opening a volume with them.
 
 One rule: a data key is never stored but wrapped, and a wrong secret is refused before anything else is read. Who holds a
 secret, holds the volume; nobody can bring back a volume whose last slot is gone, or whose secrets are all forgotten.
@@ -7,54 +7,19 @@ A slot is one object, put with If-None-Match and never changed; replacing a secr
 then the end of the old one. A crash in between leaves both, and both work.
 """
 
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from blockdev.errors import AttachRefused, CorruptFormat, Fenced, KeyRefused, Refused
 from blockdev.segments import key_slot, paths
 from blockdev.segments.cipher import KEY_BYTES, Random
 from blockdev.segments.key_slot import KeySlot, Secret
 from blockdev.segments.volume_file import ENCRYPTION, VolumeFile, encryption_of, is_data_key
-from s3core.credentials import check_key_source, read_key_file, systemd_credential
-from s3core.credentials import read_secret as read_line
 from s3core.errors import NotFound, OutcomeUnknown, PreconditionFailed
 from s3core.store import ObjectStore
 
-PASSPHRASE_CHARACTERS_MIN = 12
-"""Of a new one. Argon2id makes a guess cost a tenth of a second; it does not make eight letters strong."""
-
 KINDS = {"passphrase": "passphrase", "key": "key file"}
-
-
-def read_secret(
-    source: str, volume: str, *, ask: Callable[[str], str], environ: Mapping[str, str], new: bool = False
-) -> Secret | None:
-    """The secret that `source` stands for (see `credentials.KEY_SOURCES`), None for an empty source. `ask` puts a question
-    to a terminal; a `new` passphrase is asked for twice. ValueError for a source of another form, an empty or short
-    passphrase, two that differ; CredentialsError for what cannot be read or may be read by others."""
-    kind, _, name = check_key_source(source).partition(":")
-    if not kind:
-        return None
-    if kind == "file":
-        return Secret("key", read_key_file(Path(name).expanduser()))
-    if kind == "systemd":
-        return Secret("key", read_key_file(systemd_credential(name, environ)))
-    if kind == "passphrase-file":
-        words = read_line(Path(name).expanduser())
-    else:
-        words = ask(f"passphrase of volume {volume}: ").strip()
-        if not words:
-            raise ValueError("no passphrase was given")
-        if new and ask("once more: ").strip() != words:
-            raise ValueError("the two passphrases differ")
-    # One keyboard composes an accented letter, another sends its parts (RFC 8265 section 4.2.2).
-    words = unicodedata.normalize("NFC", words)
-    if new and len(words) < PASSPHRASE_CHARACTERS_MIN:
-        raise ValueError(f"a passphrase has at least {PASSPHRASE_CHARACTERS_MIN} characters")
-    return Secret("passphrase", words.encode())
 
 
 # --- making a volume -------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from s3core.build import build_store
 from s3core.errors import NotFound
 from s3core.exit_codes import ExitCode
 from s3core.memory import MemoryStore
+from s3core.secret_source import read_secret
 from s3core.settings import Config, VolumeSettings
 from s3core.store import ObjectStore
 from tests.blockdev.command import Command, command
@@ -183,7 +184,7 @@ def test_a_passphrase_is_the_same_whichever_way_its_accents_are_typed(tmp_path: 
         path = tmp_path / "words"
         path.write_text(words + "\n")
         path.chmod(0o600)
-        found.append(keys.read_secret(f"passphrase-file:{path}", "vm1", ask=lambda q: "", environ={}))
+        found.append(read_secret(f"passphrase-file:{path}", "volume vm1", ask=lambda q: "", environ={}))
     assert found[0] == found[1] is not None
 
 
