@@ -78,6 +78,12 @@ def judge(line: PlanLine, held: ObjectFacts | None, *, maybe_ours: bool = False)
     return Verdict.WRITE if maybe_ours and held.size == line.size else Verdict.DRIFTED
 
 
+def _left_by_us(line: PlanLine, held: ObjectFacts) -> bool:
+    """Of what `judge` lets be overwritten: whether an earlier attempt put it there. The source has moved on since, so it
+    cannot be copied again; were it not noted now, the next run would find it and take it for somebody else's."""
+    return held.size == line.size and held.etag != line.mirror_etag
+
+
 def trash_prefix(run: int | None = None) -> str:
     """Of one run, or of all; relative to the mirror's prefix."""
     return f"{OWN_PREFIX}trash/" if run is None else f"{OWN_PREFIX}trash/{run}/"
@@ -130,6 +136,9 @@ class LineCopier:
             outcome, message = Outcome.DRIFTED, f"mirror: {changed}"
         except StoreError as error:
             outcome, message, failure = Outcome.FAILED, str(error), error
+        except ValueError as error:
+            # What no server would take, and the port refuses before it asks: this object's matter, not the plan's.
+            outcome, message = Outcome.FAILED, f"cannot be written to the mirror: {error}"
         milliseconds = int((self._clock.monotonic() - began) * 1000)
         result = LineResult(
             number, outcome, done.etag, done.version_id, tally.moved, tally.copied, milliseconds, message
@@ -140,6 +149,13 @@ class LineCopier:
         if line.key.startswith(OWN_PREFIX):
             raise _Left(
                 Outcome.FAILED, f"keys below {OWN_PREFIX} are cowsync's own on a mirror; exclude them by a filter"
+            )
+        length = len(self._mirror.key(line.key).encode())
+        if length > KEY_BYTES_MAX:
+            raise _Left(
+                Outcome.FAILED,
+                f"its key has {length:,} bytes below the mirror's prefix {self._mirror.prefix!r}, and S3 allows "
+                f"{KEY_BYTES_MAX:,}: exclude it by a filter, or take a shorter prefix",
             )
         match line.op:
             case Op.ADD | Op.MODIFY:
@@ -153,7 +169,12 @@ class LineCopier:
         subject = Subject(self._source.bucket, self._locate(line), line.size, line.etag, line.version_id)
         mirror, key = self._mirror.bucket, self._mirror.key(line.key)
         if not self._check_mirror:
-            return self._transfer.copy(subject, mirror, key, tally)
+            try:
+                return self._transfer.copy(subject, mirror, key, tally)
+            except SourceMoved:
+                if maybe_ours and (held := self._transfer.look(mirror, key)) and _left_by_us(line, held):
+                    return Written(held.etag, held.version_id)
+                raise
         if not maybe_ours and self._transfer.guarded_put(subject, mirror):
             try:
                 return self._transfer.copy(subject, mirror, key, tally, before=line.mirror_etag)
@@ -168,7 +189,12 @@ class LineCopier:
             raise _Left(
                 Outcome.DRIFTED, f"the mirror holds {held.size} bytes with ETag {held.etag} where we left {expected}"
             )
-        return self._transfer.copy(subject, mirror, key, tally, before=held.etag if held else "")
+        try:
+            return self._transfer.copy(subject, mirror, key, tally, before=held.etag if held else "")
+        except SourceMoved:
+            if held is not None and _left_by_us(line, held):
+                return Written(held.etag, held.version_id)
+            raise
 
     def _remove(self, line: PlanLine, tally: Tally) -> Written:
         mirror, key = self._mirror.bucket, self._mirror.key(line.key)

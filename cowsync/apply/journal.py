@@ -89,6 +89,7 @@ class Journals:
         self.done = NumberSet()
         self.begun: dict[Op, Ranges] = {op: Ranges() for op in Op}
         self.uploads: set[tuple[str, str]] = set()
+        self._not_ours = NumberSet()
         self._over: set[tuple[str, str]] = set()
 
     @classmethod
@@ -101,14 +102,17 @@ class Journals:
         return found
 
     def maybe_ours(self, op: Op, number: int) -> bool:
-        """Whether an earlier attempt may have carried the line out."""
-        return number in self.begun[op]
+        """Whether an earlier attempt may have carried the line out. Not where one has seen that somebody else's object
+        is there: that one it left alone."""
+        return number in self.begun[op] and number not in self._not_ours
 
     def _note(self, entry: Entry) -> None:
         match entry:
             case LineResult():
                 if entry.outcome is Outcome.DONE:
                     self.done.add(entry.number)
+                elif entry.outcome is Outcome.DRIFTED:
+                    self._not_ours.add(entry.number)
             case Begun():
                 self.begun[entry.op].add(entry.first, entry.end)
             case Upload():

@@ -221,7 +221,7 @@ class Transfer:
         where the target honours that; a multipart upload looks again before it is completed; for a CopyObject the
         caller has just looked. `keep_parts` is the setting, for this object. Raises SourceMoved, TargetChanged (nothing
         written, no upload left), StoreError (not written) and OutcomeUnknown (only after looking did not tell)."""
-        route = self.route(subject, target, keep_parts=keep_parts)
+        route, refused = self.route(subject, target, keep_parts=keep_parts), False
         if route in (Route.COPY, Route.COPY_PARTS):
             try:
                 if route is Route.COPY:
@@ -229,11 +229,16 @@ class Transfer:
                 return self._by_parts(subject, target, key, tally, before, by_server=True)
             except (Unsupported, Denied) as error:
                 # Copying needs one identity that may read there and write here; streaming needs two.
-                self._server_copies = self._server_copies and not isinstance(error, Unsupported)
+                refused = isinstance(error, Unsupported)
                 route = _streamed_route(subject.size, subject.etag, self._settings)
         if route is Route.PUT:
-            return self._put(subject, target, key, tally, before)
-        return self._by_parts(subject, target, key, tally, before, by_server=False)
+            written = self._put(subject, target, key, tally, before)
+        else:
+            written = self._by_parts(subject, target, key, tally, before, by_server=False)
+        if refused:
+            # It was not this object that was refused (one in an archive tier is, either way), but copying.
+            self._server_copies = False
+        return written
 
     def _server_copy(self, subject: Subject, target: Bucket, key: str, tally: Tally, before: str | None) -> Written:
         try:
