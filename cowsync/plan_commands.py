@@ -14,14 +14,15 @@ import typer
 
 from cowsync.arguments import ClusterOption, DigestArgument, LimitOption, MirrorArgument, engine_for, mirror_of, usage
 from cowsync.changes import Op, PlanLine
+from cowsync.errors import StateDamaged
 from cowsync.mirror import Mirror
-from cowsync.mirror_commands import moment
+from cowsync.mirror_commands import count, moment
 from cowsync.plan.exports import Format
 from cowsync.plan.exports import export as write_export
 from cowsync.plan.guard import Decision
-from cowsync.plan.plan_file import SHOWN_DIGEST, Plan, digests, find_plan
+from cowsync.plan.plan_file import SHOWN_DIGEST, Plan, digests, find_plan, open_plan
 from cowsync.scan.run import ScanFacts
-from cowsync.work import Planned, alone, explain_key, make_plan, newest_plan, scan_json, verdict_of
+from cowsync.work import Planned, alone, explain_key, made_at, make_plan, newest_plan, scan_json, verdict_of
 from s3core.console import Column, JsonOption, progress, size_column, write_json, write_line, write_note, write_records
 from s3core.endpoint_commands import ConfigOption
 from s3core.exit_codes import ExitCode
@@ -54,13 +55,13 @@ def plan(
 def plans(name: MirrorArgument, config_path: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show the plans that lie on this host, the newest first."""
     with mirror_of(config_path, name) as mirror:
-        found = [plan_record(find_plan(mirror.plans, digest)) for digest in digests(mirror.plans)]
-    found.sort(key=lambda record: str(record["made"]), reverse=True)
+        found = [_listed(mirror, digest) for digest in digests(mirror.plans)]
+    found.sort(key=lambda record: float(str(record["made"] or 0)), reverse=True)
     columns = [
         Column("digest", "PLAN", lambda digest: str(digest)[:SHOWN_DIGEST]),
         Column("made", "MADE (UTC)", moment),
         Column("run", "RUN", justify="right"),
-        Column("lines", "LINES", lambda lines: f"{lines:,}", "right"),
+        Column("lines", "LINES", count, "right"),
         Column("decision", "GUARD"),
     ]
     if not found and not as_json:
@@ -104,6 +105,10 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Tell everything that is known of one key: at the source now, on the mirror by the last run, and in plans here."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        usage(f"a key is text in UTF-8, which {key!r} is not")
     with mirror_of(config_path, name) as mirror:
         record = explain_key(mirror, key)
     if as_json:
@@ -173,6 +178,8 @@ def tell_plan(name: str, planned: Planned) -> None:
         write_note(f"note: {facts.reserved:,} keys below .cowsync/ are not mirrored: that is cowsync's own place")
     if planned.clean:
         write_line("nothing has changed since the last run")
+        if planned.verdict.decision is not Decision.PASS:
+            write_line(f"plan {plan.digest[:SHOWN_DIGEST]}\nguard: {planned.verdict.text().strip()}")
         return
     write_line(f"plan {plan.digest[:SHOWN_DIGEST]}: {len(plan):,} lines")
     for line in str(plan_record(plan)["text"]).splitlines():
@@ -207,6 +214,17 @@ def plan_record(plan: Plan) -> dict[str, object]:
         "summary": document.get("summary"),
         "text": f"{document.get('text', '')}guard: {verdict.text().strip()}",
     }
+
+
+def _listed(mirror: Mirror, digest: str) -> dict[str, object]:
+    """As `plan_record`; one that cannot be read is told beside the others."""
+    folder = mirror.plans / digest
+    try:
+        return plan_record(open_plan(folder))
+    except StateDamaged as error:
+        unknown = dict.fromkeys(("run", "base", "lines", "summary"))
+        told = {"digest": digest, "mirror": mirror.name, "made": made_at(folder), "decision": "damaged", "reasons": []}
+        return {**told, **unknown, "text": str(error)}
 
 
 def line_record(line: PlanLine) -> Mapping[str, object]:

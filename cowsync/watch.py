@@ -24,10 +24,10 @@ from cowsync.base.head import Entry
 from cowsync.changes import Outcome
 from cowsync.errors import Busy, Held, Refused, StateDamaged, Stopped
 from cowsync.mirror import Mirror
-from cowsync.plan.plan_file import SHOWN_DIGEST, TEMPORARY, digests, open_plan
+from cowsync.plan.plan_file import SHOWN_DIGEST, TEMPORARY, digests
 from cowsync.scan.engine import Engine, WorkerLost
 from cowsync.scan.run import ScanFacts
-from cowsync.work import alone, apply, check_allowed, make_plan, seconds_of
+from cowsync.work import alone, apply, check_allowed, made_at, make_plan, seconds_of
 from s3core.credentials import CredentialsError
 from s3core.errors import StoreError
 from s3core.settings import ConfigError, MirrorSettings
@@ -221,7 +221,7 @@ def kept(entries: Sequence[Entry], settings: MirrorSettings, now: float) -> list
 def remove_old_plans(mirror: Mirror, keep: int = PLANS_KEPT) -> int:
     """Remove all plans but the newest `keep` (at least one) and those with journals. Returns how many. What cannot be
     read counts by the age of its folder."""
-    made = sorted(digests(mirror.plans), key=lambda digest: _made(mirror.plans / digest), reverse=True)
+    made = sorted(digests(mirror.plans), key=lambda digest: made_at(mirror.plans / digest), reverse=True)
     old = [digest for digest in made[max(1, keep) :] if not mirror.journals(digest).exists()]
     for digest in old:
         # A folder has a digest for a name only when it is whole.
@@ -229,10 +229,3 @@ def remove_old_plans(mirror: Mirror, keep: int = PLANS_KEPT) -> int:
         (mirror.plans / digest).rename(left)
         shutil.rmtree(left)
     return len(old)
-
-
-def _made(folder: Path) -> float:
-    try:
-        return float(str(open_plan(folder).summary()["made"]))
-    except (Refused, StateDamaged, KeyError, ValueError):
-        return folder.stat().st_mtime

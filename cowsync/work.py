@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
 from typing import Any
 
 from cowsync.apply.copy_line import Place
@@ -233,6 +234,11 @@ def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) 
             shutil.rmtree(path)
             continue
         if plan.head.base == base.name and not moved:
+            check_places(
+                mirror,
+                plan,
+                f"an apply of it was broken off: name that place again and run once, or give it up: remove {path}",
+            )
             result = _carry_out(mirror, plan, replace(apply_settings(mirror), begun_only=True), None, None)
             if result.stopped:
                 raise Refused(
@@ -267,13 +273,39 @@ def _carry_out(
 
 
 def check_base(mirror: Mirror, plan: Plan, base: Base) -> None:
-    """Refused where the base has moved on since the plan was made."""
+    """Refused where the base has moved on since the plan was made, or the mirror's places are others."""
+    check_places(mirror, plan, f"nothing was moved; make a new one: cowsync plan {mirror.name}")
     if plan.head.base != base.name:
         raise Refused(
             f"plan {plan.digest[:12]} was made from snapshot {plan.head.base[:12] or '(none)'}, and the base is "
             f"{base.name[:12] or '(none)'} now",
             hint=f"nothing was moved; make a new one: cowsync plan {mirror.name}",
         )
+
+
+def moved_places(mirror: Mirror, base: Base) -> tuple[tuple[str, str, str], ...]:
+    """Ends of the mirror that the configuration and the base name by another URL: what, URL of the base, URL now. What
+    the base says of another place is not true of this one: a new target has none of it."""
+    if base.snapshot is None:
+        return ()
+    facts, settings = base.snapshot.facts, mirror.settings
+    ends = (("source", facts.source, settings.source), ("target", facts.mirror, settings.target))
+    return tuple((what, then, now) for what, then, now in ends if then.rstrip("/") != now.rstrip("/"))
+
+
+def check_places(mirror: Mirror, plan: Plan, hint: str) -> None:
+    """Refused where the configuration names other ends, or another mirror, than when the plan was made."""
+    settings, head = mirror.settings, plan.head
+    for what, then, now in (
+        ("mirror", head.mirror, mirror.name),
+        ("source", head.source, settings.source),
+        ("target", head.target, settings.target),
+    ):
+        if then.rstrip("/") != now.rstrip("/"):
+            raise Refused(
+                f"plan {plan.digest[:SHOWN_DIGEST]} was made for the {what} {then}, and the configuration names {now}",
+                hint=hint,
+            )
 
 
 def check_allowed(plan: Plan, approve: str) -> Verdict:
@@ -433,6 +465,7 @@ def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -
         order=order,
         clock_skew_s=mirror.source.bucket.properties.clock_skew_s,
         mirror=mirror.name,
+        moved=moved_places(mirror, base),
     )
     verdict = judge(facts, mirror.guard, base.past)
     write_verdict(plan, verdict)
@@ -508,11 +541,19 @@ def change_of(line: PlanLine) -> Totals:
 
 
 def newest_plan(mirror: Mirror) -> Plan:
-    """The plan that was made last. Refused where there is none."""
-    plans = [open_plan(mirror.plans / digest) for digest in digests(mirror.plans)]
-    if not plans:
+    """The plan that was made last. Refused where there is none, StateDamaged where it cannot be read."""
+    found = digests(mirror.plans)
+    if not found:
         raise Refused(f"there is no plan of mirror {mirror.name} here", hint=f"make one: cowsync plan {mirror.name}")
-    return max(plans, key=lambda plan: float(str(plan.summary().get("made", 0.0))))
+    return open_plan(max((mirror.plans / digest for digest in found), key=made_at))
+
+
+def made_at(folder: Path) -> float:
+    """When the plan in `folder` was made; by the age of the folder where the plan does not tell."""
+    try:
+        return float(str(open_plan(folder).summary()["made"]))
+    except (Refused, StateDamaged, KeyError, ValueError):
+        return folder.stat().st_mtime
 
 
 def _past(snapshot: Snapshot) -> PastRun:
@@ -542,7 +583,7 @@ def explain_key(mirror: Mirror, key: str) -> dict[str, Any]:
         "source": _facts_of(mirror.source, key),
         "known": known,
         "mirror": _facts_of(mirror.target, key),
-        "plans": [_line_in(open_plan(mirror.plans / digest), key) for digest in digests(mirror.plans)],
+        "plans": [_line_in(mirror.plans / digest, key) for digest in digests(mirror.plans)],
     }
 
 
@@ -555,8 +596,12 @@ def _facts_of(place: Place, key: str) -> dict[str, Any] | str:
     return {"etag": facts.etag, "size": facts.size, "modified": moment, "version_id": facts.version_id}
 
 
-def _line_in(plan: Plan, key: str) -> str:
-    found = plan.find(key)
+def _line_in(folder: Path, key: str) -> str:
+    try:
+        plan = open_plan(folder)
+        found = plan.find(key)
+    except StateDamaged as error:
+        return f"{folder.name[:SHOWN_DIGEST]}: {error}"
     said = f"line {found[0]}: {found[1].op} ({found[1].reason})" if found else "no line"
     return f"{plan.digest[:SHOWN_DIGEST]} of run {plan.head.run}: {said}"
 

@@ -108,7 +108,8 @@ class Facts:
     """All that a verdict rests on. `base` is None on a first run. `canaries_known` are those of the configured canaries
     that the base has as present. `gap` says which keys the listing does not cover, "" when it is complete.
     `clock_skew_s` is our clock less the source's, None where the source told no time. `mirror` is the name that
-    commands in reasons are given."""
+    commands in reasons are given. `moved` are the places that have another URL in the configuration than in the base: what
+    it is, URL then, URL now."""
 
     digest: str
     base: Census | None
@@ -118,11 +119,12 @@ class Facts:
     order: Order = Order.ASCENDING
     clock_skew_s: float | None = None
     mirror: str = ""
+    moved: tuple[tuple[str, str, str], ...] = ()
 
 
 def judge(facts: Facts, settings: GuardSettings, history: Sequence[PastRun]) -> Verdict:
     """The verdict on a whole plan. `history` are earlier runs that were carried out, the newest last."""
-    reasons = [*_refusals(facts), *_canaries(facts, settings), *_clock(facts, settings)]
+    reasons = [*_refusals(facts), *_moved(facts), *_canaries(facts, settings), *_clock(facts, settings)]
     if facts.base is not None and facts.base.keys:
         reasons += _losses(facts, facts.base, settings)
         reasons += _overwrites(facts, facts.base, settings, history)
@@ -254,6 +256,16 @@ def _refusals(facts: Facts) -> Iterator[Reason]:
             "",
             "the source lists its keys out of order, so keys may be missing from the comparison:"
             " nothing is to approve, run `cowsync plan` again, which sorts them",
+        )
+
+
+def _moved(facts: Facts) -> Iterator[Reason]:
+    for what, then, now in facts.moved:
+        yield Reason(
+            Decision.HOLD,
+            "",
+            f"the {what} is {now} by the configuration, and what is known is of {then}: where that is the same place under"
+            f" another name, {_approve(facts)}; else give this mirror a `state_dir` and a `state` of its own",
         )
 
 

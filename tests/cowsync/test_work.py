@@ -13,7 +13,7 @@ from cowsync.catalogue import Phase
 from cowsync.changes import Op, Outcome
 from cowsync.errors import Held, Refused
 from cowsync.plan.guard import Decision
-from cowsync.work import alone
+from cowsync.work import alone, explain_key, newest_plan
 from s3core.settings import GuardSettings
 from tests.cowsync.apply.faulty_bucket import Crash, Fault
 from tests.cowsync.worlds import DAY_S, World
@@ -273,3 +273,62 @@ def test_a_clock_that_is_wrong_holds_the_plan(tmp_path: Path) -> None:
     assert "clock" in planned.verdict.text()
     world.clock_skew_s = 1.0
     assert world.plan().verdict.decision is Decision.PASS
+
+
+@pytest.mark.parametrize("setting", ["source", "target"])
+def test_what_is_known_of_one_place_is_not_taken_for_another(tmp_path: Path, setting: str) -> None:
+    """A new, empty target would be "clean": the base says that all of it is there."""
+    world = filled(tmp_path)
+    before = world.settings
+    world.settings = before.model_copy(update={setting: "memory:elsewhere"})
+    planned = world.plan()
+    assert planned.clean
+    assert planned.verdict.decision is Decision.HOLD
+    assert f"the {setting} is memory:elsewhere by the configuration" in planned.verdict.text()
+    with pytest.raises(Held):
+        world.apply(planned, approve="")
+    world.apply(planned)
+    assert world.plan().verdict.decision is Decision.PASS, "it was the same place under another name"
+
+
+@pytest.mark.parametrize("setting", ["source", "target"])
+def test_a_plan_is_not_carried_out_elsewhere(tmp_path: Path, setting: str) -> None:
+    world = filled(tmp_path)
+    world.source.put("data/new.txt", b"n")
+    planned = world.plan()
+    world.settings = world.settings.model_copy(update={setting: "memory:elsewhere"})
+    with pytest.raises(Refused, match=f"was made for the {setting}"):
+        world.apply(planned)
+    assert "data/new.txt" not in world.mirrored()
+
+
+def test_an_apply_that_was_broken_off_is_not_settled_elsewhere(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    world.source.put("data/new.txt", b"n")
+    planned = world.plan()
+    world.faults.calls, world.faults.at = 0, {2: Fault.CRASH_AFTER}
+    with pytest.raises(Crash):
+        world.apply(planned)
+    world.faults.at, world.faults.crashed = {}, False
+    here = world.settings
+    world.settings = here.model_copy(update={"target": "memory:elsewhere"})
+    with pytest.raises(Refused, match="was made for the target memory:t"):
+        world.plan()
+    world.settings = here
+    assert world.run().result.complete
+    assert world.plan().clean
+
+
+def test_a_plan_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    world.source.put("data/new.txt", b"n")
+    torn = world.plan().plan
+    (torn.folder / "index.json").write_bytes(b"")
+    os.utime(torn.folder, (0, 0))
+    world.clock.sleep(60)
+    world.source.put("data/other.txt", b"n")
+    whole = world.plan().plan
+    assert newest_plan(world.mirror()).digest == whole.digest
+    said = "\n".join(explain_key(world.mirror(), "data/new.txt")["plans"])
+    assert "index" in said
+    assert "add (new)" in said
