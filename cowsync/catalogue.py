@@ -5,6 +5,7 @@ is in plans; a catalogue that is lost costs the history of runs and nothing else
 crash the last run stands there unfinished, and the next one that begins marks it `interrupted`.
 """
 
+import errno
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,15 @@ class Phase(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+_OF_THE_DISK = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.EIO,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+    sqlite3.SQLITE_LOCKED: errno.EBUSY,
+}
+"""What SQLite says of the place and not of the file: moving the file away would cure nothing."""
 UNFINISHED = (Phase.SCANNING, Phase.APPLYING)
 
 
@@ -132,6 +142,9 @@ class Catalogue:
                 with database:
                     yield database
         except sqlite3.DatabaseError as error:
+            number = _OF_THE_DISK.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+            if number is not None:
+                raise OSError(number, f"the history of runs cannot be used: {error}", str(self._path)) from error
             raise StateDamaged(
                 f"{self._path}: cannot be used: {error}",
                 hint="move the file away: it is only the history of runs, the next run makes a new one",

@@ -70,9 +70,10 @@ class Mirror:
 
 @contextmanager
 def opened(config: Config, name: str) -> Iterator[Mirror]:
-    """ConfigError for a mirror nobody knows, Refused for one that would copy into itself. Opens no connection."""
+    """ConfigError for a mirror nobody knows or with settings that cannot be, Refused for one that would copy into itself.
+    Opens no connection."""
     settings = config.mirror(name)
-    check_apart(settings.source, settings.target)
+    check_settings(config, name, settings)
     folder = Path(settings.state_dir)
     folder.mkdir(parents=True, exist_ok=True)
     source, source_prefix = open_bucket(settings.source, config)
@@ -123,6 +124,39 @@ def check_apart(source: str, target: str) -> None:
 def lies_in(inner: str, outer: str) -> bool:
     """Whether the place that one URL names is the other's, or below it."""
     return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+
+
+def check_settings(config: Config, name: str, settings: MirrorSettings) -> None:
+    """What the configuration file's own check cannot see. ConfigError, or Refused as `check_apart`."""
+    try:
+        belongs(settings.include, settings.exclude)
+        source, target, state = (
+            _whereabouts(config, url) for url in (settings.source, settings.target, settings.state)
+        )
+    except ValueError as error:
+        raise ConfigError(f"{config.path}: [mirror.{name}]: {error}") from error
+    check_apart(settings.source, settings.target)
+    if lies_in(source, target) or lies_in(target, source):
+        raise Refused(
+            f"source {settings.source} and target {settings.target} lie in each other: their endpoints are one server",
+            hint="choose another bucket, or prefixes of which none begins with the other",
+        )
+    if lies_in(state, source):
+        raise Refused(
+            f"state {settings.state} lies in source {settings.source}: it would be mirrored, and change with each run",
+            hint="choose another bucket, or a prefix that is not below the source",
+        )
+
+
+def _whereabouts(config: Config, url: str) -> str:
+    """A place in words that are the same for two endpoints of one server. ValueError for a URL that is none."""
+    place = parse_store_url(url)
+    if place.scheme != "s3":
+        return f"{place.scheme}:{place.name}/{place.path.strip('/')}".rstrip("/")
+    endpoint = config.endpoint(place.name)
+    # Servers of one provider differ by region, and names of buckets do not.
+    address = endpoint.address("", "region")
+    return f"{address.host}{address.path}/{place.bucket}/{place.path}".rstrip("/")
 
 
 def reader(layers: Layers, library: Library) -> Callable[[KeyRange], Iterator[Rows]]:

@@ -11,10 +11,11 @@ from typing import Annotated
 
 import typer
 
-from cowsync.arguments import MirrorArgument, mirror_of
+from cowsync.arguments import MirrorArgument, mirror_of, usage
 from cowsync.catalogue import Catalogue, Phase, Run
 from cowsync.mirror import check_apart
 from cowsync.work import base_of
+from s3core.build import parse_store_url
 from s3core.config_file import change_file, with_table
 from s3core.console import (
     Column,
@@ -41,6 +42,11 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Write a mirror to the configuration file. Nothing is contacted."""
+    for url in (source, target):
+        try:
+            parse_store_url(url)
+        except ValueError as error:
+            usage(str(error))
     path = writable(config_path)
     before = load_config(path) if path.exists() else Config(path=path)
     if name in before.mirrors and not force:

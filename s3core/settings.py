@@ -471,6 +471,16 @@ def parse_config(text: str, *, path: Path = DEFAULT_PATH) -> Config:
                 f"{path}: [volume.{name}]: lun {served.lun} of {served.iqn} is [volume.{other}]",
                 hint="give it another lun",
             )
+    for setting in ("state", "state_dir"):
+        places: dict[str, str] = {}
+        for name in config.mirrors:
+            place = str(getattr(config.mirror(name), setting))
+            other = places.setdefault(place.rstrip("/"), name)
+            if other != name:
+                raise ConfigError(
+                    f"{path}: [mirror.{name}]: {setting} {place} is that of [mirror.{other}]",
+                    hint="what is known of one mirror is not true of another: give it a place of its own",
+                )
     return config
 
 

@@ -13,7 +13,7 @@ Belongs = Callable[[bytes], bool]
 
 
 def pattern(text: str) -> re.Pattern[str]:
-    """The regular expression of one pattern. ValueError for a set that is not closed."""
+    """The regular expression of one pattern. ValueError for a set that is not closed or is none."""
     expression = []
     text = f"{text}**" if text.endswith("/") else text
     place = 0
@@ -39,7 +39,10 @@ def pattern(text: str) -> re.Pattern[str]:
         else:
             expression.append(re.escape(character))
             place += 1
-    return re.compile(f"(?s:{''.join(expression)})")
+    try:
+        return re.compile(f"(?s:{''.join(expression)})")
+    except re.error as error:
+        raise ValueError(f"pattern {text!r}: a set in it is none ({error})") from error
 
 
 def belongs(include: Sequence[str], exclude: Sequence[str]) -> Belongs | None:

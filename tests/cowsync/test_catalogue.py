@@ -1,5 +1,7 @@
 """The history of runs: what is written is read, an interrupted run is seen, a damaged file says what to do."""
 
+import errno
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,19 @@ def test_an_unknown_field_is_a_mistake_of_ours(tmp_path: Path) -> None:
     catalogue = Catalogue(tmp_path / "catalogue.sqlite")
     with pytest.raises(ValueError, match="nonsense"):
         catalogue.update(1, Phase.DONE, nonsense=1)
+
+
+def test_a_place_that_is_full_is_no_damaged_file(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path / "catalogue.sqlite")
+
+    class Full:
+        @property
+        def sqlite_errorcode(self) -> int:
+            return sqlite3.SQLITE_FULL
+
+    class DiskFull(Full, sqlite3.OperationalError):
+        pass
+
+    with pytest.raises(OSError, match="disk is full") as caught, catalogue._open():
+        raise DiskFull("database or disk is full")
+    assert caught.value.errno == errno.ENOSPC

@@ -66,6 +66,47 @@ def test_what_is_wrong_is_said(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("table", "code", "told"),
+    [
+        ('source = "s3://one"', ExitCode.CONFIGURATION, "must name an endpoint and a bucket"),
+        ('source = "s3://one/b/in"', ExitCode.REFUSED, "their endpoints are one server"),
+        ('source = "memory:a"\nexclude = "[z-a]"', ExitCode.CONFIGURATION, "pattern '[z-a]'"),
+        ('source = "memory:a"\nstate = "memory:a/b"', ExitCode.REFUSED, "lies in source"),
+        ('source = "memory:a"\nstate_dir = "/x"', ExitCode.CONFIGURATION, "is that of [mirror.other]"),
+    ],
+)
+def test_a_mirror_that_cannot_be_is_refused_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str, code: ExitCode, told: str
+) -> None:
+    config = tmp_path / "config.toml"
+    where = "" if "state_dir" in table else f'state_dir = "{tmp_path}/state"\n'
+    endpoints = "".join(
+        f'[endpoint.{name}]\nurl = "http://127.0.0.1:1"\naccess_key = "a"\nsecret_key = "b"\n'
+        for name in ("one", "two")
+    )
+    config.write_text(
+        f'{endpoints}[mirror.other]\nsource = "memory:p"\ntarget = "memory:q"\nstate_dir = "/x"\n'
+        f'[mirror.m]\ntarget = "s3://two/b"\n{where}{table}\n'
+    )
+    config.chmod(0o600)
+    assert run(app, "cowsync", ["plan", "m", "--config", str(config), "--json"]) == code
+    assert told in json.loads(capsys.readouterr().err)["error"]["message"]
+
+
+def test_plans_are_listed_though_one_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'[mirror.m]\nsource = "memory:o"\ntarget = "memory:w"\nstate_dir = "{tmp_path}/state"\n')
+    assert run(app, "cowsync", ["plan", "m", "--config", str(config)]) == ExitCode.OK
+    next((tmp_path / "state" / "plans").glob("*/guard.json")).unlink()
+    capsys.readouterr()
+    assert run(app, "cowsync", ["plans", "m", "--config", str(config)]) == ExitCode.OK
+    assert "damaged" in capsys.readouterr().out
+    assert run(app, "cowsync", ["plans", "m", "--config", str(config), "--json"]) == ExitCode.OK
+    assert [one["decision"] for one in json.loads(capsys.readouterr().out)] == ["damaged"]
+    assert run(app, "cowsync", ["init", "n", "s3://one", "memory:x", "--config", str(config)]) == ExitCode.USAGE
+
+
 def test_a_mirror_from_the_first_run_to_a_restore(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from s3core.bucket_stack import open_bucket
 

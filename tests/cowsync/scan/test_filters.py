@@ -38,3 +38,9 @@ def test_exclude_wins_and_include_decides() -> None:
 def test_an_open_set_is_named() -> None:
     with pytest.raises(ValueError, match="not closed"):
         pattern("a[bc")
+
+
+@pytest.mark.parametrize("text", ["[z-a]", "[!]"])
+def test_a_set_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="set"):
+        pattern(text)
