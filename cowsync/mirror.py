@@ -130,9 +130,8 @@ def check_settings(config: Config, name: str, settings: MirrorSettings) -> None:
     """What the configuration file's own check cannot see. ConfigError, or Refused as `check_apart`."""
     try:
         belongs(settings.include, settings.exclude)
-        source, target, state = (
-            _whereabouts(config, url) for url in (settings.source, settings.target, settings.state)
-        )
+        parse_store_url(settings.state)
+        source, target = (_whereabouts(config, url) for url in (settings.source, settings.target))
     except ValueError as error:
         raise ConfigError(f"{config.path}: [mirror.{name}]: {error}") from error
     check_apart(settings.source, settings.target)
@@ -140,11 +139,6 @@ def check_settings(config: Config, name: str, settings: MirrorSettings) -> None:
         raise Refused(
             f"source {settings.source} and target {settings.target} lie in each other: their endpoints are one server",
             hint="choose another bucket, or prefixes of which none begins with the other",
-        )
-    if lies_in(state, source):
-        raise Refused(
-            f"state {settings.state} lies in source {settings.source}: it would be mirrored, and change with each run",
-            hint="choose another bucket, or a prefix that is not below the source",
         )
 
 

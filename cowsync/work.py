@@ -37,7 +37,7 @@ from cowsync.base.snapshot import Snapshot, Totals
 from cowsync.catalogue import Phase
 from cowsync.changes import Op, PlanLine
 from cowsync.errors import Busy, Held, Refused, StateDamaged, Stopped
-from cowsync.mirror import Mirror, reader
+from cowsync.mirror import Mirror, lies_in, reader
 from cowsync.plan.census import Census, census_from_json
 from cowsync.plan.format import PlanHead
 from cowsync.plan.guard import ChangesTally, Decision, Facts, Order, PastRun, Reason, Verdict, judge
@@ -150,6 +150,12 @@ def make_plan(
 
 def plan_from(mirror: Mirror, scan_of: Callable[[Base], Scan], *, now: Callable[[], float] = time.time) -> Planned:
     """As `make_plan`, with any complete scan of the source that is compared with the base it is given."""
+    if lies_in(mirror.settings.state, mirror.settings.source):
+        raise Refused(
+            f"state {mirror.settings.state} lies in source {mirror.settings.source}: it would be mirrored, and change with "
+            "each run",
+            hint="choose another bucket, or a prefix that is not below the source",
+        )
     catalogue = mirror.catalogue()
     base = base_of(mirror)
     if settle(mirror, base, now=now):

@@ -51,14 +51,8 @@ def test_an_unknown_field_is_a_mistake_of_ours(tmp_path: Path) -> None:
 def test_a_place_that_is_full_is_no_damaged_file(tmp_path: Path) -> None:
     catalogue = Catalogue(tmp_path / "catalogue.sqlite")
 
-    class Full:
-        @property
-        def sqlite_errorcode(self) -> int:
-            return sqlite3.SQLITE_FULL
-
-    class DiskFull(Full, sqlite3.OperationalError):
-        pass
-
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
     with pytest.raises(OSError, match="disk is full") as caught, catalogue._open():
-        raise DiskFull("database or disk is full")
+        raise error
     assert caught.value.errno == errno.ENOSPC
