@@ -1,8 +1,8 @@
-"""The catalogue: every run of a mirror on this host, in one SQLite file.
+"""The catalogue: every run of a mirror on this host, and what was seen of its ends, in one SQLite file.
 
 One rule: it is a record, not the truth. What is on the mirror is in the base, what was done is in journals, what was planned
-is in plans; a catalogue that is lost costs the history of runs and nothing else. Each change is one transaction; after a
-crash the last run stands there unfinished, and the next one that begins marks it `interrupted`.
+is in plans; a catalogue that is lost costs the history of runs, and probes that are made again. Each change is one
+transaction; after a crash the last run stands there unfinished, and the next one that begins marks it `interrupted`.
 """
 
 import errno
@@ -17,7 +17,7 @@ from typing import Any
 
 from cowsync.errors import StateDamaged
 
-VERSION = 1
+VERSION = 2
 
 
 class Phase(StrEnum):
@@ -63,16 +63,30 @@ class Run:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """`value` was seen of what `of` identifies, at that moment in Unix seconds."""
+
+    value: str
+    of: str
+    at: float
+
+
 _FIELDS = ("id", "number", "phase", "started", "ended", "base", "plan", "snapshot", "message", "facts")
-_SCHEMA = f"""
+_SCHEMA = """
 create table runs (
     id integer primary key, number integer not null, phase text not null, started real not null,
     ended real not null default 0, base text not null default '', plan text not null default '',
-    snapshot text not null default '', message text not null default '', facts text not null default '{{}}'
+    snapshot text not null default '', message text not null default '', facts text not null default '{}'
 );
 create index runs_by_plan on runs (plan);
+"""
+_SEEN = f"""
+create table seen (name text primary key, value text not null, of text not null, at real not null);
 pragma user_version = {VERSION};
 """
+_STEPS = {0: _SCHEMA + _SEEN, 1: _SEEN}
+"""What makes the newest version of an older one; 0 is an empty file."""
 
 
 class Catalogue:
@@ -83,8 +97,12 @@ class Catalogue:
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._open() as database:
             version = database.execute("pragma user_version").fetchone()[0]
-            if version == 0:
-                database.executescript(_SCHEMA)
+            if version in _STEPS:
+                # With the lock, since another process may be making it too.
+                database.execute("begin immediate")
+                version = database.execute("pragma user_version").fetchone()[0]
+                for statement in filter(str.strip, _STEPS.get(version, "").split(";")):
+                    database.execute(statement)
             elif version != VERSION:
                 raise StateDamaged(
                     f"{path}: is a catalogue of version {version}, this program knows {VERSION}",
@@ -133,6 +151,16 @@ class Catalogue:
                 f"select {', '.join(_FIELDS)} from runs where plan = ? order by id desc limit 1", (digest,)
             ).fetchone()
         return _run(row) if row else None
+
+    def remember(self, name: str, value: str, *, of: str, now: float) -> None:
+        """In place of what was seen under that name before."""
+        with self._open() as database:
+            database.execute("insert or replace into seen values (?, ?, ?, ?)", (name, value, of, now))
+
+    def seen(self, name: str) -> Seen | None:
+        with self._open() as database:
+            row = database.execute("select value, of, at from seen where name = ?", (name,)).fetchone()
+        return Seen(*row) if row else None
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

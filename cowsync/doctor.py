@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from fcntl import LOCK_EX, LOCK_NB, flock
 from statistics import median
 
-from cowsync.apply.copy_line import OWN_PREFIX, Place
+from cowsync.apply.copy_line import Place
+from cowsync.conditions import PROBES, probe_id, remember
 from cowsync.errors import Busy, StateDamaged
 from cowsync.mirror import Mirror, lies_in
 from cowsync.work import LOCK_NAME
@@ -47,7 +48,6 @@ PAGES = 5
 """Pages of real keys that are listed at each end."""
 SAMPLE_BYTES_MAX = 64 << 20
 """No larger object of the source is copied to try it."""
-PROBES = f"{OWN_PREFIX}probe/"
 STATE_PROBES = "probe/"
 OTHERS_AGE_S = 3600.0
 """What another host's doctor wrote is in use for so long at most."""
@@ -128,24 +128,17 @@ class _Own:
 
 @contextmanager
 def _own(mirror: Mirror, random: random_module.Random) -> Iterator[_Own]:
-    """A crash while the name is written leaves a short one, and another is made. Then what went by the first is found by its
-    age."""
     path = mirror.folder / OWN_NAME
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not _locked(fd):
             raise Busy(f"another doctor is at work on mirror {mirror.name} (it holds {path})", hint="wait for it")
-        name = os.pread(fd, 16, 0).decode("ascii", "replace")
-        if len(name) < 16 or not name.isalnum():
-            name = f"{random.getrandbits(64):016x}"
-            os.pwrite(fd, name.encode(), 0)
-            os.fsync(fd)
         other = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             holds = not _locked(other)
         finally:
             os.close(other)
-        yield _Own(name, holds)
+        yield _Own(probe_id(mirror.folder, random), holds)
     finally:
         os.close(fd)
 
@@ -303,8 +296,18 @@ class _Doctor:
 
     def _conditions(self) -> Finding:
         self.conditional_puts = conditional_puts(self.mirror.target.bucket, f"{self.place}conditions/")
+        remember(self.mirror, self.conditional_puts, self.clock.time())
+        setting = self.mirror.settings.conditional_puts
         if not self.conditional_puts:
-            return Finding("mirror conditions", "ok", "If-None-Match and If-Match are kept to by PUT")
+            unused = " (not used: conditional_puts = no)" if setting == "no" else ""
+            return Finding("mirror conditions", "ok", f"If-None-Match and If-Match are kept to by PUT{unused}")
+        if setting == "yes":
+            return Finding(
+                "mirror conditions",
+                "fault",
+                f"{self.conditional_puts}, and conditional_puts = yes relies on it: runs may overwrite what others wrote",
+                f'set conditional_puts = "auto" of [mirror.{self.mirror.name}]',
+            )
         return Finding(
             "mirror conditions",
             "note",

@@ -33,7 +33,8 @@ WORKER_OPEN_BYTES = 8 << 20
 @dataclass(frozen=True, slots=True)
 class Mirror:
     """`folder` is on this host, on a disk that syncs: plans, journals, the catalogue, a cache of segments. `piece` runs
-    one piece of a scan and may be sent to another process; `prices` are those of both endpoints."""
+    one piece of a scan and may be sent to another process; `prices` are those of both endpoints. `target_identity` is another
+    one where the mirror is another bucket or server, or is spoken to otherwise."""
 
     name: str
     settings: MirrorSettings
@@ -44,6 +45,7 @@ class Mirror:
     piece: Callable[[ShardTask], ShardResult]
     prices: tuple[Prices, Prices] = (Prices(), Prices())
     where: dict[str, str] = field(default_factory=dict)
+    target_identity: str = ""
 
     @property
     def plans(self) -> Path:
@@ -95,6 +97,7 @@ def opened(config: Config, name: str) -> Iterator[Mirror]:
                 "settings": json.dumps(_compared(config, settings)),
                 "opening": secrets.token_hex(8),
             },
+            _identity(config, settings.target),
         )
     finally:
         source.close()
@@ -228,3 +231,12 @@ def endpoint_url(config: Config, url: str) -> str:
 def _prices(config: Config, url: str) -> Prices:
     place = parse_store_url(url)
     return config.endpoint(place.name).prices if place.scheme == "s3" else Prices()
+
+
+def _identity(config: Config, url: str) -> str:
+    place = parse_store_url(url)
+    if place.scheme != "s3":
+        return url
+    endpoint = config.endpoint(place.name)
+    quoted = "quoted" if endpoint.if_match_quoted else "bare"
+    return f"{endpoint.url} {endpoint.region} {endpoint.proxy or 'direct'} {quoted} {place.bucket}"

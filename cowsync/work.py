@@ -36,6 +36,7 @@ from cowsync.base.snapshot import Facts as RunFacts
 from cowsync.base.snapshot import Snapshot, Totals
 from cowsync.catalogue import Phase
 from cowsync.changes import Op, PlanLine
+from cowsync.conditions import conditional_puts_hold, useful
 from cowsync.errors import Busy, Held, Refused, StateDamaged, Stopped
 from cowsync.mirror import Mirror, lies_in, reader
 from cowsync.plan.census import Census, census_from_json
@@ -49,6 +50,7 @@ from cowsync.scan.ranges import WHOLE
 from cowsync.scan.run import Scan, ScanFacts, run_scan
 from cowsync.scan.shard import ShardTask, compared
 from cowsync.scan.unordered import sorted_rows
+from s3core.clock import system_random
 from s3core.errors import NotFound
 
 HISTORY = 100
@@ -201,11 +203,16 @@ def apply(
     check_allowed(plan, approve)
     plan.verify()
     catalogue = mirror.catalogue()
+    # Not the first time: what the mirror holds already is then found by a HEAD, and no bytes travel in vain. A crash while
+    # it probes leaves what `conditions` says.
+    wanted = bool(base.name) and len(plan) > 0 and useful(mirror)
+    conditional = wanted and conditional_puts_hold(mirror, now(), system_random())
     made = catalogue.run_of_plan(plan.digest)
     run_id = made.id if made else catalogue.begin(plan.head.run, base.name, now())
     catalogue.update(run_id, Phase.APPLYING, plan=plan.digest, message="")
     try:
-        result = _carry_out(mirror, plan, apply_settings(mirror), stop, on_progress)
+        settings = apply_settings(mirror, conditional_puts=conditional)
+        result = _carry_out(mirror, plan, settings, stop, on_progress)
         # A run that was stopped keeps its journals and goes on; one that came to its end is published, with what failed
         # left to the next scan.
         # One with lines of which nobody knows the end waits, too: what they left on the mirror must not look like drift.
@@ -359,12 +366,13 @@ def verdict_of(plan: Plan) -> Verdict:
         ) from error
 
 
-def apply_settings(mirror: Mirror) -> ApplySettings:
+def apply_settings(mirror: Mirror, *, conditional_puts: bool = False) -> ApplySettings:
+    """`conditional_puts`: whether it was seen that PUT keeps to conditions where it is written to."""
     return ApplySettings(
         workers=mirror.settings.copiers,
         removals=mirror.settings.vanished == "remove",
         check_mirror=mirror.settings.check_target,
-        transfer=TransferSettings(part_bytes=mirror.settings.part_bytes),
+        transfer=TransferSettings(part_bytes=mirror.settings.part_bytes, conditional_puts=conditional_puts),
     )
 
 

@@ -317,6 +317,11 @@ class MirrorSettings(_Table):
     check_target: bool = _setting(
         True, "look before an overwrite whether the mirror still holds what was put there; costs a HEAD each"
     )
+    conditional_puts: Literal["auto", "yes", "no"] = _setting(
+        "auto",
+        "whether a PUT to the mirror carries the condition that nobody wrote there, in place of that HEAD; auto: where a "
+        "probe has seen within a day that the server keeps to it",
+    )
     scanners: int = _setting(0, "processes that list and compare; 0: one for each processor", ge=0)
     listings: int = _setting(
         4, "listings at once in each of these processes, since a store takes its time to answer", ge=1

@@ -2,11 +2,12 @@
 
 import errno
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from cowsync.catalogue import Catalogue, Phase
+from cowsync.catalogue import VERSION, Catalogue, Phase, Seen
 from cowsync.errors import StateDamaged
 
 
@@ -32,6 +33,29 @@ def test_a_run_that_never_ended_is_marked_by_the_next(tmp_path: Path) -> None:
     assert phases[lost] == (Phase.INTERRUPTED, 200.0)
     assert phases[held] == (Phase.HELD, 0.0)
     assert [run.started for run in catalogue.runs(2)] == [300.0, 200.0]
+
+
+def test_what_was_seen_is_told_until_something_else_is(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path / "catalogue.sqlite")
+    assert catalogue.seen("x") is None
+    catalogue.remember("x", "", of="here", now=1.0)
+    catalogue.remember("x", "no", of="there", now=2.0)
+    assert Catalogue(tmp_path / "catalogue.sqlite").seen("x") == Seen("no", "there", 2.0)
+
+
+def test_a_catalogue_of_version_1_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.sqlite"
+    Catalogue(path).begin(7, "base", 1.0)
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript("drop table seen; pragma user_version = 1;")
+    catalogue = Catalogue(path)
+    assert [run.number for run in catalogue.runs()] == [7]
+    assert catalogue.seen("x") is None
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("pragma user_version").fetchone() == (VERSION,)
+        database.execute("pragma user_version = 99")
+    with pytest.raises(StateDamaged, match="version 99"):
+        Catalogue(path)
 
 
 def test_a_damaged_file_is_named_with_the_cure(tmp_path: Path) -> None:

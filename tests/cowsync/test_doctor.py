@@ -13,7 +13,8 @@ import pytest
 
 from cowsync.apply.copy_line import Place
 from cowsync.cli import app
-from cowsync.doctor import OTHERS_AGE_S, PROBES, Diagnosis, Surroundings, diagnose
+from cowsync.conditions import PROBES
+from cowsync.doctor import OTHERS_AGE_S, Diagnosis, Surroundings, diagnose
 from cowsync.errors import Busy
 from cowsync.mirror import Mirror
 from s3core.bucket import NO_ATTRIBUTES, Attributes, Bucket, CopySource, ListedPage, Written
