@@ -108,7 +108,7 @@ class _Service:
             log.info("mirror %s: %s", self._mirror.name, text)
 
     def _ended(self, ended: Ended, pause: float) -> None:
-        self.doing.last = ended.text()
+        self.doing.last, self.doing.end = ended.text(), ended.end
         self._due, self.doing.next_at = time.monotonic() + pause, time.time() + pause
         self.doing.stage = "waiting"
         due = datetime.fromtimestamp(self.doing.next_at, UTC).strftime("%H:%M:%S UTC")

@@ -2,14 +2,20 @@
 
 One rule: health is read off the catalogue when it is asked for, so that runs by hand count, approvals too; the service adds
 only what the catalogue cannot know. `METRICS` is the table that the exposition, docs/metrics.md and the tests are made from.
+
+Health is about the service: that it lists when it should, that what it plans may move, that what may move is copied. An object
+that somebody else wrote on the mirror is left alone by design, and stays so until a person has looked; were that ill health,
+one key would have `/healthz` say 503 for weeks, and nobody would see the day the runs really stop. So drift is told, in the
+body of a 200 and as a metric with an alert of its own.
 """
 
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
+from typing import Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -17,9 +23,10 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from cowsync.catalogue import Phase, Run
+from cowsync.changes import Outcome
 from cowsync.errors import Refused, StateDamaged
 from cowsync.plan.plan_file import SHOWN_DIGEST
-from cowsync.watch import NOT_DONE
+from cowsync.watch import End
 from s3core.quantities import shown_duration
 
 LATE_PERIODS = 3
@@ -29,28 +36,32 @@ LOOK_BACK = 200
 PATIENCE_S = 10.0
 """For a client that sends no request."""
 
+FAILED = (Outcome.FAILED, Outcome.SKIPPED)
 _ENDED = (Phase.HELD, Phase.DONE, Phase.CLEAN, Phase.PARTIAL, Phase.FAILED, Phase.INTERRUPTED)
 
 
 @dataclass(slots=True)
 class Doing:
     """What the service itself knows: what it does now, in a line; when the next round is due (Unix seconds, 0.0 while
-    one goes on); how the last ended."""
+    one goes on); how the last ended, in a line and as a word, "" before the first."""
 
     stage: str = "starting"
     next_at: float = 0.0
     last: str = ""
+    end: End | Literal[""] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
     """Of the runs in the catalogue: the newest that ended; the newest whose listing did; the newest that is complete,
-    so that the mirror was as the source; the newest that made a plan, if the guard holds that."""
+    so that the mirror was as the source; the newest that made a plan, if the guard holds that; the newest that carried one
+    out."""
 
     last: Run | None = None
     listed: Run | None = None
     complete: Run | None = None
     held: Run | None = None
+    applied: Run | None = None
 
 
 def past_of(runs: Sequence[Run]) -> Past:
@@ -61,18 +72,41 @@ def past_of(runs: Sequence[Run]) -> Past:
         next((run for run in runs if "keys" in run.facts), None),
         next((run for run in runs if is_complete(run)), None),
         planned if planned is not None and planned.phase is Phase.HELD else None,
+        next((run for run in runs if "applied" in run.facts), None),
     )
 
 
 def is_complete(run: Run) -> bool:
-    """Whether everything that was planned is on the mirror, but for what the source changed meanwhile."""
+    """Whether everything that was planned is on the mirror, but for what the source changed meanwhile and for what others
+    wrote on the mirror."""
     return run.phase in (Phase.DONE, Phase.CLEAN) or (run.phase is Phase.PARTIAL and failed_lines(run) == 0)
 
 
 def failed_lines(run: Run) -> int:
-    """Lines of the run that a person should look at."""
+    """Lines of the run that could not be done, or were not tried."""
+    return _count(run, *FAILED)
+
+
+def drifted_lines(run: Run) -> int:
+    """Lines of the run that were left alone, since the mirror holds what we did not put there."""
+    return _count(run, Outcome.DRIFTED)
+
+
+def _count(run: Run, *outcomes: Outcome) -> int:
     counts = run.facts.get("applied", {}).get("counts", {})
-    return sum(of.get(outcome, 0) for of in counts.values() for outcome in NOT_DONE)
+    return sum(of.get(outcome, 0) for of in counts.values() for outcome in outcomes)
+
+
+def drift(mirror: str, past: Past) -> str:
+    """What is to be told of objects that others wrote on the mirror, and what to do; "" where there are none."""
+    run = past.applied
+    if run is None or not (lines := drifted_lines(run)):
+        return ""
+    failures = run.facts["applied"].get("failures", [])
+    key = next((one["key"] for one in failures if one["outcome"] == Outcome.DRIFTED), "")
+    such = f", such as {key}" if key else ""
+    look = f"; cowsync explain {mirror} KEY tells which" if key else ""
+    return f"{lines:,} objects on the mirror are not what was put there{such}, and were left alone{look}"
 
 
 def why_not(mirror: str, past: Past, every_s: float, now: float) -> list[str]:
@@ -118,7 +152,7 @@ class Health:
         """StateDamaged. A complete run that was seen once is not forgotten when many that failed come after it."""
         past = past_of(self._runs(LOOK_BACK))
         self._complete = past.complete or self._complete
-        return Past(past.last, past.listed, self._complete, past.held)
+        return replace(past, complete=self._complete)
 
     def answer(self) -> tuple[int, dict[str, object]]:
         """The status of `/healthz` and its JSON object."""
@@ -137,6 +171,8 @@ class Health:
             "healthy": not why,
             "why": "; ".join(why),
             "held": past.held.plan if past.held else "",
+            "drifted": drifted_lines(past.applied) if past.applied else 0,
+            "drift": drift(self.mirror, past),
             "last_complete": past.complete.ended if past.complete else None,
             "age_seconds": round(now - past.complete.ended, 3) if past.complete else None,
             "every_seconds": self._every_s,
@@ -150,11 +186,17 @@ class Health:
         found: dict[str, float] = {
             "healthy": float(not why_not(self.mirror, past, self._every_s, now)),
             "held": float(past.held is not None),
+            "every_seconds": self._every_s,
+            "lock_held": float(self._doing.end == End.BUSY),
         }
         if past.last is not None:
             found["last_run_timestamp_seconds"] = past.last.started
             found["last_run_duration_seconds"] = past.last.ended - past.last.started
             found["failed_lines"] = failed_lines(past.last)
+        failed = past.last is not None and (past.last.phase is Phase.FAILED or failed_lines(past.last) > 0)
+        found["last_run_failed"] = float(failed or self._doing.end == End.FAILED)
+        if past.applied is not None:
+            found["drifted_lines"] = drifted_lines(past.applied)
         if past.complete is not None:
             found["last_complete_run_timestamp_seconds"] = past.complete.started
             found["lag_seconds"] = now - past.complete.started
@@ -190,7 +232,15 @@ METRICS: tuple[Metric, ...] = (
     Metric("keys", "objects", "Objects that the last complete listing of the source found"),
     Metric("bytes", "bytes", "Their size"),
     Metric("changes", "lines", "Lines of the plan that came of it"),
-    Metric("failed_lines", "lines", "Lines of the last run that failed, or that the mirror's own changes forbade"),
+    Metric("failed_lines", "lines", "Lines of the last run that failed or were not tried"),
+    Metric(
+        "drifted_lines", "lines", "Lines of the last plan carried out that were left alone: others wrote on the mirror"
+    ),
+    Metric("last_run_failed", "0 or 1", "Whether the last run did not come to its end, or left lines that failed"),
+    Metric(
+        "lock_held", "0 or 1", "Whether the service found another process at work on the mirror when its run was due"
+    ),
+    Metric("every_seconds", "seconds", "Time from one run to the next, as configured"),
 )
 """All have the label `mirror`; one without a figure is left out."""
 

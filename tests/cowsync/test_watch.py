@@ -43,7 +43,7 @@ from cowsync.work import alone
 from s3core.errors import Unavailable
 from s3core.service_manager import ServiceManager
 from s3core.settings import GuardSettings, MirrorSettings
-from tests.cowsync.apply.faulty_bucket import Fault
+from tests.cowsync.apply.faulty_bucket import Fault, Faults
 from tests.cowsync.worlds import World
 
 HOUR_S = 3600.0
@@ -234,12 +234,48 @@ def test_lines_that_a_person_should_look_at_are_told(tmp_path: Path) -> None:
     assert (ended.end, ended.failed) == (End.PARTIAL, 1)
     assert "drifted: modify k/003" in ended.message
     health = health_of(world)
+    world.clock.sleep(2 * HOUR_S)
+    one_round(world)
+    world.clock.sleep(2 * HOUR_S)
+    status, document = health.answer()
+    assert (status, document["why"], document["drifted"]) == (200, "", 1), "the service does what it can"
+    assert "such as k/003, and were left alone" in str(document["drift"])
+    figures = health.figures()
+    assert (figures["drifted_lines"], figures["failed_lines"], figures["last_run_failed"]) == (1, 0, 0)
+    world.target.put("k/003", b"3")
+    one_round(world)
+    status, document = health.answer()
+    assert (status, document["drifted"], document["drift"]) == (200, 0, "")
+
+
+def test_lines_that_fail_are_ill_health_when_it_lasts(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    one_round(world)
+    world.source.put("k/003", b"new")
+    health = health_of(world)
+    world.clock.sleep(2 * HOUR_S)
+    world.faults = Faults(dict.fromkeys(range(3, 200), Fault.DENIED))
+    ended = one_round(world)
+    assert (ended.end, ended.failed) == (End.PARTIAL, 1), ended.text()
     assert health.answer()[0] == 200, "the one before is young enough"
-    world.clock.sleep(3 * HOUR_S)
+    world.clock.sleep(HOUR_S)
     status, document = health.answer()
     assert status == 503
     assert "the last run is partial: 1 lines failed" in str(document["why"])
-    assert health.figures()["failed_lines"] == 1
+    figures = health.figures()
+    assert (figures["drifted_lines"], figures["failed_lines"], figures["last_run_failed"]) == (0, 1, 1)
+
+
+def test_what_only_the_service_knows_is_told(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    one_round(world)
+    doing = Doing()
+    health = health_of(world, doing)
+    for end, lock_held, failed in ((End.BUSY, 1, 0), (End.FAILED, 0, 1), (End.CLEAN, 0, 0)):
+        doing.end = end
+        figures = health.figures()
+        assert (figures["lock_held"], figures["last_run_failed"]) == (lock_held, failed)
+    assert figures["every_seconds"] == HOUR_S
 
 
 # --- tidying ---------------------------------------------------------------------------------------------------------
@@ -328,6 +364,8 @@ def test_health_ages(tmp_path: Path) -> None:
             "healthy": False,
             "why": "no complete run is known",
             "held": "",
+            "drifted": 0,
+            "drift": "",
             "last_complete": None,
             "age_seconds": None,
             "every_seconds": HOUR_S,
