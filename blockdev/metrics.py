@@ -423,7 +423,7 @@ _HEAD = """\
 
 Every metric has the label `volume`. Counters and histograms begin at 0 when the volume is attached. What the worker process
 counts (from `s3block_commits_total` on) is at most a second old, and absent until its first report. A metric that a volume
-has no figure for is absent. Five alerts to begin with: [deploy/prometheus-alerts.yml](../deploy/prometheus-alerts.yml).
+has no figure for is absent. Alerts to begin with: [deploy/prometheus-alerts.yml](../deploy/prometheus-alerts.yml).
 
 | metric | type | unit | further labels | meaning |
 | --- | --- | --- | --- | --- |

@@ -275,7 +275,9 @@ _HEAD = """
 off by default, and there is neither TLS nor a password: listen on loopback, or where only your monitors reach.
 
 Every metric has the label `mirror` and is read off the catalogue of runs of this host when it is asked for, so that runs by
-hand count and a restart forgets nothing. One that nothing is known of yet is absent.
+hand count and a restart forgets nothing; `lock_held` and `last_run_failed` also tell how the service's own last round ended.
+One that nothing is known of yet is absent. Alerts to begin with:
+[deploy/prometheus-alerts.yml](../deploy/prometheus-alerts.yml).
 
 | metric | type | unit | meaning |
 | --- | --- | --- | --- |
