@@ -8,7 +8,7 @@ transaction; after a crash the last run stands there unfinished, and the next on
 import errno
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -44,6 +44,12 @@ _OF_THE_DISK = {
 }
 """What SQLite says of the place and not of the file: moving the file away would cure nothing."""
 UNFINISHED = (Phase.SCANNING, Phase.APPLYING)
+RUNS_MIN = 1000
+"""So many of the newest runs are never trimmed."""
+RUNS_MAX = 10_000
+"""Runs beyond these go whatever their age: of a mirror with a run every minute, a week."""
+RUN_AGE_S = 90 * 86400.0
+"""Runs beyond RUNS_MIN go when they began so long ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,20 @@ class Catalogue:
                 f"select {', '.join(_FIELDS)} from runs order by id desc limit ?", (limit or -1,)
             ).fetchall()
         return [_run(row) for row in rows]
+
+    def trim(self, plans: Collection[str], now: float) -> int:
+        """Forget old runs, by RUNS_MIN, RUNS_MAX and RUN_AGE_S; how many. Those of `plans` stay, which may still be applied,
+        those that go on, and of each phase the newest: how long ago a mirror was complete is not forgotten."""
+        with self._open() as database:
+            database.execute("create temp table kept_plans (plan text primary key)")
+            database.executemany("insert or ignore into kept_plans values (?)", ((plan,) for plan in plans))
+            return database.execute(
+                f"""delete from runs where id <= (select id from runs order by id desc limit 1 offset ?)
+                and (started < ? or id <= (select id from runs order by id desc limit 1 offset ?))
+                and plan not in (select plan from kept_plans) and phase not in ({",".join("?" * len(UNFINISHED))})
+                and id not in (select max(id) from runs group by phase)""",
+                (RUNS_MIN, now - RUN_AGE_S, RUNS_MAX, *UNFINISHED),
+            ).rowcount
 
     def run_of_plan(self, digest: str) -> Run | None:
         """The newest run that made this plan."""

@@ -17,7 +17,7 @@ from cowsync.base.layers import read
 from cowsync.base.state import AGE_SECONDS
 from cowsync.errors import Refused
 from cowsync.mirror import Mirror, open_place
-from cowsync.watch import kept
+from cowsync.watch import forget_runs, kept
 from cowsync.work import alone, apply_settings
 from s3core.console import Column, JsonOption, new_app, size_column, write_json, write_line, write_note, write_records
 from s3core.endpoint_commands import ConfigOption
@@ -186,15 +186,16 @@ def prune(
 
     With `vanished = "remove"` a few older ones are kept: they tell how long an object has been missed."""
     with mirror_of(config_path, name) as mirror, alone(mirror):
-        names = kept(
-            mirror.state.head().entries, mirror.settings.model_copy(update={"snapshots_kept": keep}), time.time()
-        )
+        now = time.time()
+        names = kept(mirror.state.head().entries, mirror.settings.model_copy(update={"snapshots_kept": keep}), now)
         pruned = mirror.state.prune(names)
+        runs = forget_runs(mirror, now)
     record = {
         "snapshots": pruned.snapshots,
         "segments": pruned.segments,
         "bytes": pruned.bytes,
         "left": len(pruned.left),
+        "runs": runs,
     }
     if as_json:
         write_json(record)

@@ -169,13 +169,14 @@ def _with_untidy(ended: Ended, untidy: str) -> Ended:
 
 
 def tidy(mirror: Mirror, now: float) -> str:
-    """Forget old plans, and once a day old restore points. Returns what could not be done, "" where all was. For the
+    """Forget old plans, and once a day old restore points and runs. Returns what could not be done, "" where all was. For the
     holder of the lock."""
     try:
         remove_old_plans(mirror)
         stamp = mirror.folder / PRUNED_NAME
         if now - _stamped(stamp) >= DAY_S:
             pruned = mirror.state.prune(kept(mirror.state.head().entries, mirror.settings, now))
+            forget_runs(mirror, now)
             stamp.touch()
             os.utime(stamp, (now, now))
             if pruned.left:
@@ -216,6 +217,13 @@ def kept(entries: Sequence[Entry], settings: MirrorSettings, now: float) -> list
             found.append(entry.name)
             last = moment, entry.run
     return names + [name for name in found if name not in names]
+
+
+def forget_runs(mirror: Mirror, now: float) -> int:
+    """Trim the catalogue; runs whose plan or journals are on this host stay. Returns how many went."""
+    applies = mirror.folder / "applies"
+    going = [path.name for path in applies.iterdir()] if applies.is_dir() else []
+    return mirror.catalogue().trim([*digests(mirror.plans), *going], now)
 
 
 def remove_old_plans(mirror: Mirror, keep: int = PLANS_KEPT) -> int:

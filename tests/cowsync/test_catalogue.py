@@ -2,6 +2,7 @@
 
 import errno
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -33,6 +34,45 @@ def test_a_run_that_never_ended_is_marked_by_the_next(tmp_path: Path) -> None:
     assert phases[lost] == (Phase.INTERRUPTED, 200.0)
     assert phases[held] == (Phase.HELD, 0.0)
     assert [run.started for run in catalogue.runs(2)] == [300.0, 200.0]
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cowsync.catalogue.RUNS_MIN", 5)
+    monkeypatch.setattr("cowsync.catalogue.RUNS_MAX", 8)
+
+
+def history(path: Path, phases: Sequence[Phase], every_s: float) -> Catalogue:
+    catalogue = Catalogue(path / "catalogue.sqlite")
+    for number, phase in enumerate(phases):
+        run = catalogue.begin(number, "", number * every_s)
+        catalogue.update(run, phase, plan=f"plan-{number}")
+    return catalogue
+
+
+@pytest.mark.usefixtures("few")
+def test_runs_are_forgotten_by_count_and_by_age(tmp_path: Path) -> None:
+    catalogue = history(tmp_path, [Phase.CLEAN] * 12, 10 * 86400.0)
+    day_130 = 130 * 86400.0
+    assert catalogue.trim([], day_130) == 4, "all but eight"
+    assert [run.number for run in catalogue.runs()] == [11, 10, 9, 8, 7, 6, 5, 4]
+    assert catalogue.trim([], day_130) == 0
+    assert catalogue.trim([], day_130 + 35 * 86400.0) == 3, "older than 90 days, but for the newest five"
+    assert [run.number for run in catalogue.runs()] == [11, 10, 9, 8, 7]
+    assert catalogue.trim([], day_130 * 10) == 0
+
+
+@pytest.mark.usefixtures("few")
+def test_what_is_still_needed_is_not_forgotten(tmp_path: Path) -> None:
+    phases = [Phase.DONE, Phase.HELD, Phase.PLANNED, Phase.PLANNED] + [Phase.FAILED] * 20
+    catalogue = history(tmp_path, phases, 60.0)
+    assert catalogue.trim(["plan-2", "plan-9"], 1e9) == 24 - 5 - 5
+    assert [run.number for run in catalogue.runs()] == [23, 22, 21, 20, 19, 9, 3, 2, 1, 0]
+    assert catalogue.run_of_plan("plan-2") is not None
+    with closing(sqlite3.connect(tmp_path / "catalogue.sqlite")) as database:
+        database.execute("update runs set phase = 'applying' where number = 9")
+        database.commit()
+    assert catalogue.trim(["plan-2"], 1e9) == 0
 
 
 def test_what_was_seen_is_told_until_something_else_is(tmp_path: Path) -> None:
