@@ -197,6 +197,9 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     is printed by `print_error`; nothing escapes. A command says no by raising `typer.Exit(ExitCode.FINDING)`."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     as_json = "--json" in given
+    for name_of_stream in ("stdout", "stderr"):
+        if getattr(sys, name_of_stream) is None:  # closed by whoever started us, who wants nothing of it
+            setattr(sys, name_of_stream, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
     try:
         answer = app(given, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
@@ -251,6 +254,12 @@ def _message(error: BaseException) -> tuple[str, str]:
     return message or type(error).__name__, hint
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program with 1, which says that something was found."""
+        raise BrokenPipeError
+
+
 def _stdout() -> Console:
     wide = None if sys.stdout.isatty() else 10_000
-    return Console(file=sys.stdout, markup=False, highlight=False, emoji=False, width=wide)
+    return _Console(file=sys.stdout, markup=False, highlight=False, emoji=False, width=wide)

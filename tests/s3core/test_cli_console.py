@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from typing import Annotated
 
 import pytest
@@ -161,3 +164,34 @@ def test_a_command_line_nobody_understands(arguments: list[str], said: str, caps
 def test_a_usage_error_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(app_that_raises(None), "tool", ["act", "--json", "--cuont"]) == ExitCode.USAGE
     assert json.loads(capsys.readouterr().err)["error"]["name"] == "usage"
+
+
+ANSWERS = """
+import sys
+import typer
+from s3core.console import Column, new_app, run, write_line, write_records
+app = new_app("t", "t")
+@app.command()
+def table() -> None:
+    write_records([{"n": "x" * 200}] * 100, [Column("n", "N")], as_json=False)
+@app.command()
+def line() -> None:
+    write_line("done")
+sys.exit(int(run(app, "t", sys.argv[1:])))
+"""
+
+
+def test_whoever_stops_reading_a_table_is_no_finding() -> None:
+    """1 would say that a check has found something."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", ANSWERS, "table"]
+    done = subprocess.run(command, check=False, stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    os.close(writing)
+    assert done.returncode == ExitCode.BROKEN_PIPE
+    assert done.stderr == b""
+
+
+def test_a_command_without_standard_output_does_its_work() -> None:
+    command = ["sh", "-c", 'exec "$0" -c "$1" line >&- 2>&-', sys.executable, ANSWERS]
+    assert subprocess.run(command, check=False, timeout=60).returncode == ExitCode.OK
