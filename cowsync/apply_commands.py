@@ -54,7 +54,7 @@ def run(
         with engine_for(mirror, cluster) as engine, scanning(name, quiet=as_json) as scanned:
             planned = make_plan(mirror, engine, progress=scanned)
         if not as_json:
-            tell_plan(name, planned)
+            tell_plan(name, planned, follows=True)
             if planned.verdict.decision is Decision.HOLD:
                 write_note(
                     f"nothing was moved; after a look: cowsync apply {name} --approve {planned.plan.digest[:12]}"

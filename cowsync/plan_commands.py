@@ -165,7 +165,8 @@ def scanning(name: str, *, quiet: bool, doing: str = "listing the source") -> It
         yield told
 
 
-def tell_plan(name: str, planned: Planned) -> None:
+def tell_plan(name: str, planned: Planned, *, follows: bool = False) -> None:
+    """`follows`: it is carried out by this very command."""
     facts, plan = planned.scan, planned.plan
     rate = facts.keys / facts.seconds if facts.seconds else 0.0
     asked = f"{facts.requests + facts.probes:,} LIST requests"
@@ -184,7 +185,7 @@ def tell_plan(name: str, planned: Planned) -> None:
     write_line(f"plan {plan.digest[:SHOWN_DIGEST]}: {len(plan):,} lines")
     for line in str(plan_record(plan)["text"]).splitlines():
         write_line(line)
-    if planned.verdict.decision is Decision.PASS:
+    if planned.verdict.decision is Decision.PASS and not follows:
         write_note(f"next: cowsync show {name}      every line\n      cowsync apply {name}     carry them out")
 
 

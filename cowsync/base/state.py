@@ -88,7 +88,10 @@ class State:
         """HEAD as it is now. StateDamaged, StoreError."""
         try:
             body = self._store.get(HEAD)
-        except NotFound:
+        except NotFound as error:
+            if not error.key:
+                # The bucket: nothing is known of what it held, and a run that begins anew could not publish either.
+                raise
             return Head()
         return Head(body.etag, head_format.decode(body.data))
 

@@ -17,7 +17,7 @@ from cowsync.base.snapshot import Facts, Totals
 from cowsync.base.state import AGE_SECONDS, HEAD, SEGMENTS, SNAPSHOTS, State
 from cowsync.errors import Refused, StateDamaged
 from cowsync.rows import REMOVED, Row, Rows
-from s3core.errors import OutcomeUnknown, StoreError, Unavailable
+from s3core.errors import NotFound, OutcomeUnknown, StoreError, Unavailable
 from s3core.faulty import Fault, FaultKind, FaultPlan, FaultyStore
 from s3core.memory import MemoryObjects, MemoryStore
 from s3core.store import ObjectStore
@@ -414,3 +414,14 @@ def test_a_footer_comes_from_the_store_or_the_cache(tmp_path: Path) -> None:
     for ref in host.snapshot(head.current).layers[0]:
         assert world.host().footer(ref) == host.footer(ref) == host.segment(ref).footer
     assert all(key.startswith((SEGMENTS, SNAPSHOTS, HEAD)) for key in world.bucket.keys)
+
+
+def test_a_bucket_that_is_not_there_is_no_empty_state(tmp_path: Path) -> None:
+    """Else a run would begin anew, copy everything, and could not publish."""
+
+    class Nowhere(StoreWrapper):
+        def _perform(self, call: Call, action: Callable[[], T]) -> T:
+            raise NotFound("bucket b does not exist at http://s")
+
+    with pytest.raises(NotFound, match="bucket b does not exist"):
+        State(Nowhere(MemoryStore()), tmp_path).head()
