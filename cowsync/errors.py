@@ -35,7 +35,8 @@ class Stopped(Exception):
 
 
 class ClusterUnavailable(Exception):
-    """The cluster that was to do the work cannot be reached, has no worker, or went away; nothing was changed."""
+    """The cluster that was to do the work cannot be reached, has no worker, or went away. A scan has changed
+    nothing then; of an apply all that was answered is in the journal."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

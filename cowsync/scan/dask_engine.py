@@ -1,7 +1,8 @@
-"""The pieces of a scan on a Dask cluster that is there already: `--cluster tcp://HOST:PORT`.
+"""The pieces of a scan or of an apply on a Dask cluster that is there already: `--cluster tcp://HOST:PORT`.
 
 One rule: the cluster is somebody's. It is asked for work and told what is no longer wanted; nothing of it is started,
 changed or shut down here. Dask gives a piece out again by itself when a worker dies; what it gives up on is WorkerLost.
+Which run of a piece counts is the scheduler's to say, and it forgets that with the piece.
 
 distributed is an extra that not every host needs, so it is imported when it is used.
 """
@@ -13,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 from cowsync.errors import ClusterUnavailable, Refused, StateDamaged
-from cowsync.scan.engine import WorkerLost
+from cowsync.scan.engine import Hold, WorkerLost
 from s3core.settings import ConfigError
 
 if TYPE_CHECKING:
@@ -92,6 +95,9 @@ class DaskEngine:
         inner.add_done_callback(lambda done: self._finished(outer, done))
         return outer
 
+    def submit_held(self, function: Callable[[Task, Hold], Answer], task: Task) -> "Future[Answer]":
+        return self.submit(partial(held, function), task)
+
     def close(self) -> None:
         """Takes back what was not begun, and leaves. The cluster goes on."""
         self._closing.set()
@@ -148,7 +154,7 @@ class DaskEngine:
     def _unavailable(self) -> ClusterUnavailable:
         return ClusterUnavailable(
             f"the cluster {self._address} is gone: {self._gone}",
-            hint="nothing was changed; run it again when the cluster is back, or without --cluster",
+            hint="run it again when the cluster is back, or without --cluster; what is done is known",
         )
 
     def _give_up(self, why: str) -> None:
@@ -203,6 +209,58 @@ def on_worker(wanted: Mapping[str, str], function: Callable[[Task], Answer], tas
         ) from error
     except OSError as error:
         raise Refused(f"worker {_here()}: {error}", hint=f"see {PAGE}") from error
+
+
+def held(function: Callable[[Task, Hold], Answer], task: Task) -> Answer:
+    """Runs on a worker."""
+    return function(task, WorkerHold())
+
+
+class WorkerHold:
+    """One run of a piece, on the worker that runs it. The scheduler is asked: what a worker knows of itself may be old."""
+
+    def __init__(self) -> None:
+        from distributed import get_client, get_worker
+
+        worker: Any = get_worker()
+        self.name = f"worker {_here()}"
+        self._run = (worker.get_current_task(), worker.address, uuid4().hex)
+        # Any: most of its methods have no types.
+        self._client: Any = get_client()
+
+    def begin(self) -> bool:
+        return self._ask()
+
+    def keep(self) -> None:
+        self._ask()
+
+    def _ask(self) -> bool:
+        try:
+            told: bool | None = self._client.run_on_scheduler(runs_before, *self._run)
+        except Exception as error:
+            # Whatever it is, the scheduler did not say that the piece is ours.
+            raise WorkerLost(f"{self.name} cannot ask the scheduler: {error}") from error
+        if told is None:
+            raise WorkerLost(f"nobody waits for {self.name} any more")
+        return told
+
+
+RUNS = "cowsync-runs"
+"""Under this name the scheduler keeps the runs of a piece beside the piece, and forgets them with it."""
+
+
+def runs_before(key: str, address: str, token: str, dask_scheduler: Any = None) -> bool | None:
+    """Runs on the scheduler. Whether the piece had another run before the one that `token` names, which is noted; None
+    where the piece is not that worker's, or was begun anew since."""
+    task = dask_scheduler.tasks.get(key)
+    if task is None or task.processing_on is None or task.processing_on.address != address:
+        return None
+    if task.metadata is None:
+        task.metadata = {}
+    runs = task.metadata.setdefault(RUNS, [])
+    if token not in runs:
+        runs.append(token)
+    return len(runs) > 1 if runs[-1] == token else None
 
 
 def versions() -> dict[str, str]:

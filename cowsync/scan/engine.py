@@ -36,6 +36,33 @@ class Engine(Protocol):
         ...
 
 
+class Hold(Protocol):
+    """A piece with effects, seen from where it runs. Such a piece may run twice, one run after the other or both at once:
+    its worker was lost, or only seemed to be."""
+
+    @property
+    def name(self) -> str:
+        """Of whoever runs it, for messages."""
+        ...
+
+    def begin(self) -> bool:
+        """Before the first effect. Whether another run of the piece may have had effects. Raises WorkerLost as `keep`."""
+        ...
+
+    def keep(self) -> None:
+        """WorkerLost where nobody waits for this run's answer any more: another worker has the piece, or it was dropped,
+        or whoever gave it out is gone."""
+        ...
+
+
+class Crew(Engine, Protocol):
+    """An engine for pieces that change something outside."""
+
+    def submit_held(self, function: Callable[[Task, Hold], Answer], task: Task) -> "Future[Answer]":
+        """As `submit`; the function is given what holds the piece where it runs."""
+        ...
+
+
 class InlineEngine:
     """Runs a piece where it is submitted, at once: for tests, small buckets and stores of this process."""
 
