@@ -14,7 +14,16 @@ import typer
 
 from cowsync.apply.run import ApplyResult, Progress, stop_on_signals
 from cowsync.apply.verify import Finding, ListingResult, RereadSettings, reread, verify_listing
-from cowsync.arguments import ApproveOption, ClusterOption, DigestArgument, MirrorArgument, engine_for, mirror_of
+from cowsync.arguments import (
+    ApproveOption,
+    ClusterOption,
+    DigestArgument,
+    MirrorArgument,
+    check_cluster,
+    crew_for,
+    engine_for,
+    mirror_of,
+)
 from cowsync.base.layers import Layers, read
 from cowsync.changes import Outcome
 from cowsync.mirror import Mirror
@@ -34,14 +43,16 @@ def apply(
     name: MirrorArgument,
     digest: DigestArgument = "",
     approve: ApproveOption = "",
+    cluster: ClusterOption = "",
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a plan: the newest, or the one named. Called again after it was stopped, it goes on where it was."""
     with mirror_of(config_path, name) as mirror, alone(mirror):
         plan = plan_of(mirror, digest or approve)
-        with stopping() as stop, applying(name, quiet=as_json) as told:
-            applied = carry_out(mirror, plan.digest, approve=approve, stop=stop, on_progress=told)
+        check_allowed(plan, approve)
+        with crew_for(mirror, cluster) as crew, stopping() as stop, applying(name, quiet=as_json) as told:
+            applied = carry_out(mirror, plan.digest, approve=approve, stop=stop, on_progress=told, crew=crew)
     _tell(name, applied, as_json=as_json)
     raise typer.Exit(exit_of(applied.result))
 
@@ -51,6 +62,8 @@ def run(
 ) -> None:
     """Plan, and carry the plan out if the guard lets it: what a timer calls."""
     with mirror_of(config_path, name) as mirror, alone(mirror):
+        if cluster:
+            check_cluster(mirror, cluster, ("source", "state", "target"))
         with engine_for(mirror, cluster) as engine, scanning(name, quiet=as_json) as scanned:
             planned = make_plan(mirror, engine, progress=scanned)
         if not as_json:
@@ -61,8 +74,13 @@ def run(
                 )
                 raise typer.Exit(ExitCode.REFUSED)
         check_allowed(planned.plan, "")
-        with stopping() as stop, applying(name, quiet=as_json or planned.clean) as told:
-            applied = carry_out(mirror, planned.plan.digest, stop=stop, on_progress=told)
+        lines_at = "" if planned.clean else cluster
+        with (
+            crew_for(mirror, lines_at) as crew,
+            stopping() as stop,
+            applying(name, quiet=as_json or planned.clean) as told,
+        ):
+            applied = carry_out(mirror, planned.plan.digest, stop=stop, on_progress=told, crew=crew)
     _tell(name, applied, as_json=as_json)
     raise typer.Exit(exit_of(applied.result))
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cowsync.mirror import Mirror, opened
-from cowsync.scan.engine import Engine, InlineEngine, ProcessEngine
+from cowsync.scan.engine import Crew, Engine, InlineEngine, ProcessEngine
 from s3core.console import write_note
 from s3core.settings import load_config
 
@@ -26,7 +26,9 @@ DigestArgument = Annotated[
 ClusterOption = Annotated[
     str,
     typer.Option(
-        "--cluster", metavar="tcp://HOST:PORT", help="List and compare on the Dask cluster of this scheduler, not here."
+        "--cluster",
+        metavar="tcp://HOST:PORT",
+        help="List, compare and copy on the Dask cluster of this scheduler, not here.",
     ),
 ]
 LimitOption = Annotated[int, typer.Option("--limit", help="Show at most so many; 0: all.", min=0)]
@@ -71,17 +73,40 @@ def engine_for(mirror: Mirror, cluster: str = "") -> Iterator[Engine]:
         engine.close()
 
 
-def _cluster_engine(mirror: Mirror, cluster: str) -> Engine:
+@contextmanager
+def crew_for(mirror: Mirror, cluster: str = "") -> Iterator[Crew | None]:
+    """Who carries out lines: a cluster where one is named, else None, this process."""
+    if not cluster:
+        yield None
+        return
+    check_cluster(mirror, cluster, ("source", "target"))
+    crew = _connected(cluster)
+    try:
+        yield crew
+    finally:
+        crew.close()
+
+
+def check_cluster(mirror: Mirror, cluster: str, reached: Sequence[str]) -> None:
+    """A usage error where it is no address of a cluster, or its workers cannot get at what the settings `reached` name."""
     if not CLUSTER_ADDRESS.fullmatch(cluster):
         usage(f"--cluster must be the address of a Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT, not {cluster!r}")
-    for setting in ("source", "state"):
+    for setting in reached:
         if getattr(mirror.settings, setting).startswith("memory:"):
             usage(f"--cluster: the {setting} of mirror {mirror.name} is in the memory of this process alone")
+
+
+def _cluster_engine(mirror: Mirror, cluster: str) -> Engine:
+    check_cluster(mirror, cluster, ("source", "state"))
     if mirror.settings.state.startswith("file:"):
         write_note(
             f"note: the state of {mirror.name} is a folder ({mirror.settings.state}): every worker must have the same one "
             'there, on a shared file system; `state = "s3://..."` needs none'
         )
+    return _connected(cluster)
+
+
+def _connected(cluster: str) -> Crew:
     # Imported when it is used: it needs an extra.
     from cowsync.scan.dask_engine import DaskEngine
 

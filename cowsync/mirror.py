@@ -1,4 +1,4 @@
-"""A mirror opened: both buckets, the state, the folder, the catalogue; here and in the workers of a scan.
+"""A mirror opened: both buckets, the state, the folder, the catalogue; here and in the workers of a scan or an apply.
 
 One rule: this is the rim. Everything that `work` needs comes out of the configuration here, and what goes to another
 process or host is text (the configuration's path and a name), never a socket.
@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cowsync.apply.copy_line import Place
+from cowsync.apply.pieces import LinesAnswer, LinesPiece, carry_lines
 from cowsync.base.layers import Layers, Library, read
 from cowsync.base.state import State
 from cowsync.catalogue import Catalogue
 from cowsync.errors import Refused
 from cowsync.rows import Rows
+from cowsync.scan.engine import Hold
 from cowsync.scan.filters import Belongs, belongs
 from cowsync.scan.ranges import KeyRange
 from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
@@ -95,6 +97,7 @@ def opened(config: Config, name: str) -> Iterator[Mirror]:
                 "config": str(config.path.absolute()),
                 "mirror": name,
                 "settings": json.dumps(_compared(config, settings)),
+                "target": json.dumps(_compared_for_lines(config, settings)),
                 "opening": secrets.token_hex(8),
             },
             _identity(config, settings.target),
@@ -174,6 +177,8 @@ class _Opened:
 
 
 _kept: dict[tuple[str, str], _Opened] = {}
+_kept_ends: dict[tuple[str, str], tuple[str, Place, Place]] = {}
+"""What a worker keeps between pieces of lines: of which opening, source and mirror."""
 _kept_lock = threading.Lock()
 """A worker may run pieces in several threads."""
 
@@ -194,16 +199,41 @@ def scan_piece(task: ShardTask) -> ShardResult:
     return scan_shard(task, kept.source.bucket, kept.source.prefix, reader(layers, kept.state), kept.belongs)
 
 
-def _open_here(where: Mapping[str, str]) -> _Opened:
+def carry_piece(piece: LinesPiece, hold: Hold) -> LinesAnswer:
+    """Lines of a plan, in a process that knows nothing but what `piece.where` says. ConfigError as `scan_piece`."""
+    where = piece.where
+    with _kept_lock:
+        kept = _kept_ends.get((where["config"], where["mirror"]))
+        if kept is None or kept[0] != where["opening"]:
+            kept = (where["opening"], *_open_ends_here(where))
+            _kept_ends[(where["config"], where["mirror"])] = kept
+    _, source, mirror = kept
+    return carry_lines(piece, source, mirror, hold)
+
+
+def _open_ends_here(where: Mapping[str, str]) -> tuple[Place, Place]:
     config = load_config(Path(where["config"]))
     settings = config.mirror(where["mirror"])
-    wanted, here = json.loads(where["settings"]), json.loads(json.dumps(_compared(config, settings)))
+    _check_same(config, where, "target", _compared_for_lines(config, settings))
+    source, source_prefix = open_bucket(settings.source, config)
+    target, target_prefix = open_bucket(settings.target, config)
+    return Place(source, source_prefix), Place(target, target_prefix)
+
+
+def _check_same(config: Config, where: Mapping[str, str], kind: str, compared: Mapping[str, object]) -> None:
+    wanted, here = json.loads(where[kind]), json.loads(json.dumps(compared))
     for name, value in wanted.items():
         if here[name] != value:
             raise ConfigError(
                 f"{config.path}: [mirror.{where['mirror']}]: {name} is {here[name]!r} here, and {value!r} where the run began",
                 hint="all hosts of a run need the same mirror in their configuration; a service reads its own when it starts",
             )
+
+
+def _open_here(where: Mapping[str, str]) -> _Opened:
+    config = load_config(Path(where["config"]))
+    settings = config.mirror(where["mirror"])
+    _check_same(config, where, "settings", _compared(config, settings))
     bucket, prefix = open_bucket(settings.source, config)
     store = build_store(settings.state, config=config)
     state = State(store, Path(settings.state_dir) / "segments", open_bytes=WORKER_OPEN_BYTES)
@@ -219,6 +249,17 @@ def _compared(config: Config, settings: MirrorSettings) -> dict[str, object]:
         "the state's endpoint": endpoint_url(config, settings.state),
         "include": settings.include,
         "exclude": settings.exclude,
+    }
+
+
+def _compared_for_lines(config: Config, settings: MirrorSettings) -> dict[str, object]:
+    """What must be the same wherever lines of one plan are carried out. What was seen of the mirror's server (that it
+    keeps to conditions) is true where it is spoken to in the same way."""
+    return {
+        "source": settings.source,
+        "the source's endpoint": endpoint_url(config, settings.source),
+        "target": settings.target,
+        "the target's endpoint": _identity(config, settings.target),
     }
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from cowsync.apply.copy_line import Place
 from cowsync.apply.outcome_rows import line_results, outcome_rows
+from cowsync.apply.pieces import Elsewhere
 from cowsync.apply.run import ORDER, ApplyResult, ApplySettings, Progress, apply_plan
 from cowsync.apply.transfer import TransferSettings
 from cowsync.base.head import Head
@@ -38,13 +39,13 @@ from cowsync.catalogue import Phase
 from cowsync.changes import Op, PlanLine
 from cowsync.conditions import conditional_puts_hold, useful
 from cowsync.errors import Busy, Held, Refused, StateDamaged, Stopped
-from cowsync.mirror import Mirror, lies_in, reader
+from cowsync.mirror import Mirror, carry_piece, lies_in, reader
 from cowsync.plan.census import Census, census_from_json
 from cowsync.plan.format import PlanHead
 from cowsync.plan.guard import ChangesTally, Decision, Facts, Order, PastRun, Reason, Verdict, judge
 from cowsync.plan.plan_file import SHOWN_DIGEST, Plan, digests, find_plan, open_plan, sync_folder, write_plan
 from cowsync.plan.summary import Rates, Tally, Terms
-from cowsync.scan.engine import Engine
+from cowsync.scan.engine import Crew, Engine
 from cowsync.scan.listing import Listed
 from cowsync.scan.ranges import WHOLE
 from cowsync.scan.run import Scan, ScanFacts, run_scan
@@ -191,8 +192,10 @@ def apply(
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     now: Callable[[], float] = time.time,
+    crew: Crew | None = None,
 ) -> Applied:
-    """Carry out what is left of a plan and publish what was done. For the holder of the lock.
+    """Carry out what is left of a plan and publish what was done. For the holder of the lock. With a `crew`, lines are
+    carried out there.
 
     Held where the guard holds it and `approve` is not the beginning of its digest; Refused where the base has moved on
     since it was made, or the guard refuses it. What a call leaves undone (failures, a stop, a crash) is planned again by
@@ -212,7 +215,8 @@ def apply(
     catalogue.update(run_id, Phase.APPLYING, plan=plan.digest, message="")
     try:
         settings = apply_settings(mirror, conditional_puts=conditional)
-        result = _carry_out(mirror, plan, settings, stop, on_progress)
+        elsewhere = Elsewhere(crew, carry_piece, mirror.where) if crew else None
+        result = _carry_out(mirror, plan, settings, stop, on_progress, elsewhere)
         # A run that was stopped keeps its journals and goes on; one that came to its end is published, with what failed
         # left to the next scan.
         # One with lines of which nobody knows the end waits, too: what they left on the mirror must not look like drift.
@@ -272,6 +276,7 @@ def _carry_out(
     settings: ApplySettings,
     stop: threading.Event | None,
     on_progress: Callable[[Progress], None] | None,
+    elsewhere: Elsewhere | None = None,
 ) -> ApplyResult:
     return apply_plan(
         plan,
@@ -282,6 +287,7 @@ def _carry_out(
         settings=settings,
         stop=stop,
         on_progress=on_progress,
+        elsewhere=elsewhere,
     )
 
 

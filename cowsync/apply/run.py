@@ -22,6 +22,7 @@ from typing import Protocol
 
 from cowsync.apply.copy_line import LineCopier, Place
 from cowsync.apply.journal import Journals, WorkerJournal
+from cowsync.apply.pieces import Elsewhere, LinesPiece
 from cowsync.apply.transfer import MIB, Transfer, TransferSettings
 from cowsync.changes import LineResult, Op, Outcome, PlanLine
 from cowsync.errors import Refused
@@ -33,6 +34,8 @@ ORDER = (Op.ADD, Op.MODIFY, Op.REMOVE)
 """Kinds of lines that move something, in the order they are carried out."""
 _AGAIN_MAX = 10_000
 """Failed lines that are kept in memory to be tried once more."""
+_SLOTS_MAX = 256
+"""Pieces elsewhere at once, each with a journal, and a thread that waits for it."""
 _MANY = 50
 """So many times `failures_in_a_row` ends a run though both ends let us in: the key may list, and not write."""
 
@@ -125,6 +128,8 @@ class ApplyResult:
     """Failed lines of which nobody knows whether the mirror has taken them; calling again finds out."""
     uploads_left: int = 0
     """Multipart uploads that could not be aborted; the next start tries again."""
+    workers_lost: int = 0
+    """Elsewhere: how many died under lines, which were given out again."""
 
     @property
     def done(self) -> int:
@@ -203,17 +208,20 @@ def apply_plan(
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     clock: Clock | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> ApplyResult:
     """Carry out what is left of `plan`. `directory` keeps its journals and nothing else, on a disk that syncs; `run` is
-    the number of the run, the same when called again. `locate`: see `LineCopier`.
+    the number of the run, the same when called again. `locate`: see `LineCopier`. With `elsewhere` lines are carried out
+    there, `workers` at once in each lane, by the limits of the endpoints there; not with `locate` or limits of `settings`.
 
     What stores say ends in the result, so does a journal that cannot be written. Raises Refused where another apply
-    uses the directory, StateDamaged for a damaged journal, OSError where the journals cannot be opened. After a crash
-    at any point, calling again carries on; what had been begun is done again."""
+    uses the directory, StateDamaged for a damaged journal, OSError where the journals cannot be opened, and what
+    `elsewhere` raises, once all that was answered is noted. After a crash at any point, calling again carries on; what
+    had been begun is done again."""
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
         applying = _Applying(
-            plan, source, mirror, directory, run, settings or ApplySettings(), locate, clock or SystemClock()
+            plan, source, mirror, directory, run, settings or ApplySettings(), locate, clock or SystemClock(), elsewhere
         )
         return applying.run(stop or threading.Event(), on_progress)
 
@@ -247,9 +255,13 @@ class _Applying:
         settings: ApplySettings,
         locate: Callable[[PlanLine], str] | None,
         clock: Clock,
+        elsewhere: Elsewhere | None,
     ) -> None:
+        if elsewhere is not None and (locate is not None or settings.requests_per_s or settings.bytes_per_s):
+            raise ValueError("lines that are carried out elsewhere have neither places nor limits of this process")
         self._plan = plan
         self._locate = locate
+        self._elsewhere = elsewhere
         self._source = source
         self._mirror = mirror
         self._directory = directory
@@ -263,7 +275,7 @@ class _Applying:
         self._changed = threading.Condition(self._lock)
         self._result = ApplyResult(plan.digest)
         self._open_batches = 0
-        self._again: dict[int, tuple[PlanLine, LineResult, StoreError]] = {}
+        self._again: dict[int, tuple[PlanLine, LineResult, StoreError | None]] = {}
         self._in_a_row = 0
         self._lines_done = 0
         self._bytes_done = 0
@@ -280,8 +292,8 @@ class _Applying:
         kinds = self._count()
         journals: list[WorkerJournal] = []
         try:
-            for worker in range(self._settings.workers):
-                journals.append(WorkerJournal(self._directory, worker, self._digest))
+            for _ in range(self._slots()):
+                self._add_journal(journals)
             self._abort_left_uploads(journals[0])
             self._work(journals, kinds)
         finally:
@@ -318,11 +330,27 @@ class _Applying:
             return False
         return op is not Op.REMOVE or self._settings.removals
 
+    def _slots(self) -> int:
+        """Threads that take batches. Elsewhere one more than lanes: a lane that is done finds its next piece at once."""
+        if self._elsewhere is None:
+            return self._settings.workers
+        return min(self._elsewhere.crew.lanes + 1, _SLOTS_MAX)
+
+    def _add_journal(self, journals: list[WorkerJournal]) -> WorkerJournal:
+        journals.append(WorkerJournal(self._directory, len(journals), self._digest))
+        return journals[-1]
+
+    def _thread(self, journal: WorkerJournal) -> threading.Thread:
+        return threading.Thread(target=self._worker, args=(journal,), name=f"apply-{journal.path.stem}", daemon=True)
+
+    def _grow(self, workers: list[threading.Thread], journals: list[WorkerJournal]) -> None:
+        """Lanes that came since."""
+        while len(workers) < self._slots():
+            workers.append(self._thread(self._add_journal(journals)))
+            workers[-1].start()
+
     def _work(self, journals: list[WorkerJournal], kinds: Counter[Op]) -> None:
-        workers = [
-            threading.Thread(target=self._worker, args=(journal,), name=f"apply-{n}", daemon=True)
-            for n, journal in enumerate(journals)
-        ]
+        workers = [self._thread(journal) for journal in journals]
         over = threading.Event()
         syncer = threading.Thread(target=self._syncer, args=(journals, over), name="apply-sync", daemon=True)
         for thread in (*workers, syncer):
@@ -330,7 +358,8 @@ class _Applying:
         try:
             for op in ORDER:
                 if kinds[op]:
-                    for batch in self._batches(op):
+                    for batch in self._batches(op, kinds[op]):
+                        self._grow(workers, journals)
                         if not self._hand_out(batch):
                             break
                     self._wait_for_all()
@@ -346,18 +375,24 @@ class _Applying:
             over.set()
             syncer.join()
 
-    def _batches(self, op: Op) -> Iterator[_Batch]:
-        """Lines of one kind that are not done, by number. Ranges touch each other, so that they join."""
+    def _batches(self, op: Op, left: int) -> Iterator[_Batch]:
+        """Lines of one kind that are not done, by number; of one key in one batch. Ranges touch each other, so that they
+        join. What is larger than `batch_bytes` is alone."""
+        lines_most, bytes_most = self._settings.batch_lines, self._settings.batch_bytes
+        if self._elsewhere is not None:
+            lines_most, bytes_most = self._elsewhere.lines_at_once(left), bytes_most * self._settings.workers
         lines: list[tuple[int, PlanLine]] = []
         first = size = 0
         for number, line in self._plan.read():
             if line.op is not op or number in self._journals.done or not self._wanted(op, number):
                 continue
+            full = len(lines) >= lines_most or size + line.size > bytes_most
+            if lines and full and lines[-1][1].key != line.key:
+                end = lines[-1][0] + 1
+                yield _Batch(op, first, end, lines)
+                first, size, lines = end, 0, []
             lines.append((number, line))
             size += line.size
-            if len(lines) >= self._settings.batch_lines or size >= self._settings.batch_bytes:
-                yield _Batch(op, first, number + 1, lines)
-                first, size, lines = number + 1, 0, []
         if lines:
             yield _Batch(op, first, lines[-1][0] + 1, lines)
 
@@ -429,6 +464,9 @@ class _Applying:
 
     def _carry_out(self, batch: _Batch, copier: LineCopier, journal: WorkerJournal) -> None:
         journal.begin(batch.op, batch.first, batch.end)
+        if self._elsewhere is not None:
+            self._send(self._elsewhere, batch, journal)
+            return
         for number, line in batch.lines:
             if self._stopping():
                 return
@@ -438,11 +476,44 @@ class _Applying:
             journal.append(carried.result)
             self._note(line, carried.result, carried.error, last=batch.again)
 
-    def _note(self, line: PlanLine, result: LineResult, error: StoreError | None, *, last: bool) -> None:
+    def _send(self, elsewhere: Elsewhere, batch: _Batch, journal: WorkerJournal) -> None:
+        """Crash here: lines may be done on the mirror, and are begun in the journal; they are looked at and done again."""
+        settings, lines = self._settings, dict(batch.lines)
+        piece = LinesPiece(
+            self._plan.digest,
+            self._run,
+            settings.workers,
+            elsewhere.piece_s,
+            settings.check_mirror,
+            settings.transfer,
+            elsewhere.where,
+        )
+        numbered = [
+            (number, line, batch.again or self._journals.maybe_ours(batch.op, number)) for number, line in batch.lines
+        ]
+        for answer in elsewhere.carried(piece, numbered, self._stopping):
+            with self._lock:
+                self._result.workers_lost += answer.lost
+            for key, upload_id in answer.uploads:
+                journal.upload_begun(key, upload_id)
+            # What looks like drift and may be our own is tried once more, and is no finding before.
+            doubted = Outcome.DRIFTED if answer.doubtful and not batch.again else None
+            journal.append(*(done.result for done in answer.carried if done.result.outcome is not doubted))
+            for carried in answer.carried:
+                line = lines[carried.result.number]
+                self._note(line, carried.result, carried.error, last=batch.again, doubtful=answer.doubtful)
+            if answer.shut_out:
+                self._halt(answer.shut_out)
+
+    def _note(
+        self, line: PlanLine, result: LineResult, error: StoreError | None, *, last: bool, doubtful: bool = False
+    ) -> None:
+        """`doubtful`: what looks like somebody else's on the mirror may be another run's of the same line."""
         with self._lock:
             self._result.bytes_moved += result.bytes_moved
             self._result.bytes_copied += result.bytes_copied
-            if error is not None and error.temporary and not last and len(self._again) < _AGAIN_MAX:
+            passing = error.temporary if error is not None else doubtful and result.outcome is Outcome.DRIFTED
+            if passing and not last and len(self._again) < _AGAIN_MAX:
                 self._again[result.number] = (line, result, error)
             else:
                 self._again.pop(result.number, None)

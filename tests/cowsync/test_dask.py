@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -83,14 +84,16 @@ def site(tmp_path_factory: pytest.TempPathFactory, moto_server: MotoServer) -> I
 
 
 class Cluster:
-    """A scheduler and its workers, a process each, one thread each. A task is given up when one worker dies under it, so
-    that giving it out again is up to the engine."""
+    """A scheduler and its workers, a process each, one thread each. A task is given up when more than `failures` workers
+    died under it: with none, giving it out again is up to the engine. A worker that says nothing for `silent_s` is given
+    up."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, failures: int = 0, silent_s: int = 300) -> None:
         self.address = f"tcp://127.0.0.1:{free_port()}"
         environment = {
             **os.environ,
-            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(failures),
+            "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": f"{silent_s}s",
             "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60s",
         }
         port = self.address.rpartition(":")[2]
@@ -116,9 +119,8 @@ class Cluster:
         for log, worker in self.workers.items():
             wait_for_line(log, "Registered to:", worker)
 
-    def kill_a_busy_worker(self, engine: DaskEngine) -> bool:
-        """SIGKILL to a worker that runs a piece; False where none is sure to. It is stopped first, so that it cannot end
-        the piece between the look and the kill."""
+    def freeze_a_busy_worker(self, engine: DaskEngine) -> "subprocess.Popen[bytes] | None":
+        """SIGSTOP to a worker that runs a piece; None where none is sure to. It is no longer among the workers then."""
         log, worker = list(self.workers.items())[-1]
         worker.send_signal(signal.SIGSTOP)
         time.sleep(0.3)  # what it had sent by then has arrived
@@ -126,10 +128,17 @@ class Cluster:
         address = next(address for address, told in workers.items() if told["name"] == log.stem)
         if not engine._client.processing()[address]:
             worker.send_signal(signal.SIGCONT)
-            return False
-        worker.kill()
-        worker.wait()
+            return None
         del self.workers[log]
+        return worker
+
+    def kill_a_busy_worker(self, engine: DaskEngine) -> bool:
+        """SIGKILL to a worker that runs a piece; False where none is sure to. It is stopped first, so that it cannot end
+        the piece between the look and the kill."""
+        worker = self.freeze_a_busy_worker(engine)
+        if worker is None:
+            return False
+        end(worker)
         return True
 
     def stop(self) -> None:
@@ -138,8 +147,8 @@ class Cluster:
 
 
 @contextmanager
-def cluster_of(folder: Path, workers: int) -> Iterator[Cluster]:
-    cluster = Cluster(folder, workers)
+def cluster_of(folder: Path, workers: int, failures: int = 0, silent_s: int = 300) -> Iterator[Cluster]:
+    cluster = Cluster(folder, workers, failures, silent_s)
     try:
         yield cluster
     finally:
