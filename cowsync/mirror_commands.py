@@ -118,7 +118,8 @@ def count(number: int | None) -> str:
 
 def run_record(run: Run) -> Mapping[str, object]:
     seconds = run.ended - run.started if run.ended else None
-    return {
+    # The facts have the scan's own seconds; those of the run count.
+    return dict(run.facts) | {
         "run": run.number,
         "phase": str(run.phase),
         "started": run.started,
@@ -126,7 +127,7 @@ def run_record(run: Run) -> Mapping[str, object]:
         "plan": run.plan,
         "snapshot": run.snapshot,
         "message": run.message,
-    } | dict(run.facts)
+    }
 
 
 def moment(seconds: float | None) -> str:

@@ -246,6 +246,7 @@ def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) 
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         try:
             plan = open_plan(mirror.plans / path.name)
+            plan.verify()
         except (Refused, StateDamaged):
             # Its lines cannot be known any more. What it did shows as drift, and is told.
             shutil.rmtree(path)
@@ -519,8 +520,7 @@ def _publish(mirror: Mirror, plan: Plan, base: Base, result: ApplyResult, now: C
             census.apply(line)
             counts[line.op] += 1
             change += change_of(line)
-    scan = plan.summary()["scan"]
-    assert isinstance(scan, dict)
+    scan = _scan_of(plan, census)
     notes = {
         "plan": plan.digest,
         "census": census.to_json(),
@@ -543,6 +543,18 @@ def _publish(mirror: Mirror, plan: Plan, base: Base, result: ApplyResult, now: C
     head = mirror.state.publish(base.head, outcome_rows(plan, journals), facts, change)
     shutil.rmtree(journals, ignore_errors=True)
     return head.current
+
+
+def _scan_of(plan: Plan, census: Census) -> Mapping[str, Any]:
+    """What the scan came to, which is told beside the lines and not covered by the digest: where it cannot be read, what
+    is known of the source now. What was copied is published all the same."""
+    try:
+        scan = plan.summary()["scan"]
+        if isinstance(scan, dict) and {"keys", "bytes", "unordered"} <= scan.keys():
+            return scan
+    except (StateDamaged, KeyError):
+        pass
+    return {"keys": census.keys, "bytes": census.bytes, "unordered": ""}
 
 
 def change_of(line: PlanLine) -> Totals:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from typer import Typer
 
+from cowsync.catalogue import Phase, Run
 from cowsync.cli import app
+from cowsync.mirror_commands import run_record
 from s3core.console import run
 from s3core.exit_codes import ExitCode
 from tests.architecture.tree import ROOT
@@ -138,3 +140,8 @@ def test_a_mirror_from_the_first_run_to_a_restore(tmp_path: Path, capsys: pytest
     assert source.get("3") == b"3"
     assert cowsync("snapshot", "prune", "m", "--keep", "1")[0] == ExitCode.OK
     assert cowsync("status", "m")[1]["objects"] == 5
+
+
+def test_how_long_a_run_took_is_not_how_long_its_scan_took() -> None:
+    shown = run_record(Run(1, 7, Phase.DONE, 100.0, 460.0, facts={"seconds": 0.1, "keys": 3}))
+    assert (shown["seconds"], shown["keys"], shown["run"]) == (360.0, 3, 7)

@@ -332,3 +332,30 @@ def test_a_plan_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
     said = "\n".join(explain_key(world.mirror(), "data/new.txt")["plans"])
     assert "index" in said
     assert "add (new)" in said
+
+
+@pytest.mark.parametrize("name", ["plan.jsonl.zst", "summary.json", "index.json"])
+def test_a_plan_damaged_after_its_apply_was_broken_off_stops_nothing(tmp_path: Path, name: str) -> None:
+    world = filled(tmp_path)
+    world.source.put("data/new.txt", b"n")
+    planned = world.plan()
+    world.faults.calls, world.faults.at = 0, {2: Fault.CRASH_AFTER}
+    with pytest.raises(Crash):
+        world.apply(planned)
+    world.faults.at, world.faults.crashed = {}, False
+    path = planned.plan.folder / name
+    path.write_bytes(path.read_bytes()[:-9])
+    assert world.run().result.complete
+    assert world.plan().clean
+    assert "data/new.txt" in world.mirrored()
+
+
+def test_what_is_done_is_published_though_the_summary_is_damaged(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    world.source.put("data/new.txt", b"n")
+    planned = world.plan()
+    (planned.plan.folder / "summary.json").write_bytes(b"{")
+    assert world.apply(planned).snapshot
+    assert world.plan().clean
+    snapshot = world.mirror().state.snapshot(world.mirror().state.head().current)
+    assert snapshot.facts.notes["keys"] == 41
