@@ -103,6 +103,7 @@ def verify(
     with mirror_of(config_path, name) as mirror:
         base = base_of(mirror)
         layers = base.snapshot.layers if base.snapshot else ()
+        opened = mirror.opened_target(begun=base.snapshot is not None) if full or sample else None
         listed = verified(mirror, layers)
         bytes_read = None
         if full or sample:
@@ -113,6 +114,7 @@ def verify(
                     mirror.source,
                     mirror.target,
                     of=base.name,
+                    opened=opened,
                     state=mirror.folder / ("verify-full.json" if full else "verify-sample.json"),
                     settings=settings,
                     stop=stop,
@@ -142,12 +144,12 @@ def verify(
 def verified(mirror: Mirror, layers: Layers) -> ListingResult:
     """The mirror's listing against the base; sorted on disk where the store lists out of order."""
     try:
-        return verify_listing(read(layers, mirror.state), mirror.target)
+        return verify_listing(read(layers, mirror.state), mirror.target, sealed=mirror.encrypted)
     except Unordered as seen:
         write_note(f"note: {mirror.target.bucket.url} {seen}: sorted here, which takes longer")
     with tempfile.TemporaryDirectory(dir=mirror.folder) as folder:
         listing = sorted_rows(mirror.target.bucket, mirror.target.prefix, Listed(b""), Path(folder))
-        return verify_listing(read(layers, mirror.state), mirror.target, listing=listing)
+        return verify_listing(read(layers, mirror.state), mirror.target, listing=listing, sealed=mirror.encrypted)
 
 
 def _tell_drift(counts: Mapping[str, int], findings: Sequence[Finding]) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from cowsync import (
     apply_commands,
+    decrypt_command,
     doctor_command,
     import_commands,
     mirror_commands,
@@ -49,6 +50,7 @@ app.command("apply")(apply_commands.apply)
 app.command("run")(apply_commands.run)
 app.command("watch")(watch_command.watch)
 app.command("verify")(apply_commands.verify)
+app.command("decrypt")(decrypt_command.decrypt)
 app.add_typer(snapshot_commands.app)
 
 

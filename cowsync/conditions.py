@@ -55,7 +55,8 @@ def remember(mirror: Mirror, broken: str, now: float) -> None:
 def useful(mirror: Mirror) -> bool:
     """Whether a run would put objects under a condition at all: bytes go through us, and the mirror is looked at."""
     source, target = mirror.source.bucket.properties, mirror.target.bucket.properties
-    return mirror.settings.check_target and not (source.endpoint and source.endpoint == target.endpoint)
+    by_server = source.endpoint and source.endpoint == target.endpoint and not mirror.encrypted
+    return mirror.settings.check_target and not by_server
 
 
 def probe_id(folder: Path, random: random_module.Random) -> str:

@@ -159,6 +159,11 @@ def note_results(mirror: Mirror, plan: Plan, reports: Sequence[Path], *, approve
     Durable on return: an apply of the plan takes those lines for done and publishes them, and so does the next plan. A
     crash before leaves a part of them, each as true; noting the same reports again adds the rest. Held and Refused as
     `work.apply`; Refused for a file that is no report or of another bucket, StoreErrors of the mirror."""
+    if mirror.encrypted:
+        raise Refused(
+            f"mirror {mirror.name} is encrypted: what another engine copied there is not sealed",
+            hint=f"remove what it copied, and carry the plan out with cowsync apply {mirror.name}",
+        )
     check_base(mirror, plan, base_of(mirror))
     check_allowed(plan, approve)
     plan.verify()

@@ -4,15 +4,20 @@ One rule: this is the rim. Everything that `work` needs comes out of the configu
 process or host is text (the configuration's path and a name), never a socket.
 """
 
+import getpass
 import json
+import os
 import secrets
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
-from cowsync.apply.copy_line import Place
+from cowsync.apply.copy_line import Place, lies_there
 from cowsync.apply.pieces import LinesAnswer, LinesPiece, carry_lines
 from cowsync.base.layers import Layers, Library, read
 from cowsync.base.state import State
@@ -23,9 +28,14 @@ from cowsync.scan.engine import Hold
 from cowsync.scan.filters import Belongs, belongs
 from cowsync.scan.ranges import KeyRange
 from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
+from cowsync.sealing.keys import Keyring, Vault
+from cowsync.sealing.reading import OpenedBucket
 from s3core.bucket_stack import open_bucket
 from s3core.build import build_store, parse_store_url
+from s3core.credentials import CredentialsError
 from s3core.endpoint import Prices
+from s3core.key_slot import Secret
+from s3core.secret_source import read_secret
 from s3core.settings import Config, ConfigError, GuardSettings, MirrorSettings, load_config
 
 WORKER_OPEN_BYTES = 8 << 20
@@ -48,6 +58,32 @@ class Mirror:
     prices: tuple[Prices, Prices] = (Prices(), Prices())
     where: dict[str, str] = field(default_factory=dict)
     target_identity: str = ""
+    vault: Vault | None = None
+    """The keys, where objects may be sealed; None: they never are."""
+
+    @property
+    def encrypted(self) -> bool:
+        return self.vault is not None and self.vault.encrypting
+
+    def check_encryption(self, *, begun: bool) -> None:
+        """As `Vault.check`."""
+        if self.vault is not None:
+            self.vault.check(begun=begun)
+
+    def writable(self, *, begun: bool) -> Place:
+        """The target as objects are put there: with what seals them, if they are to be sealed. As `Vault.keyring`."""
+        return replace(self.target, keyring=self.vault.keyring(begun=begun)) if self.vault is not None else self.target
+
+    def opened_target(self, *, begun: bool) -> OpenedBucket | None:
+        """The target's bucket with its objects as they were at the source; None where it is not encrypted. As
+        `Vault.opening`."""
+        keyring = self.vault.opening(begun=begun) if self.vault is not None else None
+        return opened_bucket(self.target, keyring) if keyring is not None else None
+
+    def readable(self, *, begun: bool) -> Place:
+        """The target, to be read: its objects as they were at the source. As `Vault.opening`."""
+        opened = self.opened_target(begun=begun)
+        return Place(opened, self.target.prefix) if opened is not None else self.target
 
     @property
     def plans(self) -> Path:
@@ -101,6 +137,16 @@ def opened(config: Config, name: str) -> Iterator[Mirror]:
                 "opening": secrets.token_hex(8),
             },
             _identity(config, settings.target),
+            Vault(
+                name,
+                store,
+                target,
+                target_prefix,
+                secret_for(settings.key, f"mirror {name}") if settings.key else None,
+                random=os.urandom,
+                now=time.time,
+                creator=f"bucketworks {version('bucketworks')}",
+            ),
         )
     finally:
         source.close()
@@ -116,6 +162,35 @@ def open_place(config: Config, url: str) -> Iterator[Place]:
         yield Place(bucket, prefix)
     finally:
         bucket.close()
+
+
+def secret_for(source: str, of: str) -> Callable[[bool], Secret]:
+    """Reads the secret when it is wanted. CredentialsError where it cannot be had."""
+
+    def ask(question: str) -> str:
+        if not sys.stdin.isatty():
+            raise CredentialsError(f"{of}: there is no terminal to ask for the passphrase at; use passphrase-file:PATH")
+        return getpass.getpass(question)
+
+    def read_it(new: bool) -> Secret:
+        try:
+            secret = read_secret(source, of, ask=ask, environ=os.environ, new=new)
+        except (ValueError, EOFError) as error:
+            raise CredentialsError(f"{of}: key: {error or 'no passphrase was given'}") from error
+        assert secret is not None  # the source is not empty
+        return secret
+
+    return read_it
+
+
+def opened_bucket(target: Place, keyring: Keyring) -> OpenedBucket:
+    """An encrypted mirror's bucket, read as if it were not encrypted."""
+    stem = target.prefix
+
+    def belongs(relative: str, key: str) -> bool:
+        return key.startswith(stem) and lies_there(relative, key[len(stem) :])
+
+    return OpenedBucket(target.bucket, keyring, belongs)
 
 
 def check_apart(source: str, target: str) -> None:
@@ -215,6 +290,8 @@ def _open_ends_here(where: Mapping[str, str]) -> tuple[Place, Place]:
     config = load_config(Path(where["config"]))
     settings = config.mirror(where["mirror"])
     _check_same(config, where, "target", _compared_for_lines(config, settings))
+    if settings.key:
+        raise ConfigError(f"{config.path}: [mirror.{where['mirror']}]: key: objects are sealed on the command's host alone")
     source, source_prefix = open_bucket(settings.source, config)
     target, target_prefix = open_bucket(settings.target, config)
     return Place(source, source_prefix), Place(target, target_prefix)

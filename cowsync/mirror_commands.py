@@ -27,6 +27,7 @@ from s3core.console import (
     write_record,
     write_records,
 )
+from s3core.credentials import KEY_SOURCES, check_key_source
 from s3core.endpoint_commands import ConfigOption, writable
 from s3core.quantities import shown_duration
 from s3core.settings import Config, ConfigError, load_config
@@ -37,6 +38,9 @@ def init(
     source: Annotated[str, typer.Argument(help="What is mirrored: s3://ENDPOINT/BUCKET/PREFIX.", show_default=False)],
     target: Annotated[str, typer.Argument(help="Where to: s3://ENDPOINT/BUCKET/PREFIX.", show_default=False)],
     state_dir: Annotated[str, typer.Option("--state-dir", help="Folder for plans, journals and state.")] = "",
+    key: Annotated[
+        str, typer.Option("--key", metavar="SOURCE", help=f"Encrypt the mirror; opened by {KEY_SOURCES}.")
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace a mirror of that name.")] = False,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
@@ -54,12 +58,22 @@ def init(
             f"{path}: [mirror.{name}] is there already", hint="choose another name, or replace it with --force"
         )
     check_apart(source, target)
+    try:
+        sealing = {"key": check_key_source(key)} if key else {}
+    except ValueError as error:
+        usage(f"--key: {error}")
     values = {"source": source, "target": target} | ({"state_dir": os.path.abspath(state_dir)} if state_dir else {})
+    values |= sealing
     change_file(path, lambda text: with_table(text, "mirror", name, values))
     if as_json:
         write_json({"mirror": name} | values)
         return
     write_line(f"mirror {name} written to {path}")
+    if key:
+        write_note(
+            f"note: the mirror will be encrypted. Keep a copy of the key ({key}) where neither this host nor the mirror's"
+            " provider can lose it: without it nobody can ever read the mirror"
+        )
     write_note(
         f"next: cowsync plan {name}     what would be copied; nothing moves\n      cowsync run {name}      and copy it"
     )

@@ -14,7 +14,7 @@ import typer
 
 from cowsync.arguments import ClusterOption, DigestArgument, LimitOption, MirrorArgument, engine_for, mirror_of, usage
 from cowsync.changes import Op, PlanLine
-from cowsync.errors import StateDamaged
+from cowsync.errors import Refused, StateDamaged
 from cowsync.mirror import Mirror
 from cowsync.mirror_commands import count, moment
 from cowsync.plan.exports import Format
@@ -139,6 +139,11 @@ def export(
     if form not in list(Format):
         usage(f"--format must be one of {', '.join(Format)}, not {form!r}")
     with mirror_of(config_path, name) as mirror:
+        if mirror.encrypted and form not in (Format.JSONL, Format.PARQUET, Format.DELETE):
+            raise Refused(
+                f"mirror {name} is encrypted, and no other engine seals what it copies",
+                hint=f"cowsync apply {name} does; --format jsonl, parquet and delete only tell what there is to do",
+            )
         written = write_export(plan_of(mirror, digest), Format(form), out)
     if as_json:
         write_json({**asdict(written), "folder": str(written.folder)})

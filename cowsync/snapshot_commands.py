@@ -123,6 +123,7 @@ def restore(
         open_place(config, to or mirror.settings.source) as place,
     ):
         entry = find_snapshot(mirror, snapshot)
+        readable = mirror.readable(begun=True)
         rows = read(mirror.state.snapshot(entry.name).layers, mirror.state)
         options = RestoreOptions(overwrite=overwrite, delete=delete, vanished=vanished)
         plan, report = plan_restore(
@@ -134,6 +135,7 @@ def restore(
             snapshot=entry.name,
             run=entry.run,
             options=options,
+            sealed=mirror.encrypted,
         )
         lines = [
             f"{report.keys:,} objects at the restore point, {report.present:,} are there as they were",
@@ -160,7 +162,7 @@ def restore(
         with stopping() as stop, applying(name, quiet=as_json) as told:
             result = apply_restore(
                 plan,
-                mirror.target,
+                readable,
                 place,
                 mirror.folder / "restoring" / plan.digest,
                 run=entry.run,

@@ -161,6 +161,7 @@ def plan_from(mirror: Mirror, scan_of: Callable[[Base], Scan], *, now: Callable[
         )
     catalogue = mirror.catalogue()
     base = base_of(mirror)
+    mirror.check_encryption(begun=base.snapshot is not None)
     if settle(mirror, base, now=now):
         base = base_of(mirror)
     run_id = catalogue.begin(base.run, base.name, now())
@@ -205,6 +206,9 @@ def apply(
     check_base(mirror, plan, base)
     check_allowed(plan, approve)
     plan.verify()
+    if crew is not None and mirror.encrypted:
+        raise Refused(f"mirror {mirror.name} is encrypted, and lines that others carry out are not sealed")
+    target = mirror.writable(begun=base.snapshot is not None)
     catalogue = mirror.catalogue()
     # Not the first time: what the mirror holds already is then found by a HEAD, and no bytes travel in vain. A crash while
     # it probes leaves what `conditions` says.
@@ -216,7 +220,7 @@ def apply(
     try:
         settings = apply_settings(mirror, conditional_puts=conditional)
         elsewhere = Elsewhere(crew, carry_piece, mirror.where) if crew else None
-        result = _carry_out(mirror, plan, settings, stop, on_progress, elsewhere)
+        result = _carry_out(mirror, plan, target, settings, stop, on_progress, elsewhere)
         # A run that was stopped keeps its journals and goes on; one that came to its end is published, with what failed
         # left to the next scan.
         # One with lines of which nobody knows the end waits, too: what they left on the mirror must not look like drift.
@@ -257,7 +261,8 @@ def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) 
                 plan,
                 f"an apply of it was broken off: name that place again and run once, or give it up: remove {path}",
             )
-            result = _carry_out(mirror, plan, replace(apply_settings(mirror), begun_only=True), None, None)
+            target = mirror.writable(begun=base.snapshot is not None)
+            result = _carry_out(mirror, plan, target, replace(apply_settings(mirror), begun_only=True), None, None)
             if result.stopped:
                 raise Refused(
                     f"an apply of plan {plan.digest[:SHOWN_DIGEST]} was broken off and cannot be brought to an end: "
@@ -274,6 +279,7 @@ def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) 
 def _carry_out(
     mirror: Mirror,
     plan: Plan,
+    target: Place,
     settings: ApplySettings,
     stop: threading.Event | None,
     on_progress: Callable[[Progress], None] | None,
@@ -282,7 +288,7 @@ def _carry_out(
     return apply_plan(
         plan,
         mirror.source,
-        mirror.target,
+        target,
         mirror.journals(plan.digest),
         run=plan.head.run,
         settings=settings,
@@ -498,7 +504,8 @@ def _terms(mirror: Mirror, facts: ScanFacts) -> Terms:
     return Terms(
         source=mirror.prices[0],
         target=mirror.prices[1],
-        server_copy=bool(source.endpoint) and source.endpoint == target.endpoint,
+        server_copy=bool(source.endpoint) and source.endpoint == target.endpoint and not mirror.encrypted,
+        sealed=mirror.encrypted,
         copy_bytes_max=target.copy_bytes_max,
         part_bytes=mirror.settings.part_bytes,
         checks=mirror.settings.check_target,

@@ -307,6 +307,12 @@ class MirrorSettings(_Table):
     state_dir: str = _setting(
         "", "plans, journals and a cache of the state; empty: `/var/lib/bucketworks/cowsync/NAME`, on a disk that syncs"
     )
+    key: Annotated[str, AfterValidator(check_key_source)] = _setting(
+        "",
+        "seals what is put on the target, so that its provider reads none of it: `file:PATH` (32 random bytes or more, mode"
+        " 0600), `systemd:NAME`, `passphrase-file:PATH` or `passphrase` (asked for); without it the mirror cannot be read;"
+        " empty: it is not encrypted; fixed with the first run",
+    )
     include: Patterns = _setting((), "keys that belong, such as `photos/**`; empty: all", strict=False)
     exclude: Patterns = _setting((), "keys that do not belong; wins over `include`", strict=False)
     vanished: Literal["keep", "remove"] = _setting(

@@ -14,15 +14,18 @@ earlier attempt may have carried out (journal.py) is told apart from one that so
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
 
-from cowsync.apply.transfer import SourceMoved, Subject, Tally, TargetChanged, Transfer
+from cowsync.apply.transfer import Sealing, SourceMoved, Subject, Tally, TargetChanged, Transfer
 from cowsync.changes import LineResult, Op, Outcome, PlanLine
-from s3core.bucket import Bucket, ObjectFacts, Written
+from cowsync.sealing.format import NotOpened, may_be
+from cowsync.sealing.keys import Keyring
+from cowsync.sealing.reading import open_object
+from s3core.bucket import Attributes, Bucket, ObjectFacts, Written
 from s3core.clock import Clock
-from s3core.errors import OutcomeUnknown, StoreError
+from s3core.errors import NotFound, OutcomeUnknown, PreconditionFailed, StoreError
 
 OWN_PREFIX = ".cowsync/"
 """Below the mirror's prefix: ours, never mirrored, never listed as drift."""
@@ -32,10 +35,11 @@ KEY_BYTES_MAX = 1024
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A bucket and the prefix that stands before every key of a plan there."""
+    """A bucket and the prefix that stands before every key of a plan there. `keyring`: what is put there is sealed."""
 
     bucket: Bucket
     prefix: str = ""
+    keyring: Keyring | None = None
 
     def key(self, relative: str) -> str:
         return self.prefix + relative
@@ -65,28 +69,35 @@ class _Left(Exception):
         self.outcome = outcome
 
 
-def judge(line: PlanLine, held: ObjectFacts | None, *, maybe_ours: bool = False) -> Verdict:
+def judge(line: PlanLine, held: ObjectFacts | None, *, maybe_ours: bool = False, sealed: bool = False) -> Verdict:
     """Whether the mirror's object may be overwritten by what an ADD or MODIFY line says.
 
     Nothing there is right for both: a mirror that lost an object gets it back. Equal ETags and sizes are equal bytes
-    (the reverse does not hold, so unequal ones say nothing)."""
+    (the reverse does not hold, so unequal ones say nothing); but on an encrypted mirror (`sealed`) such bytes are not
+    what belongs there."""
     if held is None or (line.mirror_etag and held.etag == line.mirror_etag):
         return Verdict.WRITE
-    if line.etag and held.etag == line.etag and held.size == line.size:
+    if not sealed and line.etag and held.etag == line.etag and held.size == line.size:
         return Verdict.PRESENT
     # An attempt of ours that the journal does not know the end of: its ETag may be any, its size is known.
-    return Verdict.WRITE if maybe_ours and held.size == line.size else Verdict.DRIFTED
-
-
-def _left_by_us(line: PlanLine, held: ObjectFacts) -> bool:
-    """Of what `judge` lets be overwritten: whether an earlier attempt put it there. The source has moved on since, so it
-    cannot be copied again; were it not noted now, the next run would find it and take it for somebody else's."""
-    return held.size == line.size and held.etag != line.mirror_etag
+    fits = may_be(held.size, line.size) if sealed else held.size == line.size
+    return Verdict.WRITE if maybe_ours and fits else Verdict.DRIFTED
 
 
 def trash_prefix(run: int | None = None) -> str:
     """Of one run, or of all; relative to the mirror's prefix."""
     return f"{OWN_PREFIX}trash/" if run is None else f"{OWN_PREFIX}trash/{run}/"
+
+
+def lies_there(relative: str, key: str) -> bool:
+    """Whether an object that was put under `relative` may lie at `key`, both below the mirror's prefix: under its own name,
+    or in the trash of a run."""
+    if relative == key:
+        return True
+    trash, _, name = key.removeprefix(trash_prefix()).partition("/")
+    if not key.startswith(trash_prefix()) or not trash.isdecimal():
+        return False
+    return name in (relative, f".long-{sha256(relative.encode()).hexdigest()}")
 
 
 def trash_key(run: int, key: str, prefix: str = "") -> str:
@@ -168,33 +179,60 @@ class LineCopier:
     def _copy(self, line: PlanLine, maybe_ours: bool, tally: Tally) -> Written:
         subject = Subject(self._source.bucket, self._locate(line), line.size, line.etag, line.version_id)
         mirror, key = self._mirror.bucket, self._mirror.key(line.key)
+        sealing = Sealing(self._mirror.keyring, line.key) if self._mirror.keyring is not None else None
         if not self._check_mirror:
             try:
-                return self._transfer.copy(subject, mirror, key, tally)
+                return self._transfer.copy(subject, mirror, key, tally, sealing=sealing)
             except SourceMoved:
-                if maybe_ours and (held := self._transfer.look(mirror, key)) and _left_by_us(line, held):
+                if maybe_ours and (held := self._transfer.look(mirror, key)) and self._left_by_us(line, held, sealing):
                     return Written(held.etag, held.version_id)
                 raise
-        if not maybe_ours and self._transfer.guarded_put(subject, mirror):
+        if not maybe_ours and self._transfer.guarded_put(subject, mirror, sealing):
             try:
-                return self._transfer.copy(subject, mirror, key, tally, before=line.mirror_etag)
+                return self._transfer.copy(subject, mirror, key, tally, before=line.mirror_etag, sealing=sealing)
             except TargetChanged:
                 tally.moved = 0
         held = self._transfer.look(mirror, key)
-        verdict = judge(line, held, maybe_ours=maybe_ours)
-        if held is not None and verdict is Verdict.PRESENT and self._transfer.same_attributes(subject, held):
+        verdict = judge(line, held, maybe_ours=maybe_ours, sealed=sealing is not None)
+        shown = held
+        if held is not None and verdict is Verdict.DRIFTED and sealing is not None:
+            shown = self._opened(line, held, sealing)
+            verdict = Verdict.PRESENT if shown is not None else verdict
+        if held and shown and verdict is Verdict.PRESENT and self._transfer.same_attributes(subject, shown):
             return Written(held.etag, held.version_id)
         if held is not None and verdict is Verdict.DRIFTED:
             expected = f"ETag {line.mirror_etag}" if line.mirror_etag else "nothing"
             raise _Left(
                 Outcome.DRIFTED, f"the mirror holds {held.size} bytes with ETag {held.etag} where we left {expected}"
             )
+        before = held.etag if held else ""
         try:
-            return self._transfer.copy(subject, mirror, key, tally, before=held.etag if held else "")
+            return self._transfer.copy(subject, mirror, key, tally, before=before, sealing=sealing)
         except SourceMoved:
-            if held is not None and _left_by_us(line, held):
+            if held is not None and self._left_by_us(line, held, sealing):
                 return Written(held.etag, held.version_id)
             raise
+
+    def _left_by_us(self, line: PlanLine, held: ObjectFacts, sealing: Sealing | None) -> bool:
+        """Of what `judge` lets be overwritten: whether an earlier attempt put it there. The source has moved on since, so it
+        cannot be copied again; were it not noted now, the next run would find it and take it for somebody else's."""
+        if sealing is not None:
+            return held.etag != line.mirror_etag and self._opened(line, held, sealing) is not None
+        return held.size == line.size and held.etag != line.mirror_etag
+
+    def _opened(self, line: PlanLine, held: ObjectFacts, sealing: Sealing) -> ObjectFacts | None:
+        """What is inside, where it was sealed with our key from the very object that the line would copy: so a state that
+        was lost costs no data. None for anything else."""
+        key = self._mirror.key(line.key)
+        try:
+            opened = self._transfer.ask(lambda: open_object(self._mirror.bucket, key, held, sealing.keyring))
+        except (NotOpened, NotFound, PreconditionFailed):
+            return None
+        facts = opened.facts
+        if (facts.key, facts.etag, opened.header.size) != (line.key, line.etag, line.size):
+            return None
+        inside = Attributes(facts.attributes.headers, facts.attributes.metadata)
+        return replace(held, size=line.size, attributes=inside, tag_count=len(facts.attributes.tags))
 
     def _remove(self, line: PlanLine, tally: Tally) -> Written:
         mirror, key = self._mirror.bucket, self._mirror.key(line.key)

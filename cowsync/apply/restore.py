@@ -14,6 +14,7 @@ In a restore's plan `gone` of a line that copies is the run in whose trash the b
 """
 
 import heapq
+import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +31,7 @@ from cowsync.plan.plan_file import write_plan
 from cowsync.rows import Row, Rows
 from cowsync.scan.listing import Listed, check_rising, pages
 from cowsync.scan.ranges import WHOLE
+from cowsync.sealing.format import may_be
 from s3core.clock import Clock
 from s3core.errors import NotFound, Unsupported
 
@@ -92,15 +94,17 @@ def plan_restore(
     snapshot: str,
     run: int,
     options: RestoreOptions | None = None,
+    sealed: bool = False,
     on_unavailable: Callable[[Row], None] | None = None,
 ) -> tuple[PlanFile, RestoreReport]:
     """The dry run: the plan, durable below `plans`, and what it comes to. `rows` are the snapshot's, `name` the
-    mirror's, `run` a new number. Lists mirror and place, moves nothing. `on_unavailable` hears of every row that cannot
+    mirror's, `run` a new number. Lists mirror and place, moves nothing. `sealed`: the
+    mirror is encrypted. `on_unavailable` hears of every row that cannot
     be had. Raises Refused, StoreError, Unordered."""
     if (mirror.bucket.url, mirror.prefix) == (place.bucket.url, place.prefix):
         raise Refused("a mirror is not restored onto itself", hint="name the source, or another bucket or prefix")
     report = RestoreReport()
-    lines = restore_lines(rows, mirror, place, report, options or RestoreOptions(), on_unavailable)
+    lines = restore_lines(rows, mirror, place, report, options or RestoreOptions(), on_unavailable, sealed=sealed)
     head = PlanHead(name, f"{mirror.bucket.url}/{mirror.prefix}", f"{place.bucket.url}/{place.prefix}", snapshot, run)
     return write_plan(plans, head, lines, summary=report.to_json), report
 
@@ -141,6 +145,8 @@ def restore_lines(
     report: RestoreReport,
     options: RestoreOptions,
     on_unavailable: Callable[[Row], None] | None = None,
+    *,
+    sealed: bool = False,
 ) -> Iterator[PlanLine]:
     """The lines, ascending by key; `report` is complete after the last. Memory is bounded by pages and trash runs."""
     runs = trash_runs(mirror)
@@ -153,7 +159,7 @@ def restore_lines(
         if held is not None and held.size == row.size and held.etag in (row.etag, row.mirror_etag):
             report.present += 1
             continue
-        found = best_copy(row, copies.at(row.key)) or _long_named(row, mirror, runs)
+        found = best_copy(row, copies.at(row.key), sealed=sealed) or _long_named(row, mirror, runs, sealed=sealed)
         if found is None:
             report.unavailable += 1
             report.unavailable_bytes += row.size
@@ -172,11 +178,12 @@ def restore_lines(
     yield from _extra(there.before(None), report, options)
 
 
-def best_copy(row: Row, copies: Iterable[Copy]) -> Copy | None:
+def best_copy(row: Row, copies: Iterable[Copy], *, sealed: bool = False) -> Copy | None:
     """The copy that the row speaks of: the version it names, else bytes of that ETag and size, rather where they belong
     than in the trash."""
     etag, version_id = row.mirror_etag.decode(), row.mirror_version.decode()
-    fitting = [copy for copy in copies if copy.etag == etag and copy.size == row.size]
+    fits = may_be if sealed else operator.eq
+    fitting = [copy for copy in copies if copy.etag == etag and fits(copy.size, row.size)]
     return min(fitting, key=lambda copy: (copy.version_id != version_id, copy.run), default=None)
 
 
@@ -271,7 +278,7 @@ def _copies_in_trash(mirror: Place, run: int) -> Iterator[Copy]:
             yield Copy(row.key, row.etag.decode(), row.size, "", run)
 
 
-def _long_named(row: Row, mirror: Place, runs: list[int]) -> Copy | None:
+def _long_named(row: Row, mirror: Place, runs: list[int], *, sealed: bool = False) -> Copy | None:
     """Keys too long to be in the trash under their own name are asked for one by one."""
     key = row.key.decode()
     for run in runs:
@@ -281,7 +288,7 @@ def _long_named(row: Row, mirror: Place, runs: list[int]) -> Copy | None:
             facts = mirror.bucket.head(mirror.key(trash_key(run, key, mirror.prefix)))
         except NotFound:
             continue
-        found = best_copy(row, [Copy(row.key, facts.etag, facts.size, "", run)])
+        found = best_copy(row, [Copy(row.key, facts.etag, facts.size, "", run)], sealed=sealed)
         if found is not None:
             return found
     return None

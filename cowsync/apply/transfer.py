@@ -10,6 +10,8 @@ the whole new one.
     PUT         streamed, up to `part_bytes`                      the object
     PARTS       streamed, larger, or the source had parts         one part
 
+To an encrypted mirror everything is streamed and sealed on its way, which takes the memory twice.
+
 Parts are cut as the source's first part is, so that the ETag comes out equal where the server makes it the usual way.
 
 A crash leaves the target as it was, or with the new object; and perhaps an upload that was begun: `UploadLog` knows it
@@ -17,14 +19,18 @@ and the next start aborts it. One that the crash took before it was noted costs 
 (AbortIncompleteMultipartUpload) finds it.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import md5
 from typing import Protocol, TypeVar
 
+from cowsync.sealing.format import TAG_BYTES, Facts, Sealer
+from cowsync.sealing.keys import Keyring
 from s3core.bucket import Attributes, Bucket, BucketProperties, CopySource, ObjectFacts, Written
 from s3core.errors import Denied, NotFound, OutcomeUnknown, PreconditionFailed, StoreError, Unsupported
+from s3core.store import Buffer
 
 MIB = 1024 * 1024
 PARTS_MAX = 10_000
@@ -34,6 +40,9 @@ _COPY_PART_BYTES = 512 * MIB
 
 _USUAL_PARTS_MIB = (8, 5, 16, 64, 100, 10, 15, 32, 50, 128, 256, 512, 1024, 20, 25, 200, 500, 6, 7, 12, 24, 48, 96)
 """What clients cut uploads in, the most widespread first."""
+
+SEALED_ATTRIBUTES = Attributes(headers={"content-type": "application/octet-stream"})
+"""Of a sealed object, in the clear. What the source's object had is inside."""
 
 T = TypeVar("T")
 
@@ -105,6 +114,14 @@ class Subject:
     size: int
     etag: str
     version_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """To seal with, and the key relative to the mirror's prefix that the object is put under."""
+
+    keyring: Keyring
+    key: str
 
 
 @dataclass(slots=True)
@@ -195,15 +212,19 @@ class Transfer:
             return True
         return (facts.attributes, facts.tag_count) == (held.attributes, held.tag_count)
 
-    def route(self, subject: Subject, target: Bucket, *, keep_parts: bool = False) -> Route:
+    def route(
+        self, subject: Subject, target: Bucket, *, keep_parts: bool = False, sealing: Sealing | None = None
+    ) -> Route:
+        if sealing is not None:
+            return _streamed_route(subject.size, subject.etag, self._settings)
         settings = replace(self._settings, keep_parts=True) if keep_parts else self._settings
         if self._server_copies:
             return choose_route(subject.size, subject.etag, subject.bucket.properties, target.properties, settings)
         return _streamed_route(subject.size, subject.etag, self._settings)
 
-    def guarded_put(self, subject: Subject, target: Bucket) -> bool:
+    def guarded_put(self, subject: Subject, target: Bucket, sealing: Sealing | None = None) -> bool:
         """Whether `before` costs no request of its own, since the PUT itself carries the condition."""
-        return self._settings.conditional_puts and self.route(subject, target) is Route.PUT
+        return self._settings.conditional_puts and self.route(subject, target, sealing=sealing) is Route.PUT
 
     def copy(
         self,
@@ -214,14 +235,16 @@ class Transfer:
         *,
         before: str | None = None,
         keep_parts: bool = False,
+        sealing: Sealing | None = None,
     ) -> Written:
         """Durably there when this returns, with headers, metadata and tags.
 
         `before` is the ETag that the target holds, "" for nothing, None for whatever. A PUT carries it as a condition
         where the target honours that; a multipart upload looks again before it is completed; for a CopyObject the
-        caller has just looked. `keep_parts` is the setting, for this object. Raises SourceMoved, TargetChanged (nothing
-        written, no upload left), StoreError (not written) and OutcomeUnknown (only after looking did not tell)."""
-        route, refused = self.route(subject, target, keep_parts=keep_parts), False
+        caller has just looked. `keep_parts` is the setting, for this object. With `sealing` it is sealed.
+        Raises SourceMoved, TargetChanged (nothing written, no upload left), StoreError (not written) and OutcomeUnknown
+        (only after looking did not tell)."""
+        route, refused = self.route(subject, target, keep_parts=keep_parts, sealing=sealing), False
         if route in (Route.COPY, Route.COPY_PARTS):
             try:
                 if route is Route.COPY:
@@ -232,9 +255,9 @@ class Transfer:
                 refused = isinstance(error, Unsupported)
                 route = _streamed_route(subject.size, subject.etag, self._settings)
         if route is Route.PUT:
-            written = self._put(subject, target, key, tally, before)
+            written = self._put(subject, target, key, tally, before, sealing)
         else:
-            written = self._by_parts(subject, target, key, tally, before, by_server=False)
+            written = self._by_parts(subject, target, key, tally, before, by_server=False, sealing=sealing)
         if refused:
             # It was not this object that was refused (one in an archive tier is, either way), but copying.
             self._server_copies = False
@@ -250,8 +273,16 @@ class Transfer:
         tally.copied += subject.size
         return written
 
-    def _put(self, subject: Subject, target: Bucket, key: str, tally: Tally, before: str | None) -> Written:
-        attributes, _ = self._attributes(subject)
+    def _put(
+        self,
+        subject: Subject,
+        target: Bucket,
+        key: str,
+        tally: Tally,
+        before: str | None,
+        sealing: Sealing | None = None,
+    ) -> Written:
+        attributes, cut = self._attributes(subject)
         data = b""
         if subject.size:
             self._pace.transfer(subject.size)
@@ -261,19 +292,27 @@ class Transfer:
         if len(data) != subject.size:
             raise SourceMoved(f"{len(data)} bytes came, the plan says {subject.size}")
         tally.moved += len(data)
+        body: list[Buffer] = [data]
+        if sealing is not None:
+            sealer = _sealer(subject, attributes, cut, sealing)
+            body, attributes = [sealer.head, *_frames(sealer, data)], SEALED_ATTRIBUTES
+            subject = replace(subject, size=sealer.header.sealed_bytes)
         conditional = self._settings.conditional_puts and before is not None
         try:
             return self.ask(
                 lambda: target.put(
                     key,
-                    data,
+                    body,
                     attributes=attributes,
                     if_match=(before or "") if conditional else "",
                     if_absent=conditional and not before,
                 )
             )
         except OutcomeUnknown as error:
-            return self._settle(subject, target, key, md5(data, usedforsecurity=False).hexdigest(), before, error)
+            expected = md5(usedforsecurity=False)
+            for piece in body:
+                expected.update(piece)
+            return self._settle(subject, target, key, expected.hexdigest(), before, error)
         except PreconditionFailed as error:
             raise TargetChanged("it holds another object by now") from error
         except NotFound as error:
@@ -282,12 +321,25 @@ class Transfer:
             raise TargetChanged("its object is gone") from error
 
     def _by_parts(
-        self, subject: Subject, target: Bucket, key: str, tally: Tally, before: str | None, *, by_server: bool
+        self,
+        subject: Subject,
+        target: Bucket,
+        key: str,
+        tally: Tally,
+        before: str | None,
+        *,
+        by_server: bool,
+        sealing: Sealing | None = None,
     ) -> Written:
         attributes, (first, parts) = self._attributes(subject)
         limits = target.properties
+        sealer, size = None, subject.size
+        if sealing is not None:
+            # The ETag is another one anyway, so the parts are as we like them.
+            sealer = _sealer(subject, attributes, (first, parts), sealing)
+            attributes, first, parts, size = SEALED_ATTRIBUTES, 0, 0, sealer.header.sealed_bytes
         length = part_size(
-            subject.size,
+            size,
             first,
             parts,
             least=limits.part_bytes_min,
@@ -299,10 +351,15 @@ class Transfer:
         self._uploads.upload_begun(key, upload_id)
         try:
             etags: list[str] = []
-            for offset in range(0, subject.size, length):
-                count = min(length, subject.size - offset)
-                carry = self._copy_part if by_server else self._stream_part
-                etags.append(carry(subject, target, key, upload_id, len(etags) + 1, offset, count, tally))
+            if sealer is not None:
+                for body in self._sealed_parts(subject, sealer, length, tally):
+                    etags.append(self._upload_part(target, key, upload_id, len(etags) + 1, body))
+                subject = replace(subject, size=size)
+            else:
+                for offset in range(0, subject.size, length):
+                    count = min(length, subject.size - offset)
+                    carry = self._copy_part if by_server else self._stream_part
+                    etags.append(carry(subject, target, key, upload_id, len(etags) + 1, offset, count, tally))
             if before is not None:
                 held = self.look(target, key)
                 if (held.etag if held else "") != before:
@@ -372,6 +429,31 @@ class Transfer:
         length: int,
         tally: Tally,
     ) -> str:
+        return self._upload_part(target, key, upload_id, number, [self._read(subject, offset, length, tally)])
+
+    def _sealed_parts(self, subject: Subject, sealer: Sealer, length: int, tally: Tally) -> Iterator[list[Buffer]]:
+        """The sealed object in pieces of exactly `length` bytes and a rest (some servers want parts of one size), made from
+        as many whole frames at a time as a piece takes."""
+        header = sealer.header
+        waiting, held, number = deque([memoryview(sealer.head)]), len(sealer.head), 1
+        while number <= header.frames:
+            count = max(1, -(-(length - held) // (header.frame_bytes + TAG_BYTES)))
+            offset = (number - 1) * header.frame_bytes
+            plain = min(count * header.frame_bytes, subject.size - offset)
+            for frame in _frames(sealer, self._read(subject, offset, plain, tally) if plain else b""):
+                waiting.append(memoryview(frame))
+                held += len(frame)
+            number += count
+            while held >= length:
+                yield _taken(waiting, length)
+                held -= length
+        if held:
+            yield _taken(waiting, held)
+
+    def _upload_part(self, target: Bucket, key: str, upload_id: str, number: int, body: list[Buffer]) -> str:
+        return self.ask(lambda: target.upload_part(key, upload_id, number, body))
+
+    def _read(self, subject: Subject, offset: int, length: int, tally: Tally) -> bytes:
         self._pace.transfer(length)
         data = self._from_source(
             lambda: subject.bucket.get(
@@ -381,7 +463,7 @@ class Transfer:
         if len(data) != length:
             raise SourceMoved(f"{len(data)} bytes came from offset {offset}, the plan says {length}")
         tally.moved += length
-        return self.ask(lambda: target.upload_part(key, upload_id, number, data))
+        return data
 
     def _attributes(self, subject: Subject) -> tuple[Attributes, tuple[int, int]]:
         """What is kept beside the bytes; size of the first part and number of parts, where there are any."""
@@ -434,6 +516,33 @@ class Transfer:
         if tag_count is not None and held.tag_count != tag_count:
             raise error
         return Written(held.etag, held.version_id)
+
+
+def _sealer(subject: Subject, attributes: Attributes, cut: tuple[int, int], sealing: Sealing) -> Sealer:
+    """A new one, with a salt of its own, for one attempt at one object."""
+    first, parts = cut if cut[1] else (0, 0)
+    facts = Facts(sealing.key, subject.etag, subject.version_id, first, parts, attributes)
+    return sealing.keyring.sealer(subject.size, facts)
+
+
+def _frames(sealer: Sealer, plain: bytes) -> Iterator[bytes]:
+    """`plain`, which are whole frames but for the object's last, sealed."""
+    view, step = memoryview(plain), sealer.header.frame_bytes
+    for at in range(0, max(1, len(plain)), step):
+        yield sealer.frame(view[at : at + step])
+
+
+def _taken(waiting: deque[memoryview], length: int) -> list[Buffer]:
+    """The first `length` bytes, which are there."""
+    taken: list[Buffer] = []
+    while length:
+        piece = waiting.popleft()
+        if len(piece) > length:
+            waiting.appendleft(piece[length:])
+            piece = piece[:length]
+        taken.append(piece)
+        length -= len(piece)
+    return taken
 
 
 def _copy_source(subject: Subject) -> CopySource:

@@ -26,6 +26,8 @@ from cowsync.base.difference import Kind, differences
 from cowsync.rows import Row, Rows
 from cowsync.scan.listing import Listed, pages
 from cowsync.scan.ranges import WHOLE, KeyRange
+from cowsync.sealing.format import NotOpened
+from cowsync.sealing.reading import OpenedBucket
 from s3core.bucket import Bucket
 from s3core.errors import Denied, Misconfigured, NotFound, PreconditionFailed, StoreError, Unavailable
 
@@ -90,24 +92,26 @@ def verify_listing(
     *,
     within: KeyRange = WHOLE,
     listing: Iterable[Rows] | None = None,
+    sealed: bool = False,
     on_finding: Callable[[Finding], None] | None = None,
     findings_kept: int = 100,
 ) -> ListingResult:
     """List the mirror's `within` once and compare it with the rows of `base` in that range (vanished ones too: the
-    mirror keeps them). `listing` replaces the listing where the store gives it out of order. The trash is counted with
-    the range that begins at the first key. Raises StoreError, Unordered, Refused."""
+    mirror keeps them). On an encrypted mirror (`sealed`) sizes are not compared, since the base knows those of the source:
+    an ETag that is equal says enough. `listing` replaces the listing where the store gives it out of order. The trash is
+    counted with the range that begins at the first key. Raises StoreError, Unordered, Refused."""
     result, listed = ListingResult(), Listed(within.after)
 
     def known() -> Iterator[Rows]:
         for rows in base:
             result.keys += len(rows)
-            yield _as_mirrored(rows)
+            yield _as_mirrored(_without_sizes(rows) if sealed else rows)
 
     def there() -> Iterator[Rows]:
         for rows in listing if listing is not None else pages(mirror.bucket, mirror.prefix, within, listed):
             result.listed += len(rows)
             result.listed_bytes += sum(rows.sizes)
-            yield rows
+            yield _without_sizes(rows) if sealed else rows
 
     for change in differences(known(), there()):
         kind = _KINDS[change.kind]
@@ -152,7 +156,13 @@ def _as_mirrored(rows: Rows) -> Rows:
     )
 
 
+def _without_sizes(rows: Rows) -> Rows:
+    return replace(rows, sizes=[0] * len(rows))
+
+
 def _identity(row: Row) -> str:
+    if not row.size:
+        return row.etag.decode("utf-8", "replace")
     return f"{row.etag.decode('utf-8', 'replace')}, {row.size} bytes"
 
 
@@ -172,14 +182,16 @@ class RereadSettings:
 
 @dataclass(slots=True)
 class RereadResult:
-    """`intact` were compared with the source and equal. `by_etag`: the source has moved on, and the mirror's bytes
-    hold the MD5 that its ETag says. `uncompared`: the source has moved on, and the ETag is no MD5. `after` is the last
-    key done: where the next call goes on. `stopped` says why it ended early."""
+    """`intact` were compared with the source and equal. `by_seal`: the source has moved on, and what is on the encrypted
+    mirror opens and was sealed from the very object that the base names. `by_etag`: the source has moved on, and the
+    mirror's bytes hold the MD5 that its ETag says. `uncompared`: the source has moved on, and the ETag is no MD5. `after`
+    is the last key done: where the next call goes on. `stopped` says why it ended early."""
 
     objects: int = 0
     bytes: int = 0
     intact: int = 0
     by_etag: int = 0
+    by_seal: int = 0
     uncompared: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     after: str = ""
@@ -209,6 +221,7 @@ def reread(
     mirror: Place,
     *,
     of: str,
+    opened: OpenedBucket | None = None,
     state: Path | None = None,
     settings: RereadSettings | None = None,
     stop: threading.Event | None = None,
@@ -216,14 +229,15 @@ def reread(
     pace: Pace | None = None,
 ) -> RereadResult:
     """Read objects of the base on both ends and compare their SHA-256. `base` gives the rows after a key; `of` names
-    the snapshot. With `state` the place reached is kept in that file, and a call with the same snapshot, share and
-    seed goes on there; a finished one begins anew. A crash leaves the file of at most 256 objects ago. StoreErrors of
-    single objects are findings; many in a row end it."""
+    the snapshot. `opened` is an encrypted mirror's bucket with its objects as they were at the source. With `state` the
+    place reached is kept in that file, and a call with the same snapshot, share and seed goes on there; a finished one
+    begins anew. A crash leaves the file of at most 256 objects ago. StoreErrors of single objects are findings; many in a
+    row end it."""
     settings, stop = settings or RereadSettings(), stop or threading.Event()
     identity = f"{of} {settings.share!r} {settings.seed}"
     result = (_load(state, identity) if state is not None else None) or RereadResult()
     result.stopped = ""
-    reader = _Reader(source, mirror, pace or NoPace())
+    reader = _Reader(source, mirror, opened, pace or NoPace())
     chosen = (
         row for rows in base(result.after.encode()) for row in rows if is_chosen(row.key, settings.share, settings.seed)
     )
@@ -270,6 +284,8 @@ def _count(result: RereadResult, row: Row, compared: _Compared, settings: Reread
             result.intact += 1
         case "by_etag":
             result.by_etag += 1
+        case "by_seal":
+            result.by_seal += 1
         case "uncompared":
             result.uncompared += 1
     if compared.finding is not None:
@@ -284,9 +300,10 @@ class _Moved(Exception):
 
 
 class _Reader:
-    def __init__(self, source: Place, mirror: Place, pace: Pace) -> None:
+    def __init__(self, source: Place, mirror: Place, opened: OpenedBucket | None, pace: Pace) -> None:
         self._source = source
         self._mirror = mirror
+        self._opened = opened
         self._pace = pace
 
     def compare(self, row: Row) -> _Compared:
@@ -300,9 +317,17 @@ class _Reader:
     def _compare(self, row: Row, tally: Counter[str]) -> _Compared:
         key, etag = row.key.decode(), row.mirror_etag.decode()
         try:
-            held = self._digests(self._mirror.bucket, self._mirror.key(key), row.size, etag, "", tally)
+            if self._opened is not None:
+                inside = self._opened.facts(self._mirror.key(key), if_match=etag).etag
+                if inside != row.etag.decode():
+                    # Opens, and is not what was put there last: an older one under a newer one's ETag.
+                    return _Compared(tally["bytes"], "", Finding(Drift.DAMAGED, key, row.etag.decode(), inside))
+            bucket = self._opened or self._mirror.bucket
+            held = self._digests(bucket, self._mirror.key(key), row.size, etag, "", tally)
         except NotFound:
             return _Compared(tally["bytes"], "", Finding(Drift.MISSING, key, etag))
+        except NotOpened as error:
+            return _Compared(tally["bytes"], "", Finding(Drift.DAMAGED, key, etag, str(error)))
         except (PreconditionFailed, _Moved) as error:
             return _Compared(tally["bytes"], "", Finding(Drift.CHANGED, key, etag, str(error)))
         try:
@@ -317,6 +342,8 @@ class _Reader:
                 tally,
             )
         except (NotFound, PreconditionFailed, _Moved):
+            if self._opened is not None:
+                return _Compared(tally["bytes"], "by_seal")
             # Equal is proof. Unequal is none: an encrypted object's ETag is no MD5.
             return _Compared(tally["bytes"], "by_etag" if held[1] == etag else "uncompared")
         if held[0] != wanted[0]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cowsync.changes import Op, PlanLine
 from cowsync.errors import StateDamaged
+from cowsync.sealing.format import sealed_bytes
 from s3core.bucket import COPY_BYTES_MAX
 from s3core.endpoint import Prices
 from s3core.quantities import shown_duration, shown_size
@@ -31,9 +32,9 @@ class Terms:
     """How lines would be carried out, which decides what they cost. `server_copy`: both ends are one endpoint, whose
     CopyObject takes `copy_bytes_max`. Else bytes are streamed, in parts of `part_bytes` where an object is larger than
     one, or as the source's parts are. `tagged`: objects have tags, which a streamed copy reads with a request of their
-    own. `checks`: the target is looked at (HEAD) before it is written. `quarantine`: removing is a copy and a delete,
-    else a delete alone. `scan_lists` are the LIST requests the scan has cost, all at the source. Prices are of the
-    source's and the target's endpoint."""
+    own. `sealed`: what is put on the target is encrypted before. `checks`: the target is looked at (HEAD) before it is
+    written. `quarantine`: removing is a copy and a delete, else a delete alone. `scan_lists` are the LIST requests the
+    scan has cost, all at the source. Prices are of the source's and the target's endpoint."""
 
     source: Prices
     target: Prices
@@ -44,6 +45,11 @@ class Terms:
     checks: bool = True
     quarantine: bool = True
     scan_lists: int = 0
+    sealed: bool = False
+
+    def stored(self, size: int) -> int:
+        """About what an object of `size` bytes takes on the target."""
+        return sealed_bytes(size) if self.sealed else size
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +293,7 @@ class Tally:
 
     def _copy(self, line: PlanLine) -> None:
         terms, requests, size = self.terms, self._requests, line.size
-        self._growth += size - (line.was_size if line.op is Op.MODIFY else 0)
+        self._growth += terms.stored(size) - (terms.stored(line.was_size) if line.op is Op.MODIFY else 0)
         requests.checks += terms.checks
         if terms.server_copy:
             self._copied += size

@@ -135,7 +135,8 @@ def test_the_doctor_asks_anew_and_is_believed(tmp_path: Path) -> None:
 
 
 def test_where_the_server_copies_or_nobody_looks_nothing_is_asked(tmp_path: Path) -> None:
-    for number, options in enumerate(({"one_endpoint": True}, {"one_endpoint": False, "check_target": False})):
+    worlds: list[dict[str, Any]] = [{"one_endpoint": True}, {"one_endpoint": False, "check_target": False}]
+    for number, options in enumerate(worlds):
         folder = tmp_path / str(number)
         folder.mkdir()
         world = World(folder, **options)

@@ -14,10 +14,12 @@ from cowsync.changes import Op, Outcome
 from cowsync.errors import Held, Refused
 from cowsync.plan.guard import Decision
 from cowsync.work import alone, explain_key, newest_plan
+from s3core.key_slot import Secret
 from s3core.settings import GuardSettings
 from tests.cowsync.apply.faulty_bucket import Crash, Fault
 from tests.cowsync.worlds import DAY_S, World
 
+SECRET = Secret("key", bytes(range(32)))
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """What is synced a thousand times is kept in memory where there is such a file system."""
 KEYS = st.sampled_from(["a", "b", "c/1", "c/2", "c/é", "d d", "e+"])
@@ -51,21 +53,21 @@ ROUNDS = st.lists(st.tuples(CHANGES, FAULTS), min_size=1, max_size=5)
 
 
 @settings(max_examples=40, deadline=None)
-@given(ROUNDS, st.booleans(), st.booleans())
-def test_random_histories(rounds: list[Round], versioned: bool, near: bool) -> None:
-    live_through(rounds, versioned=versioned, near=near)
+@given(ROUNDS, st.booleans(), st.booleans(), st.booleans())
+def test_random_histories(rounds: list[Round], versioned: bool, near: bool, encrypted: bool) -> None:
+    live_through(rounds, versioned=versioned, near=near, encrypted=encrypted)
 
 
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
-@given(ROUNDS, st.booleans(), st.booleans())
-def test_many_random_histories(rounds: list[Round], versioned: bool, near: bool) -> None:
-    live_through(rounds, versioned=versioned, near=near)
+@given(ROUNDS, st.booleans(), st.booleans(), st.booleans())
+def test_many_random_histories(rounds: list[Round], versioned: bool, near: bool, encrypted: bool) -> None:
+    live_through(rounds, versioned=versioned, near=near, encrypted=encrypted)
 
 
-def live_through(rounds: list[Round], *, versioned: bool, near: bool) -> None:
+def live_through(rounds: list[Round], *, versioned: bool, near: bool, encrypted: bool) -> None:
     with TemporaryDirectory(dir=MEMORY) as folder:
-        world = World(Path(folder), versioned=versioned, one_endpoint=near)
+        world = World(Path(folder), versioned=versioned, one_endpoint=near, secret=SECRET if encrypted else None)
         for changes, faults in rounds:
             change(world, changes)
             world.faults.calls, world.faults.at, world.faults.crashed = 0, faults, False

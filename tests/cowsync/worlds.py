@@ -1,16 +1,19 @@
 """A source, its mirror and the state of both in memory, as `work` sees them; hosts that die and come back."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cowsync.apply.copy_line import Place
 from cowsync.base.state import State
-from cowsync.mirror import Mirror, reader
+from cowsync.mirror import Mirror, opened_bucket, reader
 from cowsync.scan.engine import Engine, InlineEngine
 from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
+from cowsync.sealing.keys import Keyring, Vault
 from cowsync.work import Applied, Planned, apply, make_plan
 from s3core.bucket import BucketProperties
+from s3core.key_slot import Secret
 from s3core.memory import MemoryObjects, MemoryStore
 from s3core.memory_bucket import MemoryService
 from s3core.settings import GuardSettings, MirrorSettings
@@ -33,10 +36,20 @@ class _Skewed(FaultyBucket):
 
 
 class World:
-    """`source` and `target` are the bare buckets; what a mirror does to them goes through `faults`."""
+    """`source` and `target` are the bare buckets; what a mirror does to them goes through `faults`. `secret`: the mirror is
+    encrypted with it."""
 
-    def __init__(self, folder: Path, *, versioned: bool = False, one_endpoint: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        versioned: bool = False,
+        one_endpoint: bool = True,
+        secret: Secret | None = None,
+        **settings: Any,
+    ) -> None:
         self.folder = folder
+        self.secret = secret
         self.clock = FakeClock()
         self.faults = Faults()
         here = MemoryService(clock=self.clock)
@@ -63,8 +76,19 @@ class World:
             layers = state.snapshot(name).layers if name else ()
             return scan_shard(task, source.bucket, "", reader(layers, state), mirror.belongs, now=self.clock.time)
 
-        mirror = Mirror("m", self.settings, source, target, state, folder, piece)
+        mirror = Mirror("m", self.settings, source, target, state, folder, piece, vault=self.vault(target))
         return mirror
+
+    def vault(self, target: Place) -> Vault:
+        secret = self.secret
+        store = MemoryStore(clock=self.clock, bucket=self.objects)
+        asked = (lambda new: secret) if secret is not None else None
+        return Vault("m", store, target.bucket, "", asked, random=os.urandom, now=self.clock.time, creator="test")
+
+    def keyring(self) -> Keyring:
+        ring = self.vault(Place(self.target)).opening(begun=True)
+        assert ring is not None
+        return ring
 
     def plan(self, *, new_host: bool = False, engine: Engine | None = None) -> Planned:
         return make_plan(self.mirror(new_host=new_host), engine or InlineEngine(), now=self.clock.time)
@@ -77,4 +101,8 @@ class World:
         return self.apply(self.plan(new_host=new_host))
 
     def mirrored(self) -> dict[str, bytes]:
-        return {key: data for key, data in self.target.contents().items() if not key.startswith(".cowsync/")}
+        held = {key: data for key, data in self.target.contents().items() if not key.startswith(".cowsync/")}
+        if self.secret is None:
+            return held
+        opened = opened_bucket(Place(self.target), self.keyring())
+        return {key: opened.get(key) for key in held}

@@ -1,0 +1,1 @@
+"""What lies sealed on an encrypted mirror, and the keys that open it."""
