@@ -291,7 +291,9 @@ def _open_ends_here(where: Mapping[str, str]) -> tuple[Place, Place]:
     settings = config.mirror(where["mirror"])
     _check_same(config, where, "target", _compared_for_lines(config, settings))
     if settings.key:
-        raise ConfigError(f"{config.path}: [mirror.{where['mirror']}]: key: objects are sealed on the command's host alone")
+        raise ConfigError(
+            f"{config.path}: [mirror.{where['mirror']}]: key: objects are sealed on the command's host alone"
+        )
     source, source_prefix = open_bucket(settings.source, config)
     target, target_prefix = open_bucket(settings.target, config)
     return Place(source, source_prefix), Place(target, target_prefix)

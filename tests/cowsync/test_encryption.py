@@ -327,6 +327,10 @@ def test_what_would_put_plain_bytes_there_is_refused(cowsync: Any) -> None:
     report.write_text("")
     refused = cowsync("import-results", "a", planned["digest"], str(report), expect=7)
     assert "not sealed" in refused["error"]["message"]
+    for command in ("apply", "run"):
+        refused = cowsync(command, "a", "--cluster", "tcp://127.0.0.1:9", expect=7)
+        assert "the key goes to no other" in refused["error"]["message"]
+    assert MEMORY.bucket(f"{cowsync.name}-a").contents() == {}
 
 
 def test_removed_objects_are_in_the_trash_sealed_and_come_back(cowsync: Any) -> None:
