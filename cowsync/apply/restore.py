@@ -122,7 +122,7 @@ def apply_restore(
     clock: Clock | None = None,
 ) -> ApplyResult:
     """Carry out what is left of a restore's plan; as `apply_plan`. Parts are kept, so that an object comes back with
-    the ETag that it had on the mirror."""
+    the ETag that it had on the mirror. What the plan removes was asked for: `removals`, which is about the mirror, is not."""
     settings = settings or ApplySettings()
     return apply_plan(
         plan,
@@ -130,7 +130,7 @@ def apply_restore(
         place,
         directory,
         run=run,
-        settings=replace(settings, transfer=replace(settings.transfer, keep_parts=True)),
+        settings=replace(settings, removals=True, transfer=replace(settings.transfer, keep_parts=True)),
         stop=stop,
         on_progress=on_progress,
         clock=clock,
