@@ -14,6 +14,7 @@ import typer
 
 from cowsync.apply.run import ApplyResult, Progress, stop_on_signals
 from cowsync.apply.verify import Finding, ListingResult, RereadSettings, reread, verify_listing
+from cowsync.apply.verify_versions import verify_versions
 from cowsync.arguments import (
     ApproveOption,
     ClusterOption,
@@ -31,7 +32,7 @@ from cowsync.plan.guard import Decision
 from cowsync.plan_commands import plan_of, scanning, tell_plan
 from cowsync.scan.listing import Listed, Unordered
 from cowsync.scan.unordered import sorted_rows
-from cowsync.work import Applied, alone, base_of, check_allowed, make_plan
+from cowsync.work import Applied, alone, base_of, check_allowed, check_kind, make_plan
 from cowsync.work import apply as carry_out
 from s3core.console import JsonOption, progress, write_json, write_line, write_note
 from s3core.endpoint_commands import ConfigOption
@@ -102,6 +103,7 @@ def verify(
     With --sample or --full the bytes of both ends are read and compared, too. Ends with 1 where something is found."""
     with mirror_of(config_path, name) as mirror:
         base = base_of(mirror)
+        check_kind(mirror, base)
         layers = base.snapshot.layers if base.snapshot else ()
         opened = mirror.opened_target(begun=base.snapshot is not None) if full or sample else None
         listed = verified(mirror, layers)
@@ -118,6 +120,7 @@ def verify(
                     state=mirror.folder / ("verify-full.json" if full else "verify-sample.json"),
                     settings=settings,
                     stop=stop,
+                    versions=mirror.all_versions,
                 )
     if as_json:
         write_json({"listing": listed.to_json(), "bytes": bytes_read.to_json() if bytes_read else None})
@@ -143,6 +146,8 @@ def verify(
 
 def verified(mirror: Mirror, layers: Layers) -> ListingResult:
     """The mirror's listing against the base; sorted on disk where the store lists out of order."""
+    if mirror.all_versions:
+        return verify_versions(read(layers, mirror.state), mirror.target)
     try:
         return verify_listing(read(layers, mirror.state), mirror.target, sealed=mirror.encrypted)
     except Unordered as seen:

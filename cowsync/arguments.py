@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cowsync.errors import Refused
-from cowsync.mirror import Mirror, opened
+from cowsync.mirror import Mirror, check_current, opened
 from cowsync.scan.engine import Crew, Engine, InlineEngine, ProcessEngine
 from s3core.console import write_note
 from s3core.settings import load_config
@@ -90,9 +90,11 @@ def crew_for(mirror: Mirror, cluster: str = "") -> Iterator[Crew | None]:
 
 def check_cluster(mirror: Mirror, cluster: str, reached: Sequence[str]) -> None:
     """A usage error where it is no address of a cluster, or its workers cannot get at what the settings `reached` name.
-    Refused for the target of an encrypted mirror."""
+    Refused for the target of an encrypted mirror, and of one of all versions."""
     if not CLUSTER_ADDRESS.fullmatch(cluster):
         usage(f"--cluster must be the address of a Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT, not {cluster!r}")
+    if "target" in reached:
+        check_current(mirror, "an apply on a cluster")
     if "target" in reached and mirror.encrypted:
         raise Refused(
             f"mirror {mirror.name} is encrypted: its objects are sealed on this host, and the key goes to no other",

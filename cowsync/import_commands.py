@@ -21,7 +21,7 @@ from cowsync.apply.journal import Journals, WorkerJournal
 from cowsync.arguments import ApproveOption, MirrorArgument, mirror_of
 from cowsync.changes import PlanLine
 from cowsync.errors import Refused
-from cowsync.mirror import Mirror, reader
+from cowsync.mirror import Mirror, check_current, reader
 from cowsync.plan.plan_file import SHOWN_DIGEST, Plan, find_plan
 from cowsync.plan.results import ReportCount, ReportRow, line_results, read_report
 from cowsync.plan_commands import exit_of, plan_record, scanning, tell_plan
@@ -82,6 +82,7 @@ def plan_inventory(
 
     Refused for an inventory of another bucket, one that was begun before the last run was published, and one that is
     not whole; then there is no plan, and nothing has changed."""
+    check_current(mirror, "an inventory in place of a listing")
     bucket = mirror.source.bucket.properties.name
     if inventory.bucket != bucket:
         raise Refused(
@@ -159,6 +160,7 @@ def note_results(mirror: Mirror, plan: Plan, reports: Sequence[Path], *, approve
     Durable on return: an apply of the plan takes those lines for done and publishes them, and so does the next plan. A
     crash before leaves a part of them, each as true; noting the same reports again adds the rest. Held and Refused as
     `work.apply`; Refused for a file that is no report or of another bucket, StoreErrors of the mirror."""
+    check_current(mirror, "a report of S3 Batch Operations")
     if mirror.encrypted:
         raise Refused(
             f"mirror {mirror.name} is encrypted: what another engine copied there is not sealed",

@@ -11,7 +11,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -28,8 +28,10 @@ from cowsync.scan.engine import Hold
 from cowsync.scan.filters import Belongs, belongs
 from cowsync.scan.ranges import KeyRange
 from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
+from cowsync.scan.versions import scan_versions
 from cowsync.sealing.keys import Keyring, Vault
 from cowsync.sealing.reading import OpenedBucket
+from cowsync.versions import ALL
 from s3core.bucket_stack import open_bucket
 from s3core.build import build_store, parse_store_url
 from s3core.credentials import CredentialsError
@@ -37,6 +39,7 @@ from s3core.endpoint import Prices
 from s3core.key_slot import Secret
 from s3core.secret_source import read_secret
 from s3core.settings import Config, ConfigError, GuardSettings, MirrorSettings, load_config
+from s3core.wrapper import Operation
 
 WORKER_OPEN_BYTES = 8 << 20
 """Segments that a process of a scan keeps: its pieces go through the base in order, and there are many such processes."""
@@ -98,6 +101,10 @@ class Mirror:
         return self.settings.guard
 
     @property
+    def all_versions(self) -> bool:
+        return self.settings.versions == ALL
+
+    @property
     def belongs(self) -> Belongs | None:
         return belongs(self.settings.include, self.settings.exclude)
 
@@ -117,7 +124,9 @@ def opened(config: Config, name: str) -> Iterator[Mirror]:
     folder = Path(settings.state_dir)
     folder.mkdir(parents=True, exist_ok=True)
     source, source_prefix = open_bucket(settings.source, config)
-    target, target_prefix = open_bucket(settings.target, config)
+    # Where all versions are kept a write that is sent twice leaves two of them: it is looked for instead.
+    once: Collection[Operation] = ("put", "copy", "delete") if settings.versions == ALL else ()
+    target, target_prefix = open_bucket(settings.target, config, once=once)
     store = build_store(settings.state, config=config)
     try:
         yield Mirror(
@@ -234,6 +243,26 @@ def _whereabouts(config: Config, url: str) -> str:
     return f"{address.host}{address.path}/{place.bucket}/{place.path}".rstrip("/")
 
 
+def check_versions(mirror: Mirror) -> None:
+    """Refused for a mirror of all versions where one of the buckets keeps none."""
+    for what, place in (("source", mirror.source), ("mirror", mirror.target)) if mirror.all_versions else ():
+        if not place.bucket.properties.versioned:
+            raise Refused(
+                f'mirror {mirror.name} has versions = "all", and its {what}, {place.bucket.url}, does not keep versions',
+                hint="enable versioning there (suspended is not enough, and the keys must be allowed to see it: "
+                's3:GetBucketVersioning), or set versions = "current"; nothing was changed',
+            )
+
+
+def check_current(mirror: Mirror, what: str) -> None:
+    """Refused for a mirror of all versions, of what is not to be had with them."""
+    if mirror.all_versions:
+        raise Refused(
+            f'{what} knows current objects alone, and mirror {mirror.name} has versions = "all"',
+            hint=f"nothing was changed; use: cowsync run {mirror.name}",
+        )
+
+
 def reader(layers: Layers, library: Library) -> Callable[[KeyRange], Iterator[Rows]]:
     """The rows of a base in a range."""
     return lambda within: read(layers, library, within.after, within.upto)
@@ -271,7 +300,8 @@ def scan_piece(task: ShardTask) -> ShardResult:
         if base not in kept.bases:
             kept.bases = {base: kept.state.snapshot(base).layers if base else ()}
         layers = kept.bases[base]
-    return scan_shard(task, kept.source.bucket, kept.source.prefix, reader(layers, kept.state), kept.belongs)
+    scan = scan_versions if task.versions else scan_shard
+    return scan(task, kept.source.bucket, kept.source.prefix, reader(layers, kept.state), kept.belongs)
 
 
 def carry_piece(piece: LinesPiece, hold: Hold) -> LinesAnswer:
@@ -328,6 +358,7 @@ def _compared(config: Config, settings: MirrorSettings) -> dict[str, object]:
         "the state's endpoint": endpoint_url(config, settings.state),
         "include": settings.include,
         "exclude": settings.exclude,
+        "versions": settings.versions,
     }
 
 

@@ -121,8 +121,8 @@ def explain(
                 write_line(f"  {field:<16} {text}")
         elif isinstance(value, list):
             write_line(f"{heading}:" if value else f"{heading}: none here")
-            for text in value:
-                write_line(f"  {text}")
+            for one in value:
+                write_line(f"  {told(one)}")
         else:
             write_line(f"{heading}: {value}")
 
@@ -154,6 +154,15 @@ def export(
         write_note(f"{written.unable:,} lines cannot be written in this form: see {written.folder / 'unable.jsonl'}")
     for note in written.notes:
         write_note(note)
+
+
+def told(one: object) -> str:
+    """A version in one line; anything else as it is."""
+    if not isinstance(one, Mapping):
+        return str(one)
+    what = f"{one['size']} bytes, {one['etag']}" if one["etag"] else "delete marker"
+    gone = f", gone since run {one['gone']}" if one["gone"] else ""
+    return f"{one['version_id']}  {one['modified']}  {what}, on the mirror as {one['mirror_version']}{gone}"
 
 
 @contextmanager

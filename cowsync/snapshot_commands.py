@@ -17,8 +17,9 @@ from cowsync.base.layers import read
 from cowsync.base.state import AGE_SECONDS
 from cowsync.errors import Refused
 from cowsync.mirror import Mirror, open_place
+from cowsync.versions import current_rows, key_of
 from cowsync.watch import forget_runs, kept
-from cowsync.work import alone, apply_settings
+from cowsync.work import alone, apply_settings, has_versions
 from s3core.console import Column, JsonOption, new_app, size_column, write_json, write_line, write_note, write_records
 from s3core.endpoint_commands import ConfigOption
 from s3core.exit_codes import ExitCode
@@ -81,6 +82,7 @@ def diff(
     Ends with 0 where there is no difference, with 1 where there is one."""
     with mirror_of(config_path, name) as mirror:
         first, second = (mirror.state.snapshot(find_snapshot(mirror, text).name) for text in (old, new))
+        versions = has_versions(first)
         found: list[dict[str, object]] = []
         counts: dict[str, int] = {}
         for kind, was, now in each(between(first.layers, second.layers, mirror.state)):
@@ -88,11 +90,21 @@ def diff(
             row = now or was
             assert row is not None
             if not limit or len(found) < limit:
-                found.append({"kind": str(kind), "size": row.size, "etag": row.etag.decode(), "key": row.key.decode()})
+                record: dict[str, object] = {
+                    "kind": str(kind),
+                    "size": row.size,
+                    "etag": row.etag.decode(),
+                    "key": row.key.decode(),
+                }
+                if versions:
+                    record |= {"key": key_of(row.key).decode(), "version": row.version_id.decode()}
+                found.append(record)
     if as_json:
         write_json({"counts": counts, "shown": found})
     else:
-        write_records(found, [Column("kind", "KIND"), size_column("size", "SIZE"), Column("key", "KEY")], as_json=False)
+        columns = [Column("kind", "KIND"), size_column("size", "SIZE"), Column("key", "KEY")]
+        columns += [Column("version", "VERSION")] if versions else []
+        write_records(found, columns, as_json=False)
         write_note(", ".join(f"{number:,} {kind}" for kind, number in counts.items()) or "no difference")
     raise typer.Exit(ExitCode.FINDING if counts else ExitCode.OK)
 
@@ -124,7 +136,10 @@ def restore(
     ):
         entry = find_snapshot(mirror, snapshot)
         readable = mirror.readable(begun=True)
-        rows = read(mirror.state.snapshot(entry.name).layers, mirror.state)
+        point = mirror.state.snapshot(entry.name)
+        rows = read(point.layers, mirror.state)
+        if has_versions(point):
+            rows = current_rows(rows, vanished=vanished)
         options = RestoreOptions(overwrite=overwrite, delete=delete, vanished=vanished)
         plan, report = plan_restore(
             mirror.folder / "restores",

@@ -32,25 +32,27 @@ from cowsync.apply.pieces import Elsewhere
 from cowsync.apply.run import ORDER, ApplyResult, ApplySettings, Progress, apply_plan
 from cowsync.apply.transfer import TransferSettings
 from cowsync.base.head import Head
-from cowsync.base.layers import find, quantiles
+from cowsync.base.layers import Layers, find, quantiles, read
 from cowsync.base.snapshot import Facts as RunFacts
 from cowsync.base.snapshot import Snapshot, Totals
 from cowsync.catalogue import Phase
 from cowsync.changes import Op, PlanLine
 from cowsync.conditions import conditional_puts_hold, useful
 from cowsync.errors import Busy, Held, Refused, StateDamaged, Stopped
-from cowsync.mirror import Mirror, carry_piece, lies_in, reader
+from cowsync.mirror import Mirror, carry_piece, check_current, check_versions, lies_in, reader
 from cowsync.plan.census import Census, census_from_json
 from cowsync.plan.format import PlanHead
 from cowsync.plan.guard import ChangesTally, Decision, Facts, Order, PastRun, Reason, Verdict, judge
 from cowsync.plan.plan_file import SHOWN_DIGEST, Plan, digests, find_plan, open_plan, sync_folder, write_plan
 from cowsync.plan.summary import Rates, Tally, Terms
+from cowsync.rows import Row
 from cowsync.scan.engine import Crew, Engine
 from cowsync.scan.listing import Listed
 from cowsync.scan.ranges import WHOLE
 from cowsync.scan.run import Scan, ScanFacts, run_scan
 from cowsync.scan.shard import ShardTask, compared
 from cowsync.scan.unordered import sorted_rows
+from cowsync.versions import ALL, History, behind, histories, key_of
 from s3core.clock import system_random
 from s3core.errors import NotFound
 
@@ -159,9 +161,11 @@ def plan_from(mirror: Mirror, scan_of: Callable[[Base], Scan], *, now: Callable[
             "each run",
             hint="choose another bucket, or a prefix that is not below the source",
         )
+    check_versions(mirror)
     catalogue = mirror.catalogue()
     base = base_of(mirror)
     mirror.check_encryption(begun=base.snapshot is not None)
+    check_kind(mirror, base)
     if settle(mirror, base, now=now):
         base = base_of(mirror)
     run_id = catalogue.begin(base.run, base.name, now())
@@ -201,8 +205,12 @@ def apply(
     Held where the guard holds it and `approve` is not the beginning of its digest; Refused where the base has moved on
     since it was made, or the guard refuses it. What a call leaves undone (failures, a stop, a crash) is planned again by
     the next scan; calling again with the same digest, before that, goes on where it stopped."""
+    check_versions(mirror)
+    if crew is not None:
+        check_current(mirror, "an apply on a cluster")
     plan = find_plan(mirror.plans, digest)
     base = base_of(mirror)
+    check_kind(mirror, base)
     check_base(mirror, plan, base)
     check_allowed(plan, approve)
     plan.verify()
@@ -298,9 +306,30 @@ def _carry_out(
     )
 
 
+def check_kind(mirror: Mirror, base: Base) -> None:
+    """Refused where the base is of another kind than the mirror's settings say."""
+    if base.snapshot is not None and has_versions(base.snapshot) is not mirror.all_versions:
+        kept = "all versions" if has_versions(base.snapshot) else "current versions"
+        raise Refused(
+            f"what is known of mirror {mirror.name} is of {kept}, and its settings say versions = "
+            f'"{mirror.settings.versions}"',
+            hint="set `versions` back, or make a new mirror with a target and a state of its own; nothing was changed",
+        )
+
+
+def has_versions(snapshot: Snapshot) -> bool:
+    """Whether the snapshot's rows are of versions."""
+    return snapshot.facts.notes.get("versions") == ALL
+
+
 def check_base(mirror: Mirror, plan: Plan, base: Base) -> None:
-    """Refused where the base has moved on since the plan was made, or the mirror's places are others."""
+    """Refused where the base has moved on since the plan was made, is of another kind, or the mirror's places are others."""
     check_places(mirror, plan, f"nothing was moved; make a new one: cowsync plan {mirror.name}")
+    if (plan.head.versions == ALL) is not mirror.all_versions:
+        raise Refused(
+            f'plan {plan.digest[:12]} is not for versions = "{mirror.settings.versions}"',
+            hint=f"nothing was moved; make a new one: cowsync plan {mirror.name}",
+        )
     if plan.head.base != base.name:
         raise Refused(
             f"plan {plan.digest[:12]} was made from snapshot {plan.head.base[:12] or '(none)'}, and the base is "
@@ -400,6 +429,7 @@ def pieces_of(rows: int, at_once: int, shard_keys: int) -> int:
 def scan_json(facts: ScanFacts) -> dict[str, Any]:
     return {
         "keys": facts.keys,
+        "versions": facts.versions,
         "bytes": facts.bytes_listed,
         "left_out": facts.left_out,
         "reserved": facts.reserved,
@@ -440,14 +470,23 @@ def _scan(
         base.run,
         remove_upto=remove_upto(base, mirror, now()),
         keys_max=settings.shard_keys,
+        versions=mirror.all_versions,
         where={**mirror.where, "base": base.name},
     )
     rows = base.snapshot.totals.rows if base.snapshot else 0
     at_once = engine.lanes * settings.listings
     pieces = pieces_of(rows, at_once, settings.shard_keys)
     points = quantiles(layers, mirror.state, pieces) if pieces > 1 else []
+    if mirror.all_versions:
+        # Between keys: all versions of one are listed in one piece.
+        points = sorted(set(map(key_of, points)))
 
     def list_anew(listed: Listed, prefixes: dict[str, tuple[int, int]], folder: Any) -> Iterator[PlanLine]:
+        if mirror.all_versions:
+            raise Refused(
+                f"{mirror.source.bucket.url} lists keys out of order, which cannot be made up for with all versions",
+                hint='set versions = "current"; nothing was changed',
+            )
         ordered = sorted_rows(mirror.source.bucket, mirror.source.prefix, listed, folder, belongs=mirror.belongs)
         return compared(task, ordered, listed, prefixes, reader(layers, mirror.state), now())
 
@@ -470,7 +509,8 @@ def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -
     census = base.census
     tally = Tally(_terms(mirror, scan.facts))
     changes = ChangesTally(census, mirror.guard)
-    head = PlanHead(mirror.name, mirror.settings.source, mirror.settings.target, base.name, base.run)
+    kind = ALL if mirror.all_versions else ""
+    head = PlanHead(mirror.name, mirror.settings.source, mirror.settings.target, base.name, base.run, kind)
 
     def summary() -> Mapping[str, object]:
         counted = tally.summary(base.rates)
@@ -482,8 +522,7 @@ def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -
     plan = write_plan(mirror.plans, head, changes.watch(tally.watch(scan.lines())), summary=summary)
     order = Order.SORTED if scan.facts.unordered else Order.ASCENDING
     layers = base.snapshot.layers if base.snapshot else ()
-    rows = [(key, find(layers, mirror.state, key.encode())) for key in mirror.guard.canaries]
-    known = frozenset(key for key, row in rows if row is not None and not row.gone)
+    known = frozenset(key for key in mirror.guard.canaries if _is_known(mirror, layers, key))
     facts = Facts(
         plan.digest,
         census,
@@ -493,10 +532,28 @@ def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -
         clock_skew_s=mirror.source.bucket.properties.clock_skew_s,
         mirror=mirror.name,
         moved=moved_places(mirror, base),
+        versions=mirror.all_versions,
     )
     verdict = judge(facts, mirror.guard, base.past)
     write_verdict(plan, verdict)
     return Planned(plan, verdict, scan.facts)
+
+
+def _is_known(mirror: Mirror, layers: Layers, key: str) -> bool:
+    """Whether the base has the key as one that the source has."""
+    if mirror.all_versions:
+        history = history_of(mirror, layers, key)
+        return history is not None and history.current is not None
+    row = find(layers, mirror.state, key.encode())
+    return row is not None and not row.gone
+
+
+def history_of(mirror: Mirror, layers: Layers, key: str) -> History | None:
+    """What a base of all versions knows of one key."""
+    stem = key.encode()
+    last = behind(stem)
+    # Every row of the key begins with the same bytes, of which the last is one less than here.
+    return next(histories(read(layers, mirror.state, last[:-2], last)), None)
 
 
 def _terms(mirror: Mirror, facts: ScanFacts) -> Terms:
@@ -522,10 +579,13 @@ def _publish(mirror: Mirror, plan: Plan, base: Base, result: ApplyResult, now: C
     census = base.census or Census()
     change = Totals()
     counts = dict.fromkeys(Op, 0)
+    counted: dict[Op, str] = {}
     for line, done in line_results(plan, journals):
         if done is not None or line.op not in ORDER:
             census.apply(line)
-            counts[line.op] += 1
+            # The guard goes by keys: several new versions of one are one overwrite.
+            counts[line.op] += counted.get(line.op) != line.key
+            counted[line.op] = line.key
             change += change_of(line)
     scan = _scan_of(plan, census)
     notes = {
@@ -539,6 +599,8 @@ def _publish(mirror: Mirror, plan: Plan, base: Base, result: ApplyResult, now: C
         "lines": result.lines,
         "moved": result.bytes_moved + result.bytes_copied,
     }
+    if mirror.all_versions:
+        notes["versions"] = ALL
     facts = RunFacts(
         plan.head.run,
         datetime.fromtimestamp(now(), UTC).isoformat(timespec="seconds"),
@@ -567,6 +629,8 @@ def _scan_of(plan: Plan, census: Census) -> Mapping[str, Any]:
 def change_of(line: PlanLine) -> Totals:
     """What a line that is done adds to the totals of the base."""
     match line.op:
+        case Op.MODIFY | Op.REMOVE if line.ordinal:
+            return Totals(1, 0, line.size)
         case Op.ADD:
             return Totals(1, 0, line.size)
         case Op.MODIFY:
@@ -613,8 +677,14 @@ def explain_key(mirror: Mirror, key: str) -> dict[str, Any]:
     """Everything that is known of one key: at the source now, in the base, on the mirror now, in plans on this host."""
     base = base_of(mirror)
     layers = base.snapshot.layers if base.snapshot else ()
-    row = find(layers, mirror.state, key.encode())
-    known = {name: _text(value) for name, value in row._asdict().items()} if row else "nothing"
+    known: Any = "nothing"
+    if mirror.all_versions:
+        history = history_of(mirror, layers, key)
+        if history is not None:
+            known = [_shown(row._replace(key=key.encode())) for row in reversed(history.rows)]
+    else:
+        row = find(layers, mirror.state, key.encode())
+        known = _shown(row) if row else known
     fits = mirror.belongs is None or mirror.belongs(key.encode())
     return {
         "key": key,
@@ -622,7 +692,7 @@ def explain_key(mirror: Mirror, key: str) -> dict[str, Any]:
         "source": _facts_of(mirror.source, key),
         "known": known,
         "mirror": _facts_of(mirror.target, key),
-        "plans": [_line_in(mirror.plans / digest, key) for digest in digests(mirror.plans)],
+        "plans": [_lines_in(mirror.plans / digest, key) for digest in digests(mirror.plans)],
     }
 
 
@@ -635,13 +705,17 @@ def _facts_of(place: Place, key: str) -> dict[str, Any] | str:
     return {"etag": facts.etag, "size": facts.size, "modified": moment, "version_id": facts.version_id}
 
 
-def _line_in(folder: Path, key: str) -> str:
+def _shown(row: Row) -> dict[str, object]:
+    return {name: _text(value) for name, value in row._asdict().items()}
+
+
+def _lines_in(folder: Path, key: str) -> str:
     try:
         plan = open_plan(folder)
-        found = plan.find(key)
+        found = [f"line {number}: {line.op} ({line.reason})" for number, line in plan.find_every(key)]
     except StateDamaged as error:
         return f"{folder.name[:SHOWN_DIGEST]}: {error}"
-    said = f"line {found[0]}: {found[1].op} ({found[1].reason})" if found else "no line"
+    said = "; ".join(found) or "no line"
     return f"{plan.digest[:SHOWN_DIGEST]} of run {plan.head.run}: {said}"
 
 

@@ -5,11 +5,12 @@
 One rule: the wrappers add retries, limits and counts as those of stores do (`s3core.retry`, `s3core.limit`,
 `s3core.observe`) and by the same code. Reads, copies, plain puts, parts and deletes are asked again where their outcome
 is unknown, for they do the same again (a delete in a bucket with versions may leave a second marker, a begun upload a
-second upload to be aborted by the bucket's lifecycle); conditional puts and completions are not.
+second upload to be aborted by the bucket's lifecycle); conditional puts and completions are not, nor what a caller names
+with `once`.
 """
 
 import random as random_module
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -23,7 +24,7 @@ from s3core.limit import Limiter, Limits
 from s3core.memory_bucket import MemoryService
 from s3core.observe import Observer
 from s3core.retry import Effort, RetryPolicy
-from s3core.wrapper import Call, T
+from s3core.wrapper import Call, Operation, T
 
 if TYPE_CHECKING:
     from s3core.settings import Config
@@ -33,7 +34,8 @@ MEMORY = MemoryService("memory")
 
 
 class RetryingBucket(BucketWrapper):
-    """`on_retry` is told of every attempt that will be repeated."""
+    """`on_retry` is told of every attempt that will be repeated. `once`: operations that are not repeated where their
+    outcome is unknown."""
 
     def __init__(
         self,
@@ -42,16 +44,19 @@ class RetryingBucket(BucketWrapper):
         random: random_module.Random,
         policy: RetryPolicy | None = None,
         *,
+        once: Collection[Operation] = (),
         on_retry: Callable[[Call, StoreError], None] | None = None,
     ) -> None:
         super().__init__(inner)
         self._clock = clock
         self._random = random
         self._policy = policy or RetryPolicy()
+        self._once = frozenset(once)
         self._on_retry = on_retry
 
     def _perform(self, call: Call, action: Callable[[], T]) -> T:
-        return Effort(call, self._clock, self._random, self._policy, self._on_retry).carry_out(action)
+        once = call.operation in self._once
+        return Effort(call, self._clock, self._random, self._policy, self._on_retry, once=once).carry_out(action)
 
 
 class LimitedBucket(BucketWrapper):
@@ -93,6 +98,7 @@ def open_bucket(
     registry: CollectorRegistry | None = None,
     policy: RetryPolicy | None = None,
     limits: Limits | None = None,
+    once: Collection[Operation] = (),
 ) -> tuple[ObservedBucket, str]:
     """The full stack for the bucket in `url` and the prefix that the URL goes on with, "" or ending with `/`. `config`
     names the endpoints of s3:// URLs; `policy` and `limits` stand in place of the endpoint's own. ValueError for a URL
@@ -115,7 +121,7 @@ def open_bucket(
             f"{url}: a directory is not a bucket: it has no versions, no tags and no ETags of S3",
             hint="name a bucket as s3://ENDPOINT/BUCKET/PREFIX; file: is for the state",
         )
-    bucket = stack_bucket(adapter, clock, random or system_random(), policy, limits, registry)
+    bucket = stack_bucket(adapter, clock, random or system_random(), policy, limits, registry, once)
     return bucket, f"{place.path}/" if place.path else ""
 
 
@@ -126,6 +132,7 @@ def stack_bucket(
     policy: RetryPolicy | None = None,
     limits: Limits | None = None,
     registry: CollectorRegistry | None = None,
+    once: Collection[Operation] = (),
 ) -> ObservedBucket:
     """The wrappers around `adapter`, for `open_bucket` and for drills that put a faulty bucket below them."""
 
@@ -133,6 +140,6 @@ def stack_bucket(
         observed.count_retry(call, error)
 
     limited = LimitedBucket(adapter, limits or Limits(), clock)
-    retrying = RetryingBucket(limited, clock, random, policy, on_retry=tell)
+    retrying = RetryingBucket(limited, clock, random, policy, once=once, on_retry=tell)
     observed = ObservedBucket(retrying, registry=registry, clock=clock)
     return observed

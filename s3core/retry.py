@@ -117,7 +117,8 @@ class RetryingStore(StoreWrapper):
 
 
 class Effort:
-    """One call with its repetitions, of a store or of a bucket (`s3core.bucket_stack`)."""
+    """One call with its repetitions, of a store or of a bucket (`s3core.bucket_stack`). `once`: an unknown outcome goes up
+    as it is, as that of a conditional write does."""
 
     def __init__(
         self,
@@ -126,7 +127,10 @@ class Effort:
         random: random_module.Random,
         policy: RetryPolicy,
         on_retry: Callable[[Call, StoreError], None] | None,
+        *,
+        once: bool = False,
     ) -> None:
+        self._once = once or call.operation in CONDITIONAL or call.operation == "complete"
         self._call = call
         self._clock = clock
         self._random = random
@@ -152,7 +156,7 @@ class Effort:
         call = self._call
         if isinstance(error, OutcomeUnknown):
             self._unknown = error
-            if call.operation in CONDITIONAL or call.operation == "complete":
+            if self._once:
                 raise error
         if not error.temporary:
             raise self._verdict(error)

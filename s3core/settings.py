@@ -315,6 +315,9 @@ class MirrorSettings(_Table):
     )
     include: Patterns = _setting((), "keys that belong, such as `photos/**`; empty: all", strict=False)
     exclude: Patterns = _setting((), "keys that do not belong; wins over `include`", strict=False)
+    versions: Literal["current", "all"] = _setting(
+        "current", "`all`: every version and delete marker of every key; both buckets must keep versions"
+    )
     vanished: Literal["keep", "remove"] = _setting(
         "keep", "what becomes of objects on the mirror that the source has lost; kept until you say otherwise"
     )
@@ -473,6 +476,17 @@ def parse_config(text: str, *, path: Path = DEFAULT_PATH) -> Config:
     for name, volume in config.volumes.items():
         _check_chap(f"{path}: [volume.{name}]", volume, "chap")
     _check_chap(f"{path}: [s3block]", config.s3block, "discovery_chap")
+    for name, mirror in config.mirrors.items():
+        if mirror.versions == "all" and mirror.vanished == "remove":
+            raise ConfigError(
+                f'{path}: [mirror.{name}]: vanished = "remove" has no meaning with versions = "all"',
+                hint="delete markers come along; versions that the source has deleted for good stay on the mirror",
+            )
+        if mirror.versions == "all" and mirror.key:
+            raise ConfigError(
+                f'{path}: [mirror.{name}]: an encrypted mirror (key) cannot have versions = "all" yet',
+                hint="take one of them, or two mirrors with a target each",
+            )
     units: dict[tuple[str | None, int], str] = {}
     for name in config.volumes:
         served = config.volume(name)

@@ -15,7 +15,7 @@ Damage is told from a tail by `synced`, which every record carries: how far the 
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from cowsync.apply.journal_format import (
@@ -208,6 +208,11 @@ class WorkerJournal:
     def begin(self, op: Op, first: int, end: int) -> None:
         """Durable when this returns: the lines may be touched. Syncs the results before it as well."""
         self.append(Begun(op, first, end))
+        self.sync()
+
+    def begin_all(self, ops: Iterable[Op], first: int, end: int) -> None:
+        """As `begin`, of lines of several kinds."""
+        self.append(*(Begun(op, first, end) for op in ops))
         self.sync()
 
     def upload_begun(self, key: str, upload_id: str) -> None:

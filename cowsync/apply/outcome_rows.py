@@ -6,7 +6,7 @@ always, since they say something about the source and move nothing.
     ADD, MODIFY   the source's row, with the ETag and version id that the mirror answered
     VANISH        the last known row, `gone` since that run
     RETURN        the row, present again; the mirror holds what it held
-    REMOVE        the key, REMOVED
+    REMOVE        the key, REMOVED; of all versions: the delete marker, a row as any other
 
 Rows come in ascending order of key, as the plan's lines do. Memory is bounded: within one start of one worker the
 results of one kind of lines ascend, so each journal is a few ascending runs, which are merged as they are read.
@@ -60,6 +60,8 @@ def row_of(line: PlanLine, result: LineResult | None) -> Row | None:
         return None
     mirror_etag, mirror_version, gone = line.mirror_etag, line.mirror_version, 0
     match line.op:
+        case Op.REMOVE if result is not None and line.ordinal:
+            mirror_etag, mirror_version = "", result.mirror_version
         case Op.ADD | Op.MODIFY if result is not None:
             mirror_etag, mirror_version = result.mirror_etag, result.mirror_version
         case Op.VANISH:
@@ -67,7 +69,7 @@ def row_of(line: PlanLine, result: LineResult | None) -> Row | None:
         case Op.REMOVE:
             gone = REMOVED
     return Row(
-        line.key.encode(),
+        line.place.encode(),
         line.size,
         line.etag.encode(),
         line.modified.encode(),

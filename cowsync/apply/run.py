@@ -5,6 +5,8 @@ plan is applied again. Copies come first (adds, then modifies), removals last, e
 begins: what was renamed at the source is on the mirror under its new name before the old one goes.
 
 VANISH and RETURN move nothing: they are facts, true without being carried out, and have no records.
+
+A plan of all versions is carried out key by key instead (version_lines.py): the lines of one key in order, by one worker.
 """
 
 import fcntl
@@ -16,14 +18,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from cowsync.apply.copy_line import LineCopier, Place
+from cowsync.apply.copy_line import Carried, LineCopier, Place
 from cowsync.apply.journal import Journals, WorkerJournal
 from cowsync.apply.pieces import Elsewhere, LinesPiece
 from cowsync.apply.transfer import MIB, Transfer, TransferSettings
+from cowsync.apply.version_lines import Step, VersionCopier, again
 from cowsync.changes import LineResult, Op, Outcome, PlanLine
 from cowsync.errors import Refused
 from s3core.clock import Clock, SystemClock
@@ -150,13 +154,18 @@ class ApplyResult:
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """Lines of one kind with numbers from `first` to before `end`; nobody else has such lines in between. `again`: they
-    failed already, and what the mirror holds may be that attempt's."""
+    failed already, and what the mirror holds may be that attempt's. Of all versions: `op` is None, and `keys` has the
+    lines of whole keys in place of `lines`."""
 
-    op: Op
+    op: Op | None
     first: int
     end: int
     lines: list[tuple[int, PlanLine]]
     again: bool = False
+    keys: list[list[Step]] = field(default_factory=list)
+
+
+_Results = list[tuple[Step, Carried]]
 
 
 @contextmanager
@@ -276,6 +285,8 @@ class _Applying:
         self._result = ApplyResult(plan.digest)
         self._open_batches = 0
         self._again: dict[int, tuple[PlanLine, LineResult, StoreError | None]] = {}
+        self._keys_again: list[tuple[list[Step], _Results]] = []
+        self._versions = False
         self._in_a_row = 0
         self._lines_done = 0
         self._bytes_done = 0
@@ -313,6 +324,7 @@ class _Applying:
         left: Counter[Op] = Counter()
         for number, line in self._plan.read():
             self._result.lines += 1
+            self._versions = self._versions or line.ordinal > 0
             if line.op not in ORDER:
                 self._tell(line.op, Outcome.DONE)
             elif number in self._journals.done:
@@ -328,7 +340,7 @@ class _Applying:
     def _wanted(self, op: Op, number: int) -> bool:
         if self._settings.begun_only and not self._journals.maybe_ours(op, number):
             return False
-        return op is not Op.REMOVE or self._settings.removals
+        return op is not Op.REMOVE or self._settings.removals or self._versions
 
     def _slots(self) -> int:
         """Threads that take batches. Elsewhere one more than lanes: a lane that is done finds its next piece at once."""
@@ -356,7 +368,9 @@ class _Applying:
         for thread in (*workers, syncer):
             thread.start()
         try:
-            for op in ORDER:
+            if self._versions:
+                self._work_by_key()
+            for op in ORDER if not self._versions else ():
                 if kinds[op]:
                     for batch in self._batches(op, kinds[op]):
                         self._grow(workers, journals)
@@ -395,6 +409,42 @@ class _Applying:
             size += line.size
         if lines:
             yield _Batch(op, first, lines[-1][0] + 1, lines)
+
+    def _work_by_key(self) -> None:
+        for batch in self._key_batches():
+            if not self._hand_out(batch):
+                break
+        self._wait_for_all()
+        again, self._keys_again = self._keys_again, []
+        for steps, results in again:
+            first, end = steps[0].number, steps[-1].number + 1
+            if not self._hand_out(_Batch(None, first, end, [], again=True, keys=[steps])):
+                # When halted, they are not tried again: then their first results count.
+                for step, carried in results:
+                    self._end(step.line, carried.result, carried.error)
+        self._wait_for_all()
+
+    def _key_batches(self) -> Iterator[_Batch]:
+        """Whole keys that have something left to do."""
+        keys: list[list[Step]] = []
+        first = size = count = 0
+        moving = ((number, line) for number, line in self._plan.read() if line.op in ORDER)
+        for _, group in groupby(moving, key=lambda one: one[1].key):
+            steps = [
+                Step(number, line, number in self._journals.done, self._journals.maybe_ours(line.op, number))
+                for number, line in group
+            ]
+            if not any(not step.done and self._wanted(step.line.op, step.number) for step in steps):
+                continue
+            keys.append(steps)
+            count += len(steps)
+            size += sum(step.line.size for step in steps)
+            if count >= self._settings.batch_lines or size >= self._settings.batch_bytes:
+                end = steps[-1].number + 1
+                yield _Batch(None, first, end, [], keys=keys)
+                first, size, count, keys = end, 0, 0, []
+        if keys:
+            yield _Batch(None, first, keys[-1][-1].number + 1, [], keys=keys)
 
     def _try_again(self, op: Op) -> None:
         """Lines that a store had no answer for, once more: by now it may be back, and then nothing is left in doubt."""
@@ -447,9 +497,14 @@ class _Applying:
             check_mirror=self._settings.check_mirror,
             locate=self._locate,
         )
+        versions = VersionCopier(
+            self._source, self._mirror, transfer, self._clock, check_mirror=self._settings.check_mirror
+        )
         while (batch := self._queue.get()) is not None:
             try:
-                if not self._stopping():
+                if not self._stopping() and batch.op is None:
+                    self._carry_out_keys(batch, versions, journal)
+                elif not self._stopping():
                     self._carry_out(batch, copier, journal)
             except OSError as error:
                 self._halt(f"the journal cannot be written: {error}; make room, then apply again")
@@ -462,7 +517,40 @@ class _Applying:
                     self._open_batches -= 1
                     self._changed.notify_all()
 
+    def _carry_out_keys(self, batch: _Batch, copier: VersionCopier, journal: WorkerJournal) -> None:
+        journal.begin_all(ORDER, batch.first, batch.end)
+        for steps in batch.keys:
+            results: _Results = []
+            for step, carried in copier.carry_out(steps):
+                # Crash here: put on the mirror, not in the journal; what lies there is listed before the line is done again.
+                journal.append(carried.result)
+                results.append((step, carried))
+                if self._stopping():
+                    break
+            self._note_key(steps, results, last=batch.again)
+            if self._stopping():
+                return
+
+    def _note_key(self, steps: list[Step], results: _Results, *, last: bool) -> None:
+        """What became of the lines of one key; they are tried again together."""
+        cause = next((one for _, one in results if one.result.outcome is not Outcome.DONE), None)
+        error = cause.error if cause is not None else None
+        with self._lock:
+            self._result.bytes_moved += sum(one.result.bytes_moved for _, one in results)
+            self._result.bytes_copied += sum(one.result.bytes_copied for _, one in results)
+            undone = [one for one in results if one[1].result.outcome is not Outcome.DONE]
+            if error is not None and error.temporary and not last and len(self._keys_again) < _AGAIN_MAX:
+                self._keys_again.append((again(steps, results), undone))
+                undone = []
+            for step, carried in results:
+                if carried.result.outcome is Outcome.DONE:
+                    self._end(step.line, carried.result, None)
+            for step, carried in undone:
+                self._end(step.line, carried.result, carried.error)
+        self._count_in_a_row((cause or results[-1][1]).result, error)
+
     def _carry_out(self, batch: _Batch, copier: LineCopier, journal: WorkerJournal) -> None:
+        assert batch.op is not None
         journal.begin(batch.op, batch.first, batch.end)
         if self._elsewhere is not None:
             self._send(self._elsewhere, batch, journal)
@@ -478,7 +566,8 @@ class _Applying:
 
     def _send(self, elsewhere: Elsewhere, batch: _Batch, journal: WorkerJournal) -> None:
         """Crash here: lines may be done on the mirror, and are begun in the journal; they are looked at and done again."""
-        settings, lines = self._settings, dict(batch.lines)
+        settings, lines, op = self._settings, dict(batch.lines), batch.op
+        assert op is not None  # versions are carried out here
         piece = LinesPiece(
             self._plan.digest,
             self._run,
@@ -489,7 +578,7 @@ class _Applying:
             elsewhere.where,
         )
         numbered = [
-            (number, line, batch.again or self._journals.maybe_ours(batch.op, number)) for number, line in batch.lines
+            (number, line, batch.again or self._journals.maybe_ours(op, number)) for number, line in batch.lines
         ]
         for answer in elsewhere.carried(piece, numbered, self._stopping):
             with self._lock:
@@ -518,6 +607,10 @@ class _Applying:
             else:
                 self._again.pop(result.number, None)
                 self._end(line, result, error)
+        self._count_in_a_row(result, error)
+
+    def _count_in_a_row(self, result: LineResult, error: StoreError | None) -> None:
+        with self._lock:
             lasting = isinstance(error, Denied | Misconfigured | Unavailable | OutcomeUnknown) or _no_bucket(error)
             self._in_a_row = in_a_row = self._in_a_row + 1 if lasting else 0
         few = self._settings.failures_in_a_row

@@ -28,6 +28,7 @@ from cowsync.scan.listing import Listed, pages
 from cowsync.scan.ranges import WHOLE, KeyRange
 from cowsync.sealing.format import NotOpened
 from cowsync.sealing.reading import OpenedBucket
+from cowsync.versions import key_of
 from s3core.bucket import Bucket
 from s3core.errors import Denied, Misconfigured, NotFound, PreconditionFailed, StoreError, Unavailable
 
@@ -227,19 +228,23 @@ def reread(
     stop: threading.Event | None = None,
     on_progress: Callable[[RereadResult], None] | None = None,
     pace: Pace | None = None,
+    versions: bool = False,
 ) -> RereadResult:
     """Read objects of the base on both ends and compare their SHA-256. `base` gives the rows after a key; `of` names
     the snapshot. `opened` is an encrypted mirror's bucket with its objects as they were at the source. With `state` the
     place reached is kept in that file, and a call with the same snapshot, share and seed goes on there; a finished one
     begins anew. A crash leaves the file of at most 256 objects ago. StoreErrors of single objects are findings; many in a
-    row end it."""
+    row end it. `versions`: the rows are of versions; delete markers have no bytes."""
     settings, stop = settings or RereadSettings(), stop or threading.Event()
     identity = f"{of} {settings.share!r} {settings.seed}"
     result = (_load(state, identity) if state is not None else None) or RereadResult()
     result.stopped = ""
-    reader = _Reader(source, mirror, opened, pace or NoPace())
+    reader = _Reader(source, mirror, opened, pace or NoPace(), versions)
     chosen = (
-        row for rows in base(result.after.encode()) for row in rows if is_chosen(row.key, settings.share, settings.seed)
+        row
+        for rows in base(result.after.encode())
+        for row in rows
+        if is_chosen(row.key, settings.share, settings.seed) and (row.etag or not versions)
     )
     in_a_row = 0
     with ThreadPoolExecutor(settings.workers, thread_name_prefix="verify") as pool:
@@ -300,21 +305,25 @@ class _Moved(Exception):
 
 
 class _Reader:
-    def __init__(self, source: Place, mirror: Place, opened: OpenedBucket | None, pace: Pace) -> None:
+    def __init__(self, source: Place, mirror: Place, opened: OpenedBucket | None, pace: Pace, versions: bool) -> None:
         self._source = source
         self._mirror = mirror
         self._opened = opened
         self._pace = pace
+        self._versions = versions
 
     def compare(self, row: Row) -> _Compared:
         tally: Counter[str] = Counter()
+        pinned = ""
+        if self._versions:
+            row, pinned = row._replace(key=key_of(row.key)), row.mirror_version.decode()
         try:
-            return self._compare(row, tally)
+            return self._compare(row, pinned, tally)
         except StoreError as error:
             finding = Finding(Drift.UNREADABLE, row.key.decode(), held=str(error))
             return _Compared(tally["bytes"], "", finding, error)
 
-    def _compare(self, row: Row, tally: Counter[str]) -> _Compared:
+    def _compare(self, row: Row, pinned: str, tally: Counter[str]) -> _Compared:
         key, etag = row.key.decode(), row.mirror_etag.decode()
         try:
             if self._opened is not None:
@@ -323,7 +332,7 @@ class _Reader:
                     # Opens, and is not what was put there last: an older one under a newer one's ETag.
                     return _Compared(tally["bytes"], "", Finding(Drift.DAMAGED, key, row.etag.decode(), inside))
             bucket = self._opened or self._mirror.bucket
-            held = self._digests(bucket, self._mirror.key(key), row.size, etag, "", tally)
+            held = self._digests(bucket, self._mirror.key(key), row.size, etag, pinned, tally)
         except NotFound:
             return _Compared(tally["bytes"], "", Finding(Drift.MISSING, key, etag))
         except NotOpened as error:

@@ -8,7 +8,7 @@ was counted from its first key on, so no figure is ever too low by half.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cowsync.changes import Op, PlanLine
+from cowsync.changes import PlanLine
 from cowsync.errors import StateDamaged
 
 PREFIXES_MAX = 4096
@@ -73,16 +73,15 @@ class Census:
                     del counts[name]
 
     def apply(self, line: PlanLine) -> None:
-        """Move on by a line that is done. REMOVE changes nothing: its key was dropped when it vanished."""
-        if line.op in (Op.ADD, Op.RETURN) or (line.op is Op.MODIFY and line.gone):
-            self.add(line.key, line.size)
-        elif line.op is Op.VANISH:
-            self.drop(line.key, line.size)
-        elif line.op is Op.MODIFY and line.gone:
-            # It had vanished, and is back as another object.
-            self.add(line.key, line.size)
-        elif line.op is Op.MODIFY:
-            self.bytes += line.size - line.was_size
+        """Move on by a line that is done. REMOVE changes nothing in a plan of current versions: its key was dropped when it
+        vanished."""
+        before, after = line.turn
+        if before is None and after is not None:
+            self.add(line.key, after)
+        elif before is not None and after is None:
+            self.drop(line.key, before)
+        elif before is not None and after is not None:
+            self.bytes += after - before
 
     def copy(self) -> "Census":
         return Census(

@@ -106,6 +106,11 @@ def export(plan: Plan, form: Format, folder: Path, *, piece_lines: int = PIECE_L
 
     On return the files are there under their names. A crash before that leaves a folder `.new-*` beside, to be deleted
     by hand: nobody takes it for an export."""
+    if plan.head.versions and form not in (Format.JSONL, Format.PARQUET):
+        raise Refused(
+            f"a plan of all versions needs the versions of a key in their order, which {form} does not keep",
+            hint="use `cowsync apply`; jsonl and parquet show such a plan",
+        )
     if folder.exists():
         raise Refused(f"{folder} exists already", hint="name a folder that is not there yet")
     folder.parent.mkdir(parents=True, exist_ok=True)

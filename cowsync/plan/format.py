@@ -13,10 +13,13 @@ from typing import Any
 
 from cowsync.changes import Op, PlanLine
 from cowsync.errors import StateDamaged
+from cowsync.versions import ORDINAL_MAX
 
 HEAD_FORMAT = "cowsync-plan"
 INDEX_FORMAT = "cowsync-plan-index"
-VERSION = 1
+VERSION = 2
+"""Of heads: 2 for a plan of all versions, whose lines have ordinals; else 1."""
+INDEX_VERSION = 1
 FRAME_LINES_MAX = 10_000
 FRAME_BYTES_MAX = 16 << 20
 """A frame ends at the first line with which it holds this much, so a reader needs at most this and one line."""
@@ -40,20 +43,22 @@ _OPS = {op.value: op for op in Op}
 @dataclass(frozen=True, slots=True)
 class PlanHead:
     """The facts that define a plan beside its lines. `source` and `target` are URLs without secrets, `base` the digest
-    of the snapshot that the scan was compared with ("" on a first run), `run` the number of the run that planned."""
+    of the snapshot that the scan was compared with ("" on a first run), `run` the number of the run that planned,
+    `versions` "all" where lines are about versions, else ""."""
 
     mirror: str
     source: str
     target: str
     base: str
     run: int
+    versions: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
     """Where lines lie: `stored` bytes from `at` hold one zstd frame of `raw` bytes, which are `lines` lines from
-    number `first_line` on, the first with `first_key`. `sha256` is over the raw bytes, in hex. The head has the first
-    frame to itself, with `lines` 0."""
+    number `first_line` on, the first at `first_key` (its `place`). `sha256` is over the raw bytes, in hex. The head has
+    the first frame to itself, with `lines` 0."""
 
     at: int
     stored: int
@@ -73,7 +78,9 @@ class Index:
 
 def encode_head(head: PlanHead) -> bytes:
     """The first line of a plan, with its newline."""
-    document = {"format": HEAD_FORMAT, "version": VERSION, **asdict(head)}
+    document = {"format": HEAD_FORMAT, "version": 2 if head.versions else 1, **asdict(head)}
+    if not head.versions:
+        del document["versions"]
     return _encode(dict(sorted(document.items()))).encode() + b"\n"
 
 
@@ -82,12 +89,13 @@ def decode_head(data: bytes) -> PlanHead:
     document = _object(data.removesuffix(b"\n"), "the head")
     if document.get("format") != HEAD_FORMAT:
         raise StateDamaged("the head is not that of a plan")
-    if document.get("version") != VERSION:
+    if document.get("version") not in (1, VERSION):
         raise StateDamaged(
-            f"the plan is of version {document.get('version')!r}; this program reads version {VERSION}",
+            f"the plan is of version {document.get('version')!r}; this program reads versions 1 to {VERSION}",
             hint="use the release that wrote it, or plan anew",
         )
     values = {name: document.get(name) for name in ("mirror", "source", "target", "base")}
+    values["versions"] = document.get("versions", "")
     run = document.get("run")
     if not all(isinstance(value, str) for value in values.values()) or type(run) is not int or run < 0:
         raise StateDamaged("the head lacks a field, or one is of the wrong type")
@@ -116,6 +124,8 @@ def encode_line(line: PlanLine) -> bytes:
     if line.mirror_version:
         text += f',"mirror_version":{_quoted(line.mirror_version)}'
     text += f',"modified":{_quoted(line.modified)},"op":"{line.op.value}"'
+    if line.ordinal:
+        text += f',"ordinal":{line.ordinal}'
     if line.reason:
         text += f',"reason":{_quoted(line.reason)}'
     text += f',"size":{line.size}'
@@ -150,6 +160,8 @@ def decode_line(data: bytes, number: int) -> PlanLine:
         raise StateDamaged(f"line {number} lacks a field") from None
     if not line.key:
         raise StateDamaged(f"line {number} has an empty key")
+    if line.ordinal > ORDINAL_MAX:
+        raise StateDamaged(f"line {number} has an ordinal of more than {ORDINAL_MAX:,}")
     return line
 
 
@@ -161,12 +173,13 @@ def decode_lines(raw: bytes, frame: Frame) -> Iterator[PlanLine]:
         raise StateDamaged(f"line {frame.first_line + max(frame.lines - 1, 0)} has no end")
     for data in raw.split(b"\n")[:-1]:
         line = decode_line(data, number)
-        if number == frame.first_line and line.key != frame.first_key:
+        place = line.place
+        if number == frame.first_line and place != frame.first_key:
             raise StateDamaged(f"line {number} is of another key than the index says")
-        if line.key <= before and number > frame.first_line:
+        if place <= before and number > frame.first_line:
             raise StateDamaged(f"line {number}: its key is not greater than the one before")
         yield line
-        number, before = number + 1, line.key
+        number, before = number + 1, place
     if number != frame.first_line + frame.lines:
         raise StateDamaged(
             f"lines {frame.first_line} to {frame.first_line + frame.lines - 1}: there are {number - frame.first_line}"
@@ -177,7 +190,13 @@ def encode_index(index: Index) -> bytes:
     rows = [[f.at, f.stored, f.raw, f.lines, f.sha256, f.first_key] for f in index.frames]
     return (
         _encode(
-            {"digest": index.digest, "format": INDEX_FORMAT, "frames": rows, "lines": index.lines, "version": VERSION}
+            {
+                "digest": index.digest,
+                "format": INDEX_FORMAT,
+                "frames": rows,
+                "lines": index.lines,
+                "version": INDEX_VERSION,
+            }
         ).encode()
         + b"\n"
     )
@@ -187,8 +206,8 @@ def decode_index(data: bytes) -> Index:
     """StateDamaged unless the frames lie end to end, number the lines without a gap and are of sizes that a writer
     makes: what is allocated for a frame is bounded whatever the index says."""
     document = _object(data, "the index") if data.endswith(b"\n") else {}
-    if document.get("format") != INDEX_FORMAT or document.get("version") != VERSION:
-        raise StateDamaged(f"the index is not one of version {VERSION}")
+    if document.get("format") != INDEX_FORMAT or document.get("version") != INDEX_VERSION:
+        raise StateDamaged(f"the index is not one of version {INDEX_VERSION}")
     rows, digest, lines = document.get("frames"), document.get("digest"), document.get("lines")
     if not isinstance(rows, list) or not rows or type(lines) is not int or not _is_digest(digest):
         raise StateDamaged("the index lacks a field, or one is of the wrong type")

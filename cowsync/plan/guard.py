@@ -6,7 +6,7 @@ facts give the same verdict. A held plan stays as it is; an approval names its d
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from statistics import median
 
@@ -109,7 +109,7 @@ class Facts:
     that the base has as present. `gap` says which keys the listing does not cover, "" when it is complete.
     `clock_skew_s` is our clock less the source's, None where the source told no time. `mirror` is the name that
     commands in reasons are given. `moved` are the places that have another URL in the configuration than in the base: what
-    it is, URL then, URL now."""
+    it is, URL then, URL now. `versions`: lines are about versions."""
 
     digest: str
     base: Census | None
@@ -120,6 +120,7 @@ class Facts:
     clock_skew_s: float | None = None
     mirror: str = ""
     moved: tuple[tuple[str, str, str], ...] = ()
+    versions: bool = False
 
 
 def judge(facts: Facts, settings: GuardSettings, history: Sequence[PastRun]) -> Verdict:
@@ -139,7 +140,10 @@ def judge(facts: Facts, settings: GuardSettings, history: Sequence[PastRun]) -> 
 
 @dataclass(slots=True)
 class ChangesTally:
-    """Makes `Changes` of lines that stream by in ascending order of key, in bounded memory. One owner."""
+    """Makes `Changes` of lines that stream by in ascending order of key, in bounded memory. One owner.
+
+    Lines about versions count by key, by what becomes of its current object from the first line to the last: versions on
+    top of an object are one overwrite, a delete marker on top of one is a key that is gone."""
 
     base: Census | None
     settings: GuardSettings
@@ -154,6 +158,9 @@ class ChangesTally:
     _vanished_above: list[str] = field(default_factory=list)
     _renamed: dict[str, int] = field(default_factory=dict)
     _canaries: dict[Op, list[str]] = field(default_factory=lambda: {op: [] for op in Op})
+    _version: PlanLine | None = None
+    """The first line that turns the current object of the key whose versions are coming; `_size_after` is of the last."""
+    _size_after: int | None = None
 
     def watch(self, lines: Iterable[PlanLine]) -> Iterator[PlanLine]:
         """The same lines, counted on their way."""
@@ -162,6 +169,33 @@ class ChangesTally:
             yield line
 
     def add(self, line: PlanLine) -> None:
+        if not line.ordinal:
+            self._count(line)
+            return
+        if self._version is not None and self._version.key != line.key:
+            self._end_key()
+        before, after = line.turn
+        if before is None and after is None:
+            return
+        if self._version is None:
+            self._version = line
+        self._size_after = after
+
+    def _end_key(self) -> None:
+        """Count the key whose versions came last, as a line of current versions."""
+        line, self._version = self._version, None
+        if line is None:
+            return
+        before, after = line.turn[0], self._size_after
+        if before is not None:
+            op = Op.VANISH if after is None else Op.MODIFY
+        elif after is None:
+            return
+        else:
+            op = Op.RETURN if line.mirror_version else Op.ADD
+        self._count(replace(line, op=op, ordinal=0, gone=0, size=before or 0 if after is None else after))
+
+    def _count(self, line: PlanLine) -> None:
         count = self._counts[line.op]
         count[0] += 1
         count[1] += line.size
@@ -175,7 +209,8 @@ class ChangesTally:
             self._revived += 1
 
     def changes(self) -> Changes:
-        """Of what was added so far."""
+        """Of what was added so far; the versions of a key must not be added in part."""
+        self._end_key()
         losses = [
             *self._losses,
             PrefixLoss(self._prefix, self._prefix_vanished),
@@ -399,7 +434,9 @@ def _order(facts: Facts, history: Sequence[PastRun]) -> Iterator[Reason]:
 
 
 def _hold(facts: Facts, limit: str, told: str, op: Op) -> Reason:
-    show = f"`{_command('show', facts)} {facts.digest[:SHOWN_DIGEST]} --op {op}`"
+    # Of all versions a key goes by a delete marker, or because its versions are gone.
+    ops = f"{Op.REMOVE} --op {op}" if facts.versions and op is Op.VANISH else str(op)
+    show = f"`{_command('show', facts)} {facts.digest[:SHOWN_DIGEST]} --op {ops}`"
     return Reason(Decision.HOLD, limit, f"{told}: look with {show}, then {_approve(facts)}")
 
 

@@ -38,6 +38,7 @@ from cowsync.plan.format import (
     encode_index,
     encode_line,
 )
+from cowsync.versions import behind
 
 LINES_NAME = "plan.jsonl.zst"
 INDEX_NAME = "index.json"
@@ -85,21 +86,24 @@ class Plan:
                 if frame.first_key <= before:
                     raise self._damaged(f"line {frame.first_line}: its key is not greater than the one before")
                 for number, line in enumerate(self._lines(file, frame), frame.first_line):
-                    before = line.key
+                    before = line.place
                     if start <= number < end:
                         yield number, line
 
     def find(self, key: str) -> tuple[int, PlanLine] | None:
-        """The line of `key` with its number; one frame is read."""
-        place = bisect_right(self._first_keys, key)
-        if not place:
-            return None
+        """The (first) line of `key` with its number; one frame is read."""
+        return next(self.find_every(key), None)
+
+    def find_every(self, key: str) -> Iterator[tuple[int, PlanLine]]:
+        """All lines of `key`: one, or those of its versions; only the frames that may hold them are read."""
+        last = behind(key.encode()).decode()
         with (self.folder / LINES_NAME).open("rb") as file:
-            frame = self._index.frames[place]
-            for number, line in enumerate(self._lines(file, frame), frame.first_line):
-                if line.key == key:
-                    return number, line
-        return None
+            for frame in self._index.frames[max(1, bisect_right(self._first_keys, key)) :]:
+                if frame.first_key > last:
+                    return
+                for number, line in enumerate(self._lines(file, frame), frame.first_line):
+                    if line.key == key:
+                        yield number, line
 
     def find_all(self, keys: Sequence[str]) -> Iterator[tuple[int, PlanLine]]:
         """Those of `keys` (in ascending order) that the plan has; each frame is read once at most."""
@@ -156,7 +160,7 @@ class Plan:
             first = decode_line(raw[: raw.find(b"\n")], frame.first_line)
         except StateDamaged as error:
             raise self._damaged(str(error)) from error
-        if first.key != frame.first_key or raw.count(b"\n") != frame.lines:
+        if first.place != frame.first_key or raw.count(b"\n") != frame.lines:
             raise self._damaged(f"line {frame.first_line} and those after it are not those that the index says")
 
     def _lines(self, file: BinaryIO, frame: Frame) -> Iterator[PlanLine]:
@@ -191,7 +195,7 @@ def write_plan(
     *,
     summary: Callable[[], Mapping[str, object]] = dict,
 ) -> Plan:
-    """Write a plan below `plans` and return it. Lines come in ascending order of key, each key once (else ValueError);
+    """Write a plan below `plans` and return it. Lines come in ascending order of place, each once (else ValueError);
     at most one frame of them is held in memory. `summary` is called once, after the last line.
 
     On return the plan is durable under its name. A crash before that leaves a folder `.new-*`, which `sweep` removes. A
@@ -289,16 +293,17 @@ def _write_lines(path: Path, head: PlanHead, lines: Iterable[PlanLine]) -> Index
         put(encode_head(head), 0, "")
         held, held_bytes, first_key, before = list[bytes](), 0, "", ""
         for line in lines:
-            if line.key <= before:
+            place = line.place
+            if place <= before:
                 raise ValueError(
                     f"line {first_line + len(held)}: key {line.key!r} is not greater than {before!r}, the one before"
                 )
             data = encode_line(line)
             if len(data) > LINE_BYTES_MAX:
                 raise ValueError(f"line {first_line + len(held)}: {len(data)} bytes, the most is {LINE_BYTES_MAX}")
-            first_key = first_key if held else line.key
+            first_key = first_key if held else place
             held.append(data)
-            held_bytes, before = held_bytes + len(data), line.key
+            held_bytes, before = held_bytes + len(data), place
             if len(held) == FRAME_LINES_MAX or held_bytes >= FRAME_BYTES_MAX:
                 put(b"".join(held), len(held), first_key)
                 held, held_bytes = [], 0

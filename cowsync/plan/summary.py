@@ -293,7 +293,8 @@ class Tally:
 
     def _copy(self, line: PlanLine) -> None:
         terms, requests, size = self.terms, self._requests, line.size
-        self._growth += terms.stored(size) - (terms.stored(line.was_size) if line.op is Op.MODIFY else 0)
+        replaced = line.op is Op.MODIFY and not line.ordinal
+        self._growth += terms.stored(size) - (terms.stored(line.was_size) if replaced else 0)
         requests.checks += terms.checks
         if terms.server_copy:
             self._copied += size

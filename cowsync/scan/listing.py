@@ -34,7 +34,8 @@ class Unordered(Exception):
 
 @dataclass(slots=True)
 class Listed:
-    """What a listing has come to so far. `reached` is the last key that was looked at, or the end of the range."""
+    """What a listing has come to so far. `reached` is the last key that was looked at, or the end of the range; `versions`
+    are counted where all are listed."""
 
     reached: bytes
     complete: bool = False
@@ -43,6 +44,7 @@ class Listed:
     bytes_listed: int = 0
     left_out: int = 0
     reserved: int = 0
+    versions: int = 0
 
 
 def pages(

@@ -28,9 +28,11 @@ UNORDERED_LINES = 50_000
 class ScanFacts:
     """What a scan came to. `bytes_listed` are those of the keys that belong; `left_out` keys a filter excluded, `reserved` such
     below cowsync's own prefix. `tiling` covers every key. `seconds` is wall-clock time. `inventory` is when the inventory
-    was begun that stood for a listing, in ISO 8601, "" where the source was listed."""
+    was begun that stood for a listing, in ISO 8601, "" where the source was listed. `versions` are counted where all are
+    listed, delete markers too."""
 
     keys: int = 0
+    versions: int = 0
     bytes_listed: int = 0
     left_out: int = 0
     reserved: int = 0
@@ -249,6 +251,7 @@ def _in_one(list_anew: ListAnew, spool: Path, facts: ScanFacts, progress: Callab
 def _count(facts: ScanFacts, answer: ShardResult) -> None:
     facts.shards += 1
     facts.keys += answer.keys
+    facts.versions += answer.versions
     facts.bytes_listed += answer.bytes_listed
     facts.left_out += answer.left_out
     facts.reserved += answer.reserved

@@ -35,14 +35,16 @@ ReadBase = Callable[[KeyRange], Iterator[Rows]]
 @dataclass(frozen=True, slots=True)
 class ShardTask:
     """`run` is the number of this run. `remove_upto`: rows that have been gone since that run or an earlier one are due
-    for removal (0: none). `keys_max`: give the rest of the range back after about so many keys. `where` tells the rim
-    which mirror this is and where its base lies; nothing here reads it."""
+    for removal (0: none). `keys_max`: give the rest of the range back after about so many keys. `versions`: all versions are
+    listed, not only the current ones. `where` tells the rim which mirror this is and where its base lies; nothing here
+    reads it."""
 
     within: KeyRange
     run: int
     remove_upto: int = 0
     keys_max: int = 50_000
     page_keys: int = 1000
+    versions: bool = False
     where: Mapping[str, str] = field(default_factory=dict)
 
     def over(self, within: KeyRange) -> "ShardTask":
@@ -63,6 +65,7 @@ class ShardResult:
     changes: int
     lines: bytes
     prefixes: Mapping[str, tuple[int, int]]
+    versions: int = 0
 
 
 def scan_shard(

@@ -1,15 +1,19 @@
 """A source, its mirror and the state of both in memory, as `work` sees them; hosts that die and come back."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cowsync.apply.copy_line import Place
+from cowsync.base.layers import read
 from cowsync.base.state import State
 from cowsync.mirror import Mirror, opened_bucket, reader
+from cowsync.rows import Rows
 from cowsync.scan.engine import Engine, InlineEngine
 from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
+from cowsync.scan.versions import scan_versions
 from cowsync.sealing.keys import Keyring, Vault
 from cowsync.work import Applied, Planned, apply, make_plan
 from s3core.bucket import BucketProperties
@@ -54,14 +58,16 @@ class World:
         self.faults = Faults()
         here = MemoryService(clock=self.clock)
         there = here if one_endpoint else MemoryService(clock=self.clock)
-        self.source = here.bucket("source")
-        self.target = there.bucket("target", versioned=versioned)
+        every = settings.get("versions") == "all"
+        self.source = here.bucket("source", versioned=every)
+        self.target = there.bucket("target", versioned=versioned or every)
         self.objects = MemoryObjects()
         guard = settings.pop("guard", GuardSettings())
         defaults: dict[str, Any] = {"source": "memory:s", "target": "memory:t", "copiers": 2, "shard_keys": 1000}
         self.settings = MirrorSettings(**defaults | settings, guard=guard)
         self.hosts = 0
         self.clock_skew_s: float | None = None
+        self.page_keys = 1000
 
     def mirror(self, *, new_host: bool = False) -> Mirror:
         """The mirror as a host sees it: plans and journals of its own, the state shared."""
@@ -74,7 +80,9 @@ class World:
         def piece(task: ShardTask) -> ShardResult:
             name = task.where["base"]
             layers = state.snapshot(name).layers if name else ()
-            return scan_shard(task, source.bucket, "", reader(layers, state), mirror.belongs, now=self.clock.time)
+            scan = scan_versions if task.versions else scan_shard
+            task = replace(task, page_keys=self.page_keys)
+            return scan(task, source.bucket, "", reader(layers, state), mirror.belongs, now=self.clock.time)
 
         mirror = Mirror("m", self.settings, source, target, state, folder, piece, vault=self.vault(target))
         return mirror
@@ -99,6 +107,11 @@ class World:
 
     def run(self, *, new_host: bool = False) -> Applied:
         return self.apply(self.plan(new_host=new_host))
+
+    def rows(self) -> Iterator[Rows]:
+        """What the newest snapshot holds."""
+        state = self.mirror().state
+        yield from read(state.snapshot(state.head().current).layers, state)
 
     def mirrored(self) -> dict[str, bytes]:
         held = {key: data for key, data in self.target.contents().items() if not key.startswith(".cowsync/")}

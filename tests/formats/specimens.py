@@ -29,6 +29,7 @@ from blockdev.units import KIB, MIB, Geometry
 from cowsync.base import head, segment, snapshot
 from cowsync.base.layers import SegmentRef
 from cowsync.rows import REMOVED, Row, Rows
+from cowsync.versions import row_key
 
 GOLDEN = Path(__file__).parent / "golden"
 VOLUME = UUID("6f1c2a5e-7f5b-4c57-9d0c-1c6d3f2b8a90")
@@ -165,6 +166,42 @@ SLOTS = {
 }
 
 
+BASE_VERSIONS = Rows()
+for _row in (
+    Row(
+        row_key(b"a\0b", 1),
+        3,
+        b"0cc175b9c0f1b6a831c399e269772661",
+        b"2026-11-21T08:15:30.000Z",
+        b"v1",
+        b"",
+        b"m",
+        b"w1",
+    ),
+    Row(row_key(b"a\0b", 2), 0, b"", b"2026-11-21T08:15:31.000Z", b"v2", b"", b"", b"w2"),
+    Row(
+        row_key(b"a\0b", 4),
+        9,
+        b"d41d8cd98f00b204e9800998ecf8427e-2",
+        b"2026-11-22T00:00:00.000Z",
+        b"null",
+        b"",
+        b"n",
+        b"w4",
+        7,
+    ),
+    Row(
+        row_key("a\x01/\u00e9".encode(), 0xFFFF_FFFF),
+        0,
+        b"d41d8cd98f00b204e9800998ecf8427e",
+        b"",
+        b"v3",
+        b"",
+        b"",
+        b"w5",
+    ),
+):
+    BASE_VERSIONS.append(_row)
 BASE_ROWS = Rows()
 for _number in range(40):
     _digest = b"%032x" % ((_number + 1) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128))
@@ -386,6 +423,13 @@ SPECIMENS = [
         lambda: segment.write(BASE_ROWS),
         lambda blob: segment.Segment(blob, "golden").frame(0),
         BASE_ROWS,
+        False,
+    ),
+    Specimen(
+        "base-segment-versions.v1",
+        lambda: segment.write(BASE_VERSIONS),
+        lambda blob: segment.Segment(blob, "golden").frame(0),
+        BASE_VERSIONS,
         False,
     ),
     Specimen(

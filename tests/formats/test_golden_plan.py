@@ -5,6 +5,7 @@ The packed file is compared by what it decodes to: another zstd may pack the sam
 """
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 
@@ -43,6 +44,16 @@ LINES = [
 ]
 
 
+VERSIONS_HEAD = PlanHead("photos", "s3://aws/photos/2026/", "s3://minio/mirror/", "5c" * 32, 12, "all")
+VERSIONS_LINES = [
+    PlanLine(Op.VANISH, "a", 4, "e0", _MODIFIED, "v0", mirror_etag="m0", mirror_version="w0", gone=12, ordinal=1),
+    PlanLine(Op.MODIFY, "a", 5, "e1", _MODIFIED, "v1", "", 3, "e9", "v9", "m9", "w9", reason="new version", ordinal=3),
+    PlanLine(Op.REMOVE, "a", 0, "", _MODIFIED, "v2", "", 5, "e1", "v1", "m9", "w9", reason="delete marker", ordinal=4),
+    PlanLine(Op.ADD, "a\0b", 6, "e2", _MODIFIED, "null", hot=True, reason="new version", ordinal=1),
+    PlanLine(Op.RETURN, "a\x01", 7, "e3", _MODIFIED, "v4", "", 7, "e3", "v4", "m4", "w4", 3, ordinal=0xFFFF_FFFF),
+]
+
+
 def text() -> bytes:
     return encode_head(HEAD) + b"".join(map(encode_line, LINES))
 
@@ -73,14 +84,36 @@ def test_todays_code_writes_the_golden_text(tmp_path: Path) -> None:
     assert write_plan(tmp_path, HEAD, LINES).digest == hashlib.sha256(golden).hexdigest() == DIGEST
 
 
+def test_the_golden_plan_of_versions(tmp_path: Path) -> None:
+    """Text and index; the packed file differs from that of version 1 in nothing but its text."""
+    golden = (GOLDEN / "plan.v2.jsonl").read_bytes()
+    assert encode_head(VERSIONS_HEAD) + b"".join(map(encode_line, VERSIONS_LINES)) == golden
+    head, *lines = golden.split(b"\n")[:-1]
+    assert decode_head(head + b"\n") == VERSIONS_HEAD
+    assert [decode_line(line, number) for number, line in enumerate(lines)] == VERSIONS_LINES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_file, "FRAME_LINES_MAX", 2)
+        plan = write_plan(tmp_path, VERSIONS_HEAD, VERSIONS_LINES)
+    plan.verify()
+    first_keys = [row[5] for row in json.loads((GOLDEN / "plan-index.v2.json").read_bytes())["frames"]]
+    assert first_keys == [row[5] for row in json.loads((plan.folder / INDEX_NAME).read_bytes())["frames"]]
+    assert list(open_plan(plan.folder).read()) == list(enumerate(VERSIONS_LINES))
+    assert [number for number, _ in plan.find_every("a")] == [0, 1, 2]
+    assert plan.find("a\0b") == (3, VERSIONS_LINES[3])
+    assert plan.find("b") is None
+
+
 def write_missing() -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_file, "FRAME_LINES_MAX", 2)
         folder = write_plan(Path(name), HEAD, LINES).folder
+        versions = write_plan(Path(name), VERSIONS_HEAD, VERSIONS_LINES).folder
         for golden, data in (
             ("plan.v1.jsonl", text()),
             ("plan.v1.jsonl.zst", (folder / LINES_NAME).read_bytes()),
             ("plan-index.v1.json", (folder / INDEX_NAME).read_bytes()),
+            ("plan.v2.jsonl", encode_head(VERSIONS_HEAD) + b"".join(map(encode_line, VERSIONS_LINES))),
+            ("plan-index.v2.json", (versions / INDEX_NAME).read_bytes()),
         ):
             if not (GOLDEN / golden).exists():
                 (GOLDEN / golden).write_bytes(data)
