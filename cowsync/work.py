@@ -14,6 +14,7 @@ wins, and the other's lines are planned again from what it published.
 """
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cowsync.apply.copy_line import Place
+from cowsync.apply.journal import open_uploads
 from cowsync.apply.outcome_rows import line_results, outcome_rows
 from cowsync.apply.pieces import Elsewhere
 from cowsync.apply.run import ORDER, ApplyResult, ApplySettings, Progress, apply_plan
@@ -54,7 +56,9 @@ from cowsync.scan.shard import ShardTask, compared
 from cowsync.scan.unordered import sorted_rows
 from cowsync.versions import ALL, History, behind, histories, key_of
 from s3core.clock import system_random
-from s3core.errors import NotFound
+from s3core.errors import NotFound, StoreError
+
+log = logging.getLogger(__name__)
 
 HISTORY = 100
 """Published runs that the guard and the estimates look back on, at most."""
@@ -251,8 +255,8 @@ def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) 
     """Bring applies that were broken off to a clean end, so that a new scan can start from what is so: lines that were
     begun are finished (there are at most some hundred), what is done is published. True where the base has moved.
 
-    Without it the next plan could take our own half-noted work for somebody else's. A crash here leaves the journals,
-    and the next call settles."""
+    Without it the next plan could take our own half-noted work for somebody else's. Uploads in parts that journals show as
+    ours and not over are aborted. A crash here leaves the journals, and the next call settles."""
     folder = mirror.folder / "applies"
     moved = False
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -261,7 +265,7 @@ def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) 
             plan.verify()
         except (Refused, StateDamaged):
             # Its lines cannot be known any more. What it did shows as drift, and is told.
-            shutil.rmtree(path)
+            _drop(mirror, path, "")
             continue
         if plan.head.base == base.name and not moved:
             check_places(
@@ -280,8 +284,25 @@ def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) 
             _publish(mirror, plan, base, result, now)
             moved = True
         else:
-            shutil.rmtree(path)
+            _drop(mirror, path, plan.head.target)
     return moved
+
+
+def _drop(mirror: Mirror, journals: Path, target: str) -> None:
+    """Remove journals that are of no more use, after the uploads that they name are aborted on the mirror: nobody sees
+    those, but they are paid for. Where one cannot be aborted the journals stay, and the next `settle` tries again; so it
+    is after a crash. `target` is where they were made for, "" where that is not known."""
+    if target and target.rstrip("/") != mirror.settings.target.rstrip("/"):
+        log.warning("mirror %s: uploads that %s names may be left at %s", mirror.name, journals, target)
+    else:
+        ours = journals.name in digests(journals.parent)
+        for key, upload_id in sorted(open_uploads(journals, bytes.fromhex(journals.name))) if ours else []:
+            try:
+                mirror.target.bucket.abort_upload(key, upload_id)
+            except StoreError as error:
+                log.warning("mirror %s: an upload is still there, and is aborted next time: %s", mirror.name, error)
+                return
+    shutil.rmtree(journals)
 
 
 def _carry_out(
@@ -572,9 +593,11 @@ def _terms(mirror: Mirror, facts: ScanFacts) -> Terms:
 
 
 def _publish(mirror: Mirror, plan: Plan, base: Base, result: ApplyResult, now: Callable[[], float]) -> str:
-    """The base with what is done, published; then the journals are of no more use. Returns the snapshot's name.
+    """The base with what is done, published; then the journals are of no more use, but for uploads that could not be
+    aborted. Returns the snapshot's name.
 
-    A crash between the two leaves journals of a plan whose base has moved on: `settle` removes them."""
+    A crash between the two leaves journals of a plan whose base has moved on: `settle` removes them, as it does those that
+    stay for their uploads."""
     journals = mirror.journals(plan.digest)
     census = base.census or Census()
     change = Totals()
@@ -610,7 +633,8 @@ def _publish(mirror: Mirror, plan: Plan, base: Base, result: ApplyResult, now: C
         notes,
     )
     head = mirror.state.publish(base.head, outcome_rows(plan, journals), facts, change)
-    shutil.rmtree(journals, ignore_errors=True)
+    if not result.uploads_left:
+        shutil.rmtree(journals, ignore_errors=True)
     return head.current
 
 

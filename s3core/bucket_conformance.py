@@ -417,6 +417,18 @@ class BucketConformance:
             bucket.complete_upload("k", upload, [(1, etag)])
         assert bucket.list_page().keys == []
 
+    def test_an_abort_concerns_one_upload_alone(self, make_bucket: MakeBucket) -> None:
+        bucket = make_bucket()
+        bucket.put("k", b"there before")
+        lost, going = bucket.begin_upload("k"), bucket.begin_upload("k")
+        bucket.upload_part("k", lost, 1, b"x")
+        etag = bucket.upload_part("k", going, 1, b"y")
+        bucket.abort_upload("k", lost)
+        assert bucket.get("k") == b"there before"
+        bucket.complete_upload("k", going, [(1, etag)])
+        bucket.abort_upload("k", going)
+        assert bucket.get("k") == b"y", "what is complete cannot be aborted"
+
     def test_parts_are_copied_by_the_server(self, make_bucket: MakeBucket) -> None:
         here, there = make_bucket(), make_bucket()
         data = pattern(5 * MIB + 7)

@@ -13,6 +13,7 @@ A folder holds `worker-<n>.journal`, one writer each, appended to by later start
 Damage is told from a tail by `synced`, which every record carries: how far the file was durable when it was appended.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,8 @@ from cowsync.apply.journal_format import (
 )
 from cowsync.changes import LineResult, Op, Outcome
 from cowsync.errors import StateDamaged
+
+log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20
 _HINT = (
@@ -125,6 +128,19 @@ class Journals:
                     mine.add(upload)
 
 
+def open_uploads(directory: Path, digest: bytes) -> set[tuple[str, str]]:
+    """Uploads that the journals of a folder show as begun and not over, for somebody who has no other use for them: of a
+    damaged file what stands before the damage counts. OSError."""
+    found = Journals()
+    for path in journal_files(directory):
+        try:
+            for entry, _ in read_journal(path, digest):
+                found._note(entry)
+        except StateDamaged as error:
+            log.warning("uploads that this journal names may stay on the mirror: %s", error)
+    return found.uploads
+
+
 def journal_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("worker-*.journal")) if directory.is_dir() else []
 
@@ -169,13 +185,16 @@ def records(
 class WorkerJournal:
     """One worker's file, opened for appending. `append` writes (safe from the death of the process), `sync` makes it
     safe from the host's. One thread appends; any thread may sync at the same time. After an OSError of either nothing
-    more is written: what is in the file by then is not known."""
+    more is written: what is in the file by then is not known. `begun` and `over` are the uploads noted since it was
+    opened; an upload that is over is in neither, where both were noted here."""
 
     def __init__(
         self, directory: Path, worker: int, digest: bytes, *, sync: Callable[[int], None] | None = None
     ) -> None:
         """Opens or creates, cuts a torn tail. Durable as a name when this returns. Raises OSError, StateDamaged."""
         self.path = journal_path(directory, worker)
+        self.begun: set[tuple[str, str]] = set()
+        self.over: set[tuple[str, str]] = set()
         self._digest = digest
         self._fdatasync = sync or os.fdatasync
         self._lock = threading.Lock()
@@ -217,9 +236,14 @@ class WorkerJournal:
 
     def upload_begun(self, key: str, upload_id: str) -> None:
         self.append(Upload(key, upload_id, over=False))
+        self.begun.add((key, upload_id))
 
     def upload_over(self, key: str, upload_id: str) -> None:
         self.append(Upload(key, upload_id, over=True))
+        if (key, upload_id) in self.begun:
+            self.begun.remove((key, upload_id))
+        else:
+            self.over.add((key, upload_id))
 
     def sync(self) -> None:
         """All that was appended before the call is durable when this returns. Raises OSError."""

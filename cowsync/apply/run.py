@@ -131,7 +131,7 @@ class ApplyResult:
     unsettled: int = 0
     """Failed lines of which nobody knows whether the mirror has taken them; calling again finds out."""
     uploads_left: int = 0
-    """Multipart uploads that could not be aborted; the next start tries again."""
+    """Multipart uploads that could not be aborted; the journals name them."""
     workers_lost: int = 0
     """Elsewhere: how many died under lines, which were given out again."""
 
@@ -313,6 +313,8 @@ class _Applying:
                     journal.close()
                 except OSError as error:
                     self._halt(f"the journal cannot be synced: {error}")
+        left = set(self._journals.uploads).union(*(journal.begun for journal in journals))
+        self._result.uploads_left = len(left.difference(*(journal.over for journal in journals)))
         if self._fatal is not None:
             raise self._fatal
         self._result.seconds = self._clock.monotonic() - self._began
@@ -663,8 +665,7 @@ class _Applying:
         """What a crash left begun. Nobody can see these uploads, but they are paid for."""
         transfer = Transfer(self._settings.transfer, journal, self._pace)
         for key, upload_id in sorted(self._journals.uploads):
-            if not transfer.abort(self._mirror.bucket, key, upload_id):
-                self._result.uploads_left += 1
+            transfer.abort(self._mirror.bucket, key, upload_id)
 
     def _report(self, *, last: bool = False) -> None:
         now = self._clock.monotonic()

@@ -1,6 +1,7 @@
 """Whole runs: after an apply there is nothing left to do, whatever failed or died on the way."""
 
 import os
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +14,7 @@ from cowsync.catalogue import Phase
 from cowsync.changes import Op, Outcome
 from cowsync.errors import Held, Refused
 from cowsync.plan.guard import Decision
-from cowsync.work import alone, explain_key, newest_plan
+from cowsync.work import Planned, alone, explain_key, newest_plan
 from s3core.key_slot import Secret
 from s3core.settings import GuardSettings
 from tests.cowsync.apply.faulty_bucket import Crash, Fault
@@ -361,3 +362,80 @@ def test_what_is_done_is_published_though_the_summary_is_damaged(tmp_path: Path)
     assert world.plan().clean
     snapshot = world.mirror().state.snapshot(world.mirror().state.head().current)
     assert snapshot.facts.notes["keys"] == 41
+
+
+MIB = 1 << 20
+
+
+def large(tmp_path: Path) -> World:
+    """A mirror to which the next run uploads an object in two parts."""
+    world = World(tmp_path, one_endpoint=False, copiers=1, part_bytes=5 * MIB, conditional_puts="no")
+    world.source.put("small", b"1")
+    world.run()
+    world.source.put("large", bytes(6 * MIB))
+    return world
+
+
+def died_in_an_upload(world: World) -> Planned:
+    planned = world.plan()
+    world.faults.trace.clear()
+    started = world.faults.calls
+    world.faults.at = {started + 5: Fault.CRASH_AFTER}
+    with pytest.raises(Crash):
+        world.apply(planned)
+    assert world.faults.trace[-1] == "upload_part", world.faults.trace
+    world.faults.at, world.faults.crashed = {}, False
+    assert list(world.target.uploads().values()) == ["large"]
+    return planned
+
+
+@pytest.mark.parametrize("how", ["no plan", "no plan nor a whole journal", "another base"])
+def test_an_upload_of_an_apply_that_nobody_goes_on_with_is_aborted(tmp_path: Path, how: str) -> None:
+    world = large(tmp_path)
+    planned = died_in_an_upload(world)
+    other = world.target.begin_upload("large")
+    journals = world.mirror().journals(planned.plan.digest)
+    if how == "another base":
+        world.run(new_host=True)
+        world.hosts = 0
+    else:
+        shutil.rmtree(planned.plan.folder)
+    if how == "no plan nor a whole journal":
+        (journals / "worker-0000.journal").rename(journals / "worker-0001.journal")
+        (journals / "worker-0000.journal").write_bytes(b"nonsense" * 100)
+    world.plan()
+    assert list(world.target.uploads()) == [other], "ours is gone, and no other"
+    assert not journals.exists()
+    assert world.run().result.complete
+    assert world.mirrored()["large"] == bytes(6 * MIB)
+
+
+def test_an_upload_that_cannot_be_aborted_is_not_forgotten(tmp_path: Path) -> None:
+    world = large(tmp_path)
+    planned = died_in_an_upload(world)
+    shutil.rmtree(planned.plan.folder)
+    world.faults.calls, world.faults.at = 0, {1: Fault.REFUSED}
+    world.faults.trace.clear()
+    world.plan()
+    assert world.faults.trace[0] == "abort_upload"
+    assert len(world.target.uploads()) == 1
+    world.plan()
+    assert world.target.uploads() == {}
+    assert not world.mirror().journals(planned.plan.digest).exists()
+
+
+def test_an_upload_that_a_finished_apply_could_not_abort_is_aborted_by_the_next_plan(tmp_path: Path) -> None:
+    world = large(tmp_path)
+    planned = world.plan()
+    world.faults.calls = 0
+    world.faults.trace.clear()
+    world.faults.at = {5: Fault.DENIED, 6: Fault.DENIED}
+    applied = world.apply(planned)
+    assert world.faults.trace[4:6] == ["upload_part", "abort_upload"], world.faults.trace
+    assert (applied.result.count(Outcome.FAILED), applied.result.uploads_left) == (1, 1)
+    assert applied.snapshot
+    world.faults.at = {}
+    assert len(world.target.uploads()) == 1
+    assert world.run().result.complete
+    assert world.target.uploads() == {}
+    assert not world.mirror().journals(planned.plan.digest).exists()
