@@ -18,7 +18,7 @@ from statistics import median
 
 from cowsync.apply.copy_line import Place
 from cowsync.conditions import PROBES, probe_id, remember
-from cowsync.errors import Busy, StateDamaged
+from cowsync.errors import Busy, Refused, StateDamaged
 from cowsync.mirror import Mirror, lies_in
 from cowsync.work import LOCK_NAME
 from s3core.bucket import CopySource, ListedPage
@@ -34,6 +34,7 @@ from s3core.bucket_probe import (
     remove_keys,
 )
 from s3core.clock import Clock
+from s3core.credentials import CredentialsError
 from s3core.endpoint import Endpoint, Honoured
 from s3core.errors import Denied, NotFound, PreconditionFailed, StoreError, Unsupported
 from s3core.exit_codes import ExitCode
@@ -186,6 +187,7 @@ class _Doctor:
             self._clock_limit()
         if self._listed("mirror", self.mirror.target, self.around.mirror) is not None:
             self._probe_mirror(source)
+            self._asked("key", self._key)
         self._examine_state()
 
     def _asked(self, check: str, ask: Callable[[], Finding | None]) -> bool:
@@ -286,6 +288,24 @@ class _Doctor:
         if source is not None:
             self._asked("copy", lambda: self._copy(source))
 
+    def _key(self) -> Finding | None:
+        """Whether configuration and mirror agree on encryption, and the key opens it."""
+        vault = self.mirror.vault
+        if vault is None:
+            return None
+        try:
+            ring = vault.opening(begun=bool(self.mirror.state.head().entries))
+        except (Refused, CredentialsError) as error:
+            code = ExitCode.REFUSED if isinstance(error, Refused) else ExitCode.CONFIGURATION
+            return Finding("key", "fault", str(error), getattr(error, "hint", ""), code)
+        except StateDamaged:
+            return None  # told of with the state
+        if ring is not None:
+            return Finding("key", "ok", "opens a key slot of the mirror; keep a copy of it elsewhere")
+        return (
+            Finding("key", "ok", "nothing is sealed yet: the first run makes a data key") if vault.encrypting else None
+        )
+
     def _remove_left_over(self) -> Finding | None:
         bucket = self.mirror.target.bucket
         found = keys_below(bucket, self.probes)
@@ -323,6 +343,11 @@ class _Doctor:
         """An object of the source, copied by the server to a probe of ours."""
         source, target = self.mirror.source.bucket, self.mirror.target.bucket
         here, there = source.properties, target.properties
+        if self.mirror.encrypted:
+            # Not even to try it: what the server copies is not sealed.
+            return Finding(
+                "copy", "note", "the mirror is encrypted: objects travel through this host and are sealed here"
+            )
         if not here.endpoint or here.endpoint != there.endpoint:
             first, second = self.around.addresses
             cure = ""

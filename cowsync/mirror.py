@@ -30,6 +30,7 @@ from cowsync.scan.ranges import KeyRange
 from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
 from cowsync.scan.versions import scan_versions
 from cowsync.sealing.keys import Keyring, Vault
+from cowsync.sealing.only_sealed import OnlySealed
 from cowsync.sealing.reading import OpenedBucket
 from cowsync.versions import ALL
 from s3core.bucket_stack import open_bucket
@@ -133,7 +134,7 @@ def opened(config: Config, name: str) -> Iterator[Mirror]:
             name,
             settings,
             Place(source, source_prefix),
-            Place(target, target_prefix),
+            Place(OnlySealed(target, target_prefix) if settings.key else target, target_prefix),
             State(store, folder / "segments"),
             folder,
             scan_piece,

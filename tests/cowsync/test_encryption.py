@@ -315,6 +315,27 @@ def test_two_mirrors_with_keys_of_their_own(cowsync: Any) -> None:
     cowsync("verify", "b", "--full", expect=7)
 
 
+def test_the_doctor_tries_the_key_and_puts_nothing_plain_there(cowsync: Any) -> None:
+    source, _ = open_bucket(f"memory:{cowsync.name}-s")
+    source.put("one", PLAIN)
+    target = MEMORY.bucket(f"{cowsync.name}-a")
+    target.set_versioning("Enabled")
+
+    def told(expect: int) -> dict[str, str]:
+        found = cowsync("doctor", "a", expect=expect)["findings"]
+        return {one["check"]: one["said"] for one in found if one["check"] in ("key", "copy")}
+
+    assert "nothing is sealed yet" in told(0)["key"]
+    cowsync("run", "a")
+    assert "opens a key slot" in told(0)["key"]
+    assert "is encrypted" in told(0)["copy"]
+    for version in target.list_versions(max_keys=1000).versions:
+        if not version.delete_marker:
+            assert PLAIN not in target.get(version.key, version_id=version.version_id)
+    (cowsync.folder / "a.key").write_bytes(bytes(32))
+    assert "opens none of its slots" in told(7)["key"]
+
+
 def test_what_would_put_plain_bytes_there_is_refused(cowsync: Any) -> None:
     source, _ = open_bucket(f"memory:{cowsync.name}-s")
     source.put("one", b"1")
@@ -397,6 +418,27 @@ def test_out_with_nothing_but_objects_and_key(cowsync: Any, monkeypatch: pytest.
     assert (facts.attributes.headers["content-type"], facts.attributes.metadata) == ("text/x", {"m": "é"})
     assert back.tags("back/dir/one") == {"t": "1"}
     assert run(app, "cowsync", ["decrypt", *got]) == ExitCode.OK, "called again it finds everything there"
+
+
+def test_what_is_not_sealed_never_leaves(tmp_path: Path) -> None:
+    mirrored = world(tmp_path)
+    mirrored.source.put("a", PLAIN)
+    mirrored.run()
+    before = mirrored.target.contents()
+    bucket = mirrored.mirror().target.bucket
+    upload = bucket.begin_upload("b")
+    for write in (
+        lambda: bucket.put("b", PLAIN),
+        lambda: bucket.put("b", [b"BW", PLAIN]),
+        lambda: bucket.put(".cowsync/trash/1/b", PLAIN),
+        lambda: bucket.upload_part("b", upload, 1, PLAIN),
+        lambda: bucket.copy(CopySource("source", "a"), ".cowsync/probe/b"),
+        lambda: bucket.copy_part("b", upload, 1, CopySource("source", "a"), offset=0, length=4),
+    ):
+        with pytest.raises(RuntimeError, match="without being sealed"):
+            write()
+    assert mirrored.target.contents() == before
+    bucket.copy(CopySource("target", "a"), ".cowsync/trash/1/a")
 
 
 def test_reading_never_writes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from cowsync.scan.engine import Engine, InlineEngine
 from cowsync.scan.shard import ShardResult, ShardTask, scan_shard
 from cowsync.scan.versions import scan_versions
 from cowsync.sealing.keys import Keyring, Vault
+from cowsync.sealing.only_sealed import OnlySealed
 from cowsync.work import Applied, Planned, apply, make_plan
 from s3core.bucket import BucketProperties
 from s3core.key_slot import Secret
@@ -76,6 +77,8 @@ class World:
         folder.mkdir(exist_ok=True)
         state = State(MemoryStore(clock=self.clock, bucket=self.objects), folder / "segments", clock=self.clock)
         source, target = Place(_Skewed(self)), Place(faulty(self.target, self.faults))
+        if self.secret is not None:
+            target = Place(OnlySealed(target.bucket, ""))
 
         def piece(task: ShardTask) -> ShardResult:
             name = task.where["base"]
