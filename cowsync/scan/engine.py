@@ -5,9 +5,14 @@ worker died is run again by whoever is left, and only an answer that arrived cou
 """
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import connection, resource_tracker
 from typing import Any, Generic, Protocol, TypeVar
 
 Task = TypeVar("Task")
@@ -81,30 +86,65 @@ class InlineEngine:
 
 
 class ProcessEngine:
-    """Processes of this machine. They are spawned, not forked: a fork would share sockets and locks of this one."""
+    """Processes of this machine. They are spawned, not forked: a fork would share sockets and locks of this one. They end
+    with this process however it ends, and do not hear a Ctrl-C, which is this one's to answer."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
+        self._open: set[Future[Any]] = set()
         # Its processes start with the first piece.
         self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.lanes, mp_context=multiprocessing.get_context("spawn"))
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.lanes, mp_context=context, initializer=_end_with_parent)
 
     def submit(self, function: Callable[[Task], Answer], task: Task) -> "Future[Answer]":
         outer: Future[Answer] = Future()
-        try:
-            inner = self._pool.submit(function, task)
-        except BrokenProcessPool:
-            # One dead process breaks the whole pool, which takes nothing any more.
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = self._new_pool()
-            inner = self._pool.submit(function, task)
+        with _deaf_to_interrupts():
+            try:
+                inner = self._pool.submit(function, task)
+            except BrokenProcessPool:
+                # One dead process breaks the whole pool, which takes nothing any more.
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                self._pool = self._new_pool()
+                inner = self._pool.submit(function, task)
+        self._open.add(inner)
+        inner.add_done_callback(self._open.discard)
         inner.add_done_callback(lambda done: _pass_on(done, outer))
         return outer
 
     def close(self) -> None:
+        if self._open:
+            # Nobody waits for what they are at. Before Python 3.14 there is no other way to the pool's processes.
+            for process in list((self._pool._processes or {}).values()):
+                process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """What is started meanwhile never hears SIGINT: a terminal sends it to all processes of a command at once. Here it is
+    heard afterwards."""
+    # Its own start would end the deafness too early.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """In a process of the pool: it would else wait for ever for pieces of a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _pass_on(inner: "Future[Any]", outer: "Future[Any]") -> None:
