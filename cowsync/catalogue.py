@@ -192,7 +192,9 @@ class Catalogue:
         except sqlite3.DatabaseError as error:
             number = _OF_THE_DISK.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
             if number is not None:
-                raise OSError(number, f"the history of runs cannot be used: {error}", str(self._path)) from error
+                raise OSError(
+                    number, f"the history of runs cannot be used: {error}; is the disk full?", str(self._path)
+                ) from error
             raise StateDamaged(
                 f"{self._path}: cannot be used: {error}",
                 hint="move the file away: it is only the history of runs, the next run makes a new one",

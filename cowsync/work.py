@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -37,7 +37,7 @@ from cowsync.base.head import Head
 from cowsync.base.layers import Layers, find, quantiles, read
 from cowsync.base.snapshot import Facts as RunFacts
 from cowsync.base.snapshot import Snapshot, Totals
-from cowsync.catalogue import Phase
+from cowsync.catalogue import Catalogue, Phase
 from cowsync.changes import Op, PlanLine
 from cowsync.conditions import conditional_puts_hold, useful
 from cowsync.errors import Busy, Held, Refused, StateDamaged, Stopped
@@ -179,7 +179,7 @@ def plan_from(mirror: Mirror, scan_of: Callable[[Base], Scan], *, now: Callable[
         scan.remove()
     except BaseException as error:
         phase = Phase.INTERRUPTED if isinstance(error, Stopped) else Phase.FAILED
-        catalogue.update(run_id, phase, ended=now(), message=str(error) or type(error).__name__)
+        _note_failure(catalogue, run_id, phase, error, now())
         raise
     held = planned.verdict.decision is not Decision.PASS
     catalogue.update(
@@ -238,7 +238,7 @@ def apply(
         # One with lines of which nobody knows the end waits, too: what they left on the mirror must not look like drift.
         snapshot = "" if result.stopped or result.unsettled else _publish(mirror, plan, base, result, now)
     except BaseException as error:
-        catalogue.update(run_id, Phase.FAILED, ended=now(), message=str(error) or type(error).__name__)
+        _note_failure(catalogue, run_id, Phase.FAILED, error, now())
         raise
     if result.stopped or result.unsettled:
         phase = Phase.INTERRUPTED
@@ -249,6 +249,12 @@ def apply(
     facts = {"done": result.done, "applied": result.to_json()}
     catalogue.update(run_id, phase, ended=now(), snapshot=snapshot, message=result.stopped, facts=facts)
     return Applied(result, snapshot)
+
+
+def _note_failure(catalogue: Catalogue, run_id: int, phase: Phase, error: BaseException, now: float) -> None:
+    """In the history; where that cannot be written either (a full disk), what went wrong first is what is told."""
+    with suppress(OSError, StateDamaged):
+        catalogue.update(run_id, phase, ended=now, message=str(error) or type(error).__name__)
 
 
 def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) -> bool:

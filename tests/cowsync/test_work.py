@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cowsync.apply.run import ApplyResult
-from cowsync.catalogue import Phase
+from cowsync.catalogue import Catalogue, Phase
 from cowsync.changes import Op, Outcome
 from cowsync.errors import Held, Refused
 from cowsync.plan.guard import Decision
 from cowsync.work import Planned, alone, explain_key, newest_plan
+from s3core.errors import Denied
 from s3core.key_slot import Secret
 from s3core.settings import GuardSettings
 from tests.cowsync.apply.faulty_bucket import Crash, Fault
@@ -439,3 +440,17 @@ def test_an_upload_that_a_finished_apply_could_not_abort_is_aborted_by_the_next_
     assert world.run().result.complete
     assert world.target.uploads() == {}
     assert not world.mirror().journals(planned.plan.digest).exists()
+
+
+def test_what_went_wrong_first_is_told_where_the_history_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = filled(tmp_path)
+    world.faults.calls, world.faults.at = 0, {1: Fault.DENIED}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("the history of runs cannot be used")
+
+    monkeypatch.setattr(Catalogue, "update", full)
+    with pytest.raises(Denied, match="injected"):
+        world.plan()
