@@ -3,16 +3,13 @@
 One rule: this is the outermost rim: commands are put together here, and errors of a volume are given their exit codes.
 """
 
-from typing import Annotated, NoReturn
-
-import typer
+from typing import NoReturn
 
 from blockdev import (
     content_commands,
     image_commands,
     key_commands,
     lio_commands,
-    new_volume,
     serve_command,
     shell_command,
     snapshot_commands,
@@ -34,7 +31,7 @@ from blockdev.errors import (
     StoreUnreachable,
 )
 from blockdev.iscsi.errors import PortalError
-from s3core.console import new_app, run, run_and_exit, write_line
+from s3core.console import new_program, run, run_and_exit
 from s3core.exit_codes import ExitCode, register
 
 for _kind, _code in (
@@ -55,7 +52,7 @@ for _kind, _code in (
 
 ABOUT = "Disks in object stores: make them, serve them over iSCSI, look after them."
 
-app = new_app("s3block", ABOUT)
+app = new_program("s3block", ABOUT)
 app.command("create")(volume_commands.create)
 app.command("list")(volume_commands.list_volumes)
 app.command("info")(volume_commands.info)
@@ -75,21 +72,6 @@ app.command("promote")(upkeep_commands.promote)
 app.add_typer(key_commands.app)
 app.add_typer(lio_commands.app)
 app.command("shell")(shell_command.command(lambda words: run(app, "s3block", words)))
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        write_line(f"s3block {new_volume.program_version()}")
-        raise typer.Exit
-
-
-@app.callback(help=ABOUT)
-def top(
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
-) -> None:
-    """What holds for every command."""
 
 
 def main() -> NoReturn:

@@ -12,13 +12,21 @@ import typer
 from blockdev import keys
 from blockdev.arguments import KeyOption, VolumeArgument, find, moment, opened, secret_from, secret_of, usage
 from blockdev.errors import Refused
-from blockdev.new_volume import program_version
 from blockdev.offline import read_volume_file
 from blockdev.place import VolumePlace, volume_store
 from blockdev.segments import key_slot
 from blockdev.segments.key_slot import KeySlot, Secret
 from blockdev.segments.volume_file import VolumeFile
-from s3core.console import Column, JsonOption, new_app, write_json, write_line, write_note, write_records
+from s3core.console import (
+    Column,
+    JsonOption,
+    new_app,
+    program_version,
+    write_json,
+    write_line,
+    write_note,
+    write_records,
+)
 from s3core.credentials import KEY_SOURCES
 from s3core.endpoint_commands import ConfigOption
 from s3core.settings import load_config

@@ -1,7 +1,6 @@
 """What `create` and `import` have in common: who a new volume is, and whether its store can keep two hosts apart."""
 
 import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 from uuid import uuid4
 
@@ -13,7 +12,7 @@ from blockdev.errors import Refused
 from blockdev.place import VolumePlace
 from blockdev.segments.volume_file import VolumeFile
 from s3core.clock import system_random
-from s3core.console import write_note
+from s3core.console import program_version, write_note
 from s3core.probe import ProbeResult
 from s3core.store import ObjectStore
 
@@ -24,13 +23,6 @@ UnfencedOption = Annotated[
     bool,
     typer.Option("--unfenced", help="Make it even where the store cannot keep two hosts from writing at once."),
 ]
-
-
-def program_version() -> str:
-    try:
-        return version("bucketworks")
-    except PackageNotFoundError:  # run from a source tree that nobody installed
-        return "0"
 
 
 def drafted(

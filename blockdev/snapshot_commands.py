@@ -36,7 +36,6 @@ from blockdev.difference import Range, candidates, differences
 from blockdev.engine.operations import check_snapshot_name
 from blockdev.errors import Refused
 from blockdev.extents.history import Snapshot
-from blockdev.new_volume import program_version
 from blockdev.offline import OfflineVolume, commit_of, open_offline
 from blockdev.place import VolumePlace, check_name, is_url, volume_store
 from blockdev.segments.key_slot import Secret
@@ -46,6 +45,7 @@ from s3core.console import (
     Column,
     JsonOption,
     new_app,
+    program_version,
     size_column,
     write_json,
     write_line,

@@ -3,10 +3,7 @@
 One rule: this is the outermost rim: commands are put together here, and cowsync's errors are given their exit codes.
 """
 
-from importlib.metadata import version
-from typing import Annotated, NoReturn
-
-import typer
+from typing import NoReturn
 
 from cowsync import (
     apply_commands,
@@ -20,7 +17,7 @@ from cowsync import (
 )
 from cowsync.errors import ClusterUnavailable, Held, Refused, StateDamaged
 from cowsync.scan.engine import WorkerLost
-from s3core.console import new_app, run_and_exit, write_line
+from s3core.console import new_program, run_and_exit
 from s3core.exit_codes import ExitCode, register
 
 for _kind, _code in (
@@ -34,7 +31,7 @@ for _kind, _code in (
 
 ABOUT = "Keep a mirror of a bucket: what changed, the exact list to copy, the copy itself, restore points."
 
-app = new_app("cowsync", ABOUT)
+app = new_program("cowsync", ABOUT)
 app.command("init")(mirror_commands.init)
 app.command("list")(mirror_commands.list_mirrors)
 app.command("status")(mirror_commands.status)
@@ -52,21 +49,6 @@ app.command("watch")(watch_command.watch)
 app.command("verify")(apply_commands.verify)
 app.command("decrypt")(decrypt_command.decrypt)
 app.add_typer(snapshot_commands.app)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        write_line(f"cowsync {version('bucketworks')}")
-        raise typer.Exit
-
-
-@app.callback(help=ABOUT)
-def top(
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
-) -> None:
-    """What holds for every command."""
 
 
 def main() -> NoReturn:

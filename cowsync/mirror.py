@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from cowsync.apply.copy_line import Place, lies_there
@@ -35,6 +34,7 @@ from cowsync.sealing.reading import OpenedBucket
 from cowsync.versions import ALL
 from s3core.bucket_stack import open_bucket
 from s3core.build import build_store, parse_store_url
+from s3core.console import program_version
 from s3core.credentials import CredentialsError
 from s3core.endpoint import Prices
 from s3core.key_slot import Secret
@@ -155,7 +155,7 @@ def opened(config: Config, name: str) -> Iterator[Mirror]:
                 secret_for(settings.key, f"mirror {name}") if settings.key else None,
                 random=os.urandom,
                 now=time.time,
-                creator=f"bucketworks {version('bucketworks')}",
+                creator=f"bucketworks {program_version()}",
             ),
         )
     finally:

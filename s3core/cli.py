@@ -1,33 +1,17 @@
 """The `bucketworks` command: what stores there are, and what they are good for."""
 
-from importlib.metadata import version
 from typing import Annotated, NoReturn
 
 import typer
 
 from s3core import endpoint_commands
-from s3core.console import JsonOption, new_app, run_and_exit, write_line
+from s3core.console import JsonOption, new_program, run_and_exit
 from s3core.endpoint_commands import ConfigOption
 from s3core.findings import Finding, write_finding
 from s3core.settings import load_config
 
-app = new_app("bucketworks", "Object stores, and what they are good for.")
+app = new_program("bucketworks", "Object stores, and what they are good for.")
 app.add_typer(endpoint_commands.app)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        write_line(f"bucketworks {version('bucketworks')}")
-        raise typer.Exit
-
-
-@app.callback()
-def top(
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
-) -> None:
-    """Object stores, and what they are good for."""
 
 
 @app.command("doctor")

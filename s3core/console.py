@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn, TextIO
 
@@ -57,6 +58,34 @@ def new_app(name: str, about: str) -> typer.Typer:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+def new_program(name: str, about: str) -> typer.Typer:
+    """The top of a command: a group with `--version` beside its commands."""
+    app = new_app(name, about)
+
+    def print_version(wanted: bool) -> None:
+        if wanted:
+            write_line(f"{name} {program_version()}")
+            raise typer.Exit
+
+    @app.callback(help=about)
+    def top(
+        show_version: Annotated[
+            bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
+        ] = False,
+    ) -> None:
+        """What holds for every command."""
+
+    return app
+
+
+def program_version() -> str:
+    """The version of what is installed, which all commands share."""
+    try:
+        return version("bucketworks")
+    except PackageNotFoundError:  # run from a source tree that nobody installed
+        return "0"
 
 
 def clean(text: str) -> str:

@@ -7,9 +7,9 @@ import pytest
 from typer import Typer
 
 from cowsync.catalogue import Phase, Run
-from cowsync.cli import app
+from cowsync.cli import ABOUT, app
 from cowsync.mirror_commands import run_record
-from s3core.console import run
+from s3core.console import program_version, run
 from s3core.exit_codes import ExitCode
 from tests.architecture.tree import ROOT
 
@@ -35,6 +35,13 @@ def test_every_command_has_json_and_stands_in_the_documents(name: str) -> None:
     assert f"`{word}" in text or f", {word}" in text or f"cowsync {name}" in text, (
         f"no document tells of cowsync {name}"
     )
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(app, "cowsync", ["--version"]) == ExitCode.OK
+    assert capsys.readouterr().out == f"cowsync {program_version()}\n"
+    assert run(app, "cowsync", ["--help"]) == ExitCode.OK
+    assert ABOUT in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_mirror_is_written_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
