@@ -233,6 +233,23 @@ def check_settings(config: Config, name: str, settings: MirrorSettings) -> None:
         )
 
 
+def check_restore(config: Config, settings: MirrorSettings, to: str) -> None:
+    """Refused for a place to restore to that holds the mirror or the state, or lies in one of them: a restore would write
+    over what it reads, and with `delete` remove it. ConfigError for a URL that is none."""
+    try:
+        place = _whereabouts(config, to)
+        ours = (("mirror", settings.target), ("state", settings.state))
+        for what, url in ours:
+            held = _whereabouts(config, url)
+            if lies_in(place, held) or lies_in(held, place):
+                raise Refused(
+                    f"nothing is restored to {to}: it and the {what} at {url} lie in each other",
+                    hint="choose another bucket, or a prefix of which none begins with the other; nothing was moved",
+                )
+    except ValueError as error:
+        raise ConfigError(f"--to: {error}") from error
+
+
 def _whereabouts(config: Config, url: str) -> str:
     """A place in words that are the same for two endpoints of one server. ValueError for a URL that is none."""
     place = parse_store_url(url)

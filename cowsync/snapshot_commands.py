@@ -4,10 +4,13 @@ One rule: a restore tells what cannot be had before it moves anything, and moves
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
+from cowsync.apply.copy_line import Place
 from cowsync.apply.restore import RestoreOptions, apply_restore, plan_restore
 from cowsync.apply_commands import applying, exit_of, stopping, tell_result
 from cowsync.arguments import LimitOption, MirrorArgument, mirror_of
@@ -16,7 +19,7 @@ from cowsync.base.head import Entry
 from cowsync.base.layers import read
 from cowsync.base.state import AGE_SECONDS
 from cowsync.errors import Refused
-from cowsync.mirror import Mirror, open_place
+from cowsync.mirror import Mirror, check_restore, open_place
 from cowsync.versions import current_rows, key_of
 from cowsync.watch import forget_runs, kept
 from cowsync.work import alone, apply_settings, has_versions
@@ -24,7 +27,7 @@ from s3core.console import Column, JsonOption, new_app, size_column, write_json,
 from s3core.endpoint_commands import ConfigOption
 from s3core.exit_codes import ExitCode
 from s3core.quantities import shown_size
-from s3core.settings import load_config
+from s3core.settings import Config, load_config
 
 app = new_app("snapshot", "Restore points of a mirror: list, compare, bring back, forget.")
 SnapshotArgument = Annotated[
@@ -132,7 +135,7 @@ def restore(
     with (
         mirror_of(config_path, name) as mirror,
         alone(mirror),
-        open_place(config, to or mirror.settings.source) as place,
+        place_for(config, mirror, to) as place,
     ):
         entry = find_snapshot(mirror, snapshot)
         readable = mirror.readable(begun=True)
@@ -224,6 +227,15 @@ def prune(
         for key, error in pruned.left.items():
             write_note(f"not removed: {key}: {error}")
     raise typer.Exit(ExitCode.PARTIAL if pruned.left else ExitCode.OK)
+
+
+@contextmanager
+def place_for(config: Config, mirror: Mirror, to: str) -> Iterator[Place]:
+    """Where a restore goes to; the source where nothing is named."""
+    to = to or mirror.settings.source
+    check_restore(config, mirror.settings, to)
+    with open_place(config, to) as place:
+        yield place
 
 
 def find_snapshot(mirror: Mirror, text: str) -> Entry:

@@ -314,7 +314,11 @@ class MirrorSettings(_Table):
         " empty: it is not encrypted; fixed with the first run",
     )
     include: Patterns = _setting((), "keys that belong, such as `photos/**`; empty: all", strict=False)
-    exclude: Patterns = _setting((), "keys that do not belong; wins over `include`", strict=False)
+    exclude: Patterns = _setting(
+        (),
+        "keys that do not belong; wins over `include`. What the mirror has of them counts as lost by the source",
+        strict=False,
+    )
     versions: Literal["current", "all"] = _setting(
         "current", "`all`: every version and delete marker of every key; both buckets must keep versions"
     )

@@ -152,3 +152,18 @@ def test_a_mirror_from_the_first_run_to_a_restore(tmp_path: Path, capsys: pytest
 def test_how_long_a_run_took_is_not_how_long_its_scan_took() -> None:
     shown = run_record(Run(1, 7, Phase.DONE, 100.0, 460.0, facts={"seconds": 0.1, "keys": 3}))
     assert (shown["seconds"], shown["keys"], shown["run"]) == (360.0, 3, 7)
+
+
+@pytest.mark.parametrize("to", ["memory:kept", "memory:kept/m/below", "memory:kept/m", "memory:kept/state"])
+def test_nothing_is_restored_around_or_into_the_mirror(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    """With --delete everything that is not in the restore point would go: the mirror itself."""
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[mirror.m]\nsource = "memory:any"\ntarget = "memory:kept/m"\nstate = "memory:kept/state"\n'
+        f'state_dir = "{tmp_path}/state"\n'
+    )
+    words = ["snapshot", "restore", "m", "run:1", "--to", to, "--delete", "--go", "--config", str(config)]
+    assert run(app, "cowsync", words) == ExitCode.REFUSED
+    assert "lie in each other" in capsys.readouterr().err
