@@ -259,7 +259,8 @@ def _note_failure(catalogue: Catalogue, run_id: int, phase: Phase, error: BaseEx
 
 def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) -> bool:
     """Bring applies that were broken off to a clean end, so that a new scan can start from what is so: lines that were
-    begun are finished (there are at most some hundred), what is done is published. True where the base has moved.
+    begun are finished, here (there are at most some hundred, or that for each thread of a cluster's workers), what is done
+    is published. True where the base has moved.
 
     Without it the next plan could take our own half-noted work for somebody else's. Uploads in parts that journals show as
     ours and not over are aborted. A crash here leaves the journals, and the next call settles."""

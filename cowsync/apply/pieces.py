@@ -13,7 +13,7 @@ out again) or both at once (its worker only seemed dead):
     much later            a run that is not waited for any more finds that out before its next request (`KEEP_S`) and
                           stops; what it may still finish is the request that is under way
 
-An upload that a worker had begun when it died is known to nobody: the bucket's lifecycle rule ends it.
+Of uploads in parts a worker tells at once, so that the journal knows those that it leaves when it dies.
 """
 
 import threading
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from cowsync.apply.copy_line import Carried, LineCopier, Place
-from cowsync.apply.transfer import Transfer, TransferSettings
+from cowsync.apply.transfer import Transfer, TransferSettings, UploadLog
 from cowsync.changes import PlanLine
 from cowsync.scan.engine import TRIES, Crew, Hold, WorkerLost
 from cowsync.scan.shard import lines_of, packed
@@ -58,6 +58,9 @@ _KINDS = (
     OutcomeUnknown,
     StoreError,
 )
+
+BEGUN, OVER = "begun", "over"
+"""What a worker tells of an upload, with its full key and id."""
 
 Numbered = tuple[int, PlanLine, bool]
 """Number, line, and whether an earlier attempt may have carried it out."""
@@ -124,15 +127,15 @@ class Elsewhere:
         return min(self.piece_lines, max(_PIECE_LINES_MIN, lines // (ROUNDS * self.crew.lanes)))
 
     def carried(
-        self, piece: LinesPiece, lines: Sequence[Numbered], stopping: Callable[[], bool]
+        self, piece: LinesPiece, lines: Sequence[Numbered], stopping: Callable[[], bool], uploads: "UploadsThere"
     ) -> Iterator[LinesAnswer]:
-        """Answers until every line has one or `stopping`. Lines are given out again when their worker dies, and when its
-        time was over before their turn. Raises WorkerLost after TRIES, ClusterUnavailable, Refused; lines that were sent
-        may have been carried out then."""
+        """Answers until every line has one or `stopping`; what workers tell of uploads goes to `uploads`. Lines are given
+        out again when their worker dies, and when its time was over before their turn. Raises WorkerLost after TRIES,
+        ClusterUnavailable, Refused; lines that were sent may have been carried out then."""
         lost, doubtful = 0, False
         while lines and not stopping():
             try:
-                answer = self.crew.submit_held(self.function, piece.over(lines)).result()
+                answer = self.crew.submit_held(self.function, piece.over(lines), uploads.hear).result()
             except WorkerLost:
                 lost += 1
                 if lost >= TRIES:
@@ -141,6 +144,8 @@ class Elsewhere:
                 continue
             answer = replace(answer, doubtful=doubtful or answer.doubtful, lost=lost + answer.doubtful)
             lost = 0
+            for upload in answer.uploads:
+                uploads.hear((BEGUN, *upload))
             yield answer
             answered = {carried.result.number for carried in answer.carried}
             lines = [numbered for numbered in lines if numbered[0] not in answered]
@@ -155,7 +160,7 @@ def carry_lines(
     answer; WorkerLost where the hold is lost, with lines in flight broken off before their next request."""
     clock = clock or SystemClock()
     doubtful = hold.begin()
-    pace, uploads = _HeldPace(hold, clock), _Uploads()
+    pace, uploads = _HeldPace(hold, clock), _Uploads(hold)
     until = clock.monotonic() + piece.seconds
     chains = deque(list(chain) for _, chain in groupby(piece.unpacked(), key=lambda numbered: numbered[1].key))
     carried: list[Carried] = []
@@ -256,13 +261,49 @@ class _HeldPace:
 
 
 class _Uploads:
-    """Those begun and not over."""
+    """Those begun and not over, on the worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, hold: Hold) -> None:
         self.open: set[tuple[str, str]] = set()
+        self._hold = hold
 
     def upload_begun(self, key: str, upload_id: str) -> None:
         self.open.add((key, upload_id))
+        self._hold.tell(BEGUN, key, upload_id)
 
     def upload_over(self, key: str, upload_id: str) -> None:
         self.open.discard((key, upload_id))
+        self._hold.tell(OVER, key, upload_id)
+
+
+class UploadsThere:
+    """Uploads of one piece, as its workers tell of them: in the journal at once. Those that are open when the piece is at
+    its end are left by workers that died."""
+
+    def __init__(self, log: UploadLog) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+        self._open: set[tuple[str, str]] = set()
+        self._ended = False
+
+    def hear(self, words: tuple[str, ...]) -> None:
+        """In any thread. What comes after the end is not noted."""
+        said, *upload = words
+        key, upload_id = upload
+        with self._lock:
+            if self._ended or ((key, upload_id) in self._open) == (said == BEGUN):
+                return
+            # A journal that fails tells its own thread, with the next record.
+            with suppress(OSError):
+                if said == BEGUN:
+                    self._open.add((key, upload_id))
+                    self._log.upload_begun(key, upload_id)
+                else:
+                    self._open.discard((key, upload_id))
+                    self._log.upload_over(key, upload_id)
+
+    def end(self) -> list[tuple[str, str]]:
+        """Those that are open; nothing is heard any more."""
+        with self._lock:
+            self._ended = True
+            return sorted(self._open)

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from cowsync.apply.copy_line import Carried, LineCopier, Place
 from cowsync.apply.journal import Journals, WorkerJournal
-from cowsync.apply.pieces import Elsewhere, LinesPiece
+from cowsync.apply.pieces import Elsewhere, LinesAnswer, LinesPiece, UploadsThere
 from cowsync.apply.transfer import MIB, Transfer, TransferSettings
 from cowsync.apply.version_lines import Step, VersionCopier, again
 from cowsync.changes import LineResult, Op, Outcome, PlanLine
@@ -568,7 +568,7 @@ class _Applying:
 
     def _send(self, elsewhere: Elsewhere, batch: _Batch, journal: WorkerJournal) -> None:
         """Crash here: lines may be done on the mirror, and are begun in the journal; they are looked at and done again."""
-        settings, lines, op = self._settings, dict(batch.lines), batch.op
+        settings, op = self._settings, batch.op
         assert op is not None  # versions are carried out here
         piece = LinesPiece(
             self._plan.digest,
@@ -582,11 +582,17 @@ class _Applying:
         numbered = [
             (number, line, batch.again or self._journals.maybe_ours(op, number)) for number, line in batch.lines
         ]
-        for answer in elsewhere.carried(piece, numbered, self._stopping):
+        uploads = UploadsThere(journal)
+        try:
+            self._receive(elsewhere.carried(piece, numbered, self._stopping, uploads), batch, journal)
+        finally:
+            self._abort(uploads.end(), journal)
+
+    def _receive(self, answers: Iterator[LinesAnswer], batch: _Batch, journal: WorkerJournal) -> None:
+        lines = dict(batch.lines)
+        for answer in answers:
             with self._lock:
                 self._result.workers_lost += answer.lost
-            for key, upload_id in answer.uploads:
-                journal.upload_begun(key, upload_id)
             # What looks like drift and may be our own is tried once more, and is no finding before.
             doubted = Outcome.DRIFTED if answer.doubtful and not batch.again else None
             journal.append(*(done.result for done in answer.carried if done.result.outcome is not doubted))
@@ -663,8 +669,11 @@ class _Applying:
 
     def _abort_left_uploads(self, journal: WorkerJournal) -> None:
         """What a crash left begun. Nobody can see these uploads, but they are paid for."""
+        self._abort(sorted(self._journals.uploads), journal)
+
+    def _abort(self, uploads: list[tuple[str, str]], journal: WorkerJournal) -> None:
         transfer = Transfer(self._settings.transfer, journal, self._pace)
-        for key, upload_id in sorted(self._journals.uploads):
+        for key, upload_id in uploads:
             transfer.abort(self._mirror.bucket, key, upload_id)
 
     def _report(self, *, last: bool = False) -> None:

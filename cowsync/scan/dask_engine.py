@@ -12,7 +12,7 @@ import logging
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from cowsync.errors import ClusterUnavailable, Refused, StateDamaged
-from cowsync.scan.engine import Hold, WorkerLost
+from cowsync.scan.engine import Hold, Told, WorkerLost
 from s3core.settings import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class DaskEngine:
         self._lock = threading.Lock()
         self._open: dict[Future[Any], DaskFuture[Any] | None] = {}
         self._gone = ""
+        self._topic = f"cowsync-{uuid4().hex}"
+        self._told: dict[str, Told] = {}
         self._closing = threading.Event()
         self._versions = versions()
         # Any: most of its methods have no types.
@@ -67,6 +69,7 @@ class DaskEngine:
         except BaseException:
             self._client.close(timeout=CONNECT_S)
             raise
+        self._client.subscribe_topic(self._topic, self._hear)
         self._watch = threading.Thread(target=self._look, name="cowsync-cluster", daemon=True)
         self._watch.start()
 
@@ -95,8 +98,19 @@ class DaskEngine:
         inner.add_done_callback(lambda done: self._finished(outer, done))
         return outer
 
-    def submit_held(self, function: Callable[[Task, Hold], Answer], task: Task) -> "Future[Answer]":
-        return self.submit(partial(held, function), task)
+    def submit_held(self, function: Callable[[Task, Hold], Answer], task: Task, told: Told) -> "Future[Answer]":
+        name = uuid4().hex
+        self._told[name] = told
+        outer = self.submit(partial(held, function, self._topic, name), task)
+        outer.add_done_callback(lambda _: self._told.pop(name, None))
+        return outer
+
+    def _hear(self, event: tuple[float, Sequence[str]]) -> None:
+        """In a thread of Dask's. Of a piece that is answered, nobody wants to hear any more."""
+        name, *words = event[1]
+        told = self._told.get(name)
+        if told is not None:
+            told(tuple(words))
 
     def close(self) -> None:
         """Takes back what was not begun, and leaves. The cluster goes on."""
@@ -105,8 +119,10 @@ class DaskEngine:
         with self._lock:
             left = [inner for inner in self._open.values() if inner is not None]
             waiting = list(self._open)
-        if left and self._client.status == "running":
-            self._client.cancel(left)
+        if self._client.status == "running":
+            self._client.unsubscribe_topic(self._topic)
+            if left:
+                self._client.cancel(left)
         for outer in waiting:
             self._end(outer, error=WorkerLost("the piece was dropped"))
         self._client.close(timeout=CONNECT_S)
@@ -211,19 +227,21 @@ def on_worker(wanted: Mapping[str, str], function: Callable[[Task], Answer], tas
         raise Refused(f"worker {_here()}: {error}", hint=f"see {PAGE}") from error
 
 
-def held(function: Callable[[Task, Hold], Answer], task: Task) -> Answer:
+def held(function: Callable[[Task, Hold], Answer], topic: str, piece: str, task: Task) -> Answer:
     """Runs on a worker."""
-    return function(task, WorkerHold())
+    return function(task, WorkerHold(topic, piece))
 
 
 class WorkerHold:
-    """One run of a piece, on the worker that runs it. The scheduler is asked: what a worker knows of itself may be old."""
+    """One run of a piece, on the worker that runs it. The scheduler is asked: what a worker knows of itself may be old.
+    What it tells goes to whoever gave the piece out, under `topic` and with the piece's name."""
 
-    def __init__(self) -> None:
+    def __init__(self, topic: str, piece: str) -> None:
         from distributed import get_client, get_worker
 
         worker: Any = get_worker()
         self.name = f"worker {_here()}"
+        self._worker, self._topic, self._piece = worker, topic, piece
         self._run = (worker.get_current_task(), worker.address, uuid4().hex)
         # Any: most of its methods have no types.
         self._client: Any = get_client()
@@ -233,6 +251,9 @@ class WorkerHold:
 
     def keep(self) -> None:
         self._ask()
+
+    def tell(self, *words: str) -> None:
+        self._worker.log_event(self._topic, [self._piece, *words])
 
     def _ask(self) -> bool:
         try:

@@ -59,11 +59,20 @@ class Hold(Protocol):
         or whoever gave it out is gone."""
         ...
 
+    def tell(self, *words: str) -> None:
+        """Something that whoever gave the piece out should know even if this worker dies: there in a moment, in order.
+        Never waits, and may be lost with the worker in that moment."""
+        ...
+
+
+Told = Callable[[tuple[str, ...]], None]
+"""What a run tells of its piece, in another thread; not called once the piece is answered."""
+
 
 class Crew(Engine, Protocol):
     """An engine for pieces that change something outside."""
 
-    def submit_held(self, function: Callable[[Task, Hold], Answer], task: Task) -> "Future[Answer]":
+    def submit_held(self, function: Callable[[Task, Hold], Answer], task: Task, told: Told) -> "Future[Answer]":
         """As `submit`; the function is given what holds the piece where it runs."""
         ...
 

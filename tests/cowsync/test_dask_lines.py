@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,12 +16,13 @@ from uuid import uuid4
 import pytest
 
 from cowsync.apply.journal import journal_files
+from cowsync.apply.pieces import Elsewhere
 from cowsync.apply.run import Progress
 from cowsync.changes import Op, Outcome
 from cowsync.cli import app
 from cowsync.errors import Refused
 from cowsync.mirror import opened
-from cowsync.scan.engine import InlineEngine
+from cowsync.scan.engine import Hold, InlineEngine
 from cowsync.work import Applied, apply, apply_settings, make_plan
 from s3core.bucket import Bucket
 from s3core.bucket_stack import open_bucket
@@ -115,8 +117,12 @@ def test_a_worker_killed_in_the_middle_costs_time_alone(site: Site, tmp_path: Pa
         assert site.listed("m") == site.listed("n") == site.expected()
 
 
-def test_a_worker_that_wakes_up_after_the_next_run_writes_nothing(site: Site, tmp_path: Path) -> None:
-    """It stood still with lines in its hands; others did them, and later runs wrote those keys again."""
+def test_a_worker_that_wakes_up_when_others_have_its_lines_writes_nothing(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still in the middle of a piece, with time left for it; others did the piece. Then the mirror is emptied, so
+    that whatever it writes can be seen."""
+    monkeypatch.setattr("cowsync.work.Elsewhere", partial(Elsewhere, piece_s=600.0))
     with cluster_of(tmp_path, 2, failures=3, silent_s=5) as cluster:
         asleep: list[subprocess.Popen[bytes]] = []
 
@@ -129,12 +135,13 @@ def test_a_worker_that_wakes_up_after_the_next_run_writes_nothing(site: Site, tm
             applied, struck = site.run_on(cluster, strike=freeze)
             assert (struck, applied.result.complete) == (1, True), applied.result.failures
             assert applied.result.workers_lost >= 1
-            site.fill(2)
-            assert site.run_on(cluster)[0].result.counts == {Op.MODIFY: {Outcome.DONE: OBJECTS}}
             assert site.listed("m") == site.expected()
+            with opened(load_config(site.config), "m") as mirror:
+                for key in site.listed("m"):
+                    mirror.target.bucket.delete(key.decode())
             asleep[0].send_signal(signal.SIGCONT)
             time.sleep(4.0)
-            assert site.listed("m") == site.expected()
+            assert not site.listed("m")
         finally:
             for worker in asleep:
                 end(worker)
@@ -162,6 +169,16 @@ def test_a_command_that_is_killed_goes_on_with_or_without_the_cluster(site: Site
         assert site.listed("m") == site.expected()
 
 
+def tells(task: str, hold: Hold) -> tuple[bool, str]:
+    """Runs on a worker."""
+    again = hold.begin()
+    hold.tell("begun", "key", "id")
+    hold.tell("over", "key", "id")
+    time.sleep(1.0)
+    hold.keep()
+    return again, task
+
+
 def test_a_worker_with_another_target_touches_nothing(site: Site, tmp_path: Path) -> None:
     with cluster_of(tmp_path, 1) as cluster, opened(load_config(site.config), "m") as mirror:
         planned = make_plan(mirror, InlineEngine())
@@ -177,5 +194,8 @@ def test_a_worker_with_another_target_touches_nothing(site: Site, tmp_path: Path
             site.config.write_text(written)
         assert not site.listed("m")
         with engine_on(cluster) as engine:
+            heard: list[tuple[str, ...]] = []
+            assert engine.submit_held(tells, "piece", heard.append).result(timeout=60) == (False, "piece")
+            assert heard == [("begun", "key", "id"), ("over", "key", "id")]
             assert apply(mirror, planned.plan.digest, crew=engine).result.complete
         assert site.listed("m") == site.expected()
