@@ -53,8 +53,12 @@ def remember(mirror: Mirror, broken: str, now: float) -> None:
 
 
 def useful(mirror: Mirror) -> bool:
-    """Whether a run would put objects under a condition at all: bytes go through us, and the mirror is looked at."""
-    source, target = mirror.source.bucket.properties, mirror.target.bucket.properties
+    """Whether a run would put objects under a condition at all: bytes go through us, and the mirror is looked at. False
+    where the ends do not answer: then lines say so, each for itself."""
+    try:
+        source, target = mirror.source.bucket.properties, mirror.target.bucket.properties
+    except StoreError:
+        return False
     by_server = source.endpoint and source.endpoint == target.endpoint and not mirror.encrypted
     return mirror.settings.check_target and not by_server
 

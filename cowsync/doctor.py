@@ -184,7 +184,7 @@ class _Doctor:
         self._lock()
         source = self._listed("source", self.mirror.source, self.around.source)
         if source is not None:
-            self._clock_limit()
+            self._asked("guard's clock", self._clock_limit)
         if self._listed("mirror", self.mirror.target, self.around.mirror) is not None:
             self._probe_mirror(source)
             self._asked("key", self._key)
@@ -230,9 +230,8 @@ class _Doctor:
             self.tell(replace(finding, check=f"{end} {finding.check}"))
         if exit_code_for(found) not in (ExitCode.OK, ExitCode.FINDING):
             return None
-        if not found:
-            versioned = place.bucket.properties.versioned
-            self.tell(Finding(f"{end} versioning", "ok", "on" if versioned else "off"))
+        if not found and not self._asked(f"{end} versioning", lambda: _versioning(end, place)):
+            return None
         pages: list[ListedPage] = []
         return pages if self._asked(f"{end} listing", lambda: self._listing(end, place, pages)) else None
 
@@ -260,17 +259,17 @@ class _Doctor:
             )
         return Finding(f"{end} listing", "ok", f"the first {keys:,} keys are in the order of UTF-8; {speed}")
 
-    def _clock_limit(self) -> None:
+    def _clock_limit(self) -> Finding | None:
         skew_s, limit_s = self.mirror.source.bucket.properties.clock_skew_s, self.mirror.guard.clock_skew_s
         if skew_s is None or not limit_s or abs(skew_s) <= limit_s:
-            return
+            return None
         said = (
             f"this host's clock and the source's differ by {shown_duration(abs(skew_s))}; the guard lets no plan pass"
         )
         cure = (
             f"set the clock that is wrong, or raise clock_skew_s (now {limit_s:g}) of [mirror.{self.mirror.name}.guard]"
         )
-        self.tell(Finding("guard's clock", "fault", said, cure))
+        return Finding("guard's clock", "fault", said, cure)
 
     # --- the mirror, by writing ----------------------------------------------------------------------------
 
@@ -463,12 +462,16 @@ class _Doctor:
             self.tell(replace(found, said=f"probes are left: {found.said}", cure=cure))
 
 
+def _versioning(end: str, place: Place) -> Finding:
+    return Finding(f"{end} versioning", "ok", "on" if place.bucket.properties.versioned else "off")
+
+
 def _left_over(end: str, place: str, removed: int, others: int) -> Finding | None:
     said = []
     if removed:
         said.append(f"{removed} objects of a doctor that was broken off were below {place}, and are removed")
     if others:
-        said.append(f"{others} objects below {place} are another host's, and young; they go after an hour")
+        said.append(f"{others} objects below {place} are of a run or of another host, and young; they go after an hour")
     return Finding(f"{end} left over", "note", "; ".join(said)) if said else None
 
 

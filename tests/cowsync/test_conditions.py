@@ -9,11 +9,11 @@ import pytest
 
 from cowsync.apply.copy_line import Place
 from cowsync.changes import Op, Outcome
-from cowsync.conditions import PROBES, SEEN_FOR_S, conditional_puts_hold, probe_id
+from cowsync.conditions import PROBES, SEEN_FOR_S, conditional_puts_hold, probe_id, useful
 from cowsync.mirror import Mirror
 from cowsync.work import apply
 from tests.cowsync.apply.faulty_bucket import Fault
-from tests.cowsync.test_doctor import Unconditional, examined
+from tests.cowsync.test_doctor import Away, Unconditional, examined
 from tests.cowsync.worlds import World
 
 
@@ -145,6 +145,12 @@ def test_where_the_server_copies_or_nobody_looks_nothing_is_asked(tmp_path: Path
         world.source.put("k", b"2")
         assert world.run().result.complete
         assert asked(world) == 0
+
+
+def test_an_end_that_is_away_is_told_by_lines(tmp_path: Path) -> None:
+    world = streaming(tmp_path)
+    assert useful(world.mirror())
+    assert not useful(replace(world.mirror(), target=Place(Away(world.target))))
 
 
 def test_the_name_of_a_hosts_probes_stays(tmp_path: Path) -> None:

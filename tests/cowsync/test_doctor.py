@@ -17,7 +17,7 @@ from cowsync.conditions import PROBES
 from cowsync.doctor import OTHERS_AGE_S, Diagnosis, Surroundings, diagnose
 from cowsync.errors import Busy
 from cowsync.mirror import Mirror
-from s3core.bucket import NO_ATTRIBUTES, Attributes, Bucket, CopySource, ListedPage, Written
+from s3core.bucket import NO_ATTRIBUTES, Attributes, Bucket, BucketProperties, CopySource, ListedPage, Written
 from s3core.bucket_wrapper import BucketWrapper
 from s3core.console import run
 from s3core.errors import Unavailable, Unsupported
@@ -129,7 +129,7 @@ def test_a_fault_at_any_request_ends_in_findings_and_leaves_nothing_unsaid(tmp_p
 def test_what_another_hosts_doctor_left_goes_when_it_is_old(tmp_path: Path) -> None:
     world = filled(tmp_path)
     world.target.put(f"{PROBES}elsewhere/1/read", b"x")
-    assert "another host's" in by_check(examined(world))["mirror left over"].said
+    assert "of another host" in by_check(examined(world))["mirror left over"].said
     assert left(world) == [f"{PROBES}elsewhere/1/read"]
     world.clock.sleep(OTHERS_AGE_S + 2)
     assert "1 objects of a doctor that was broken off" in by_check(examined(world))["mirror left over"].said
@@ -247,6 +247,22 @@ def test_an_end_that_cannot_be_reached_is_asked_nothing_more(tmp_path: Path) -> 
     assert "copy" not in found
     assert diagnosis.exit_code is ExitCode.UNAVAILABLE
     assert diagnosis.conditional_puts is None
+
+
+class Away(BucketWrapper):
+    @property
+    def properties(self) -> BucketProperties:
+        raise Unavailable("nobody answers")
+
+
+@pytest.mark.parametrize("facts", [[], [Finding("bucket", "ok", "there")]])
+def test_ends_that_go_away_while_they_are_asked_for_their_settings(tmp_path: Path, facts: list[Finding]) -> None:
+    world = filled(tmp_path)
+    mirror = replace(world.mirror(), source=Place(Away(world.source)), target=Place(Away(world.target)))
+    around = Surroundings(source=lambda: facts, mirror=lambda: facts)
+    diagnosis = examined(world, mirror, around=around)
+    assert diagnosis.exit_code is ExitCode.UNAVAILABLE
+    assert left(world) == []
 
 
 def test_a_state_that_does_not_keep_to_conditions_is_a_fault(tmp_path: Path) -> None:
