@@ -147,7 +147,7 @@ def verify(
 def verified(mirror: Mirror, layers: Layers) -> ListingResult:
     """The mirror's listing against the base; sorted on disk where the store lists out of order."""
     if mirror.all_versions:
-        return verify_versions(read(layers, mirror.state), mirror.target)
+        return verify_versions(read(layers, mirror.state), mirror.target, sealed=mirror.encrypted)
     try:
         return verify_listing(read(layers, mirror.state), mirror.target, sealed=mirror.encrypted)
     except Unordered as seen:

@@ -486,11 +486,6 @@ def parse_config(text: str, *, path: Path = DEFAULT_PATH) -> Config:
                 f'{path}: [mirror.{name}]: vanished = "remove" has no meaning with versions = "all"',
                 hint="delete markers come along; versions that the source has deleted for good stay on the mirror",
             )
-        if mirror.versions == "all" and mirror.key:
-            raise ConfigError(
-                f'{path}: [mirror.{name}]: an encrypted mirror (key) cannot have versions = "all" yet',
-                hint="take one of them, or two mirrors with a target each",
-            )
     units: dict[tuple[str | None, int], str] = {}
     for name in config.volumes:
         served = config.volume(name)

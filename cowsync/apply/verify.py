@@ -327,7 +327,7 @@ class _Reader:
         key, etag = row.key.decode(), row.mirror_etag.decode()
         try:
             if self._opened is not None:
-                inside = self._opened.facts(self._mirror.key(key), if_match=etag).etag
+                inside = self._opened.facts(self._mirror.key(key), if_match=etag, version_id=pinned).etag
                 if inside != row.etag.decode():
                     # Opens, and is not what was put there last: an older one under a newer one's ETag.
                     return _Compared(tally["bytes"], "", Finding(Drift.DAMAGED, key, row.etag.decode(), inside))

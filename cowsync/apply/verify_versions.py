@@ -19,13 +19,14 @@ def verify_versions(
     base: Iterable[Rows],
     mirror: Place,
     *,
+    sealed: bool = False,
     on_finding: Callable[[Finding], None] | None = None,
     findings_kept: int = 100,
 ) -> ListingResult:
     """List all versions of the mirror once and compare them with the rows of `base`, gone ones too. `keys` of the result
-    are versions. Raises StoreError, Unordered, Refused."""
+    are versions. `sealed`: as `verify_listing`. Raises StoreError, Unordered, Refused."""
     result, listed = ListingResult(), Listed(b"")
-    for found in _findings(base, mirror, listed, result):
+    for found in _findings(base, mirror, listed, result, sealed):
         result.counts[found.kind] = result.counts.get(found.kind, 0) + 1
         if len(result.findings) < findings_kept:
             result.findings.append(found)
@@ -35,7 +36,9 @@ def verify_versions(
     return result
 
 
-def _findings(base: Iterable[Rows], mirror: Place, listed: Listed, result: ListingResult) -> Iterator[Finding]:
+def _findings(
+    base: Iterable[Rows], mirror: Place, listed: Listed, result: ListingResult, sealed: bool
+) -> Iterator[Finding]:
     known = histories(base)
     was = next(known, None)
     for page in version_pages(mirror.bucket, mirror.prefix, WHOLE, listed):
@@ -43,19 +46,19 @@ def _findings(base: Iterable[Rows], mirror: Place, listed: Listed, result: Listi
             result.listed += len(seen.versions)
             result.listed_bytes += sum(row.size for row in seen.versions)
             while was is not None and was.key < seen.key:
-                yield from _compared(was, Seen(was.key, []), result)
+                yield from _compared(was, Seen(was.key, []), result, sealed)
                 was = next(known, None)
             if was is not None and was.key == seen.key:
-                yield from _compared(was, seen, result)
+                yield from _compared(was, seen, result, sealed)
                 was = next(known, None)
             else:
-                yield from _compared(History(seen.key, []), seen, result)
+                yield from _compared(History(seen.key, []), seen, result, sealed)
     while was is not None:
-        yield from _compared(was, Seen(was.key, []), result)
+        yield from _compared(was, Seen(was.key, []), result, sealed)
         was = next(known, None)
 
 
-def _compared(history: History, seen: Seen, result: ListingResult) -> Iterator[Finding]:
+def _compared(history: History, seen: Seen, result: ListingResult, sealed: bool) -> Iterator[Finding]:
     key = seen.key.decode()
     there = {row.version_id: row for row in seen.versions}
     result.keys += len(history.rows)
@@ -64,7 +67,7 @@ def _compared(history: History, seen: Seen, result: ListingResult) -> Iterator[F
         wanted = _told(row.mirror_version, row.mirror_etag, row)
         if held is None:
             yield Finding(Drift.MISSING, key, wanted)
-        elif (held.etag, held.size) != (row.mirror_etag, row.size):
+        elif held.etag != row.mirror_etag or (held.size != row.size and not sealed):
             yield Finding(Drift.CHANGED, key, wanted, _told(held.version_id, held.etag, held))
     for row in there.values():
         yield Finding(Drift.EXTRA, key, "", _told(row.version_id, row.etag, row))

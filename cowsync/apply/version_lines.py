@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cowsync.apply.copy_line import OWN_PREFIX, Carried, Place
-from cowsync.apply.transfer import SourceMoved, Subject, Tally, TargetChanged, Transfer
+from cowsync.apply.transfer import Sealing, SourceMoved, Subject, Tally, TargetChanged, Transfer
 from cowsync.changes import LineResult, Outcome, PlanLine
-from s3core.bucket import ListedVersion, Written
+from cowsync.sealing.format import NotOpened, may_be
+from cowsync.sealing.reading import open_object
+from s3core.bucket import ListedVersion, ObjectFacts, Written
 from s3core.clock import Clock
 from s3core.errors import Misconfigured, StoreError
 
@@ -122,7 +124,8 @@ class VersionCopier:
                 subject = Subject(
                     self._source.bucket, self._source.key(line.key), line.size, line.etag, line.version_id
                 )
-                written = self._transfer.copy(subject, mirror, key, tally, before=before)
+                sealing = Sealing(self._mirror.keyring, line.key) if self._mirror.keyring is not None else None
+                written = self._transfer.copy(subject, mirror, key, tally, before=before, sealing=sealing)
             if written.version_id in _NO_VERSION:
                 raise Misconfigured(
                     f"{mirror.url} does not keep versions any more: {line.key!r} was put and has no version id",
@@ -160,13 +163,33 @@ class VersionCopier:
         adopted: list[Written] = []
         for version in above:
             step = steps[len(adopted)] if len(adopted) < len(steps) else None
-            if step is None or not _fits(step, version):
+            if step is None or not self._fits(step, version):
                 if not shown:
                     break
                 left = f"version {line.mirror_version}" if line.mirror_version else "nothing"
                 raise _Drifted(f"{_told(version)} where we left {left}")
             adopted.append(Written(version.etag, version.version_id))
         return adopted, shown
+
+    def _fits(self, step: Step, version: ListedVersion) -> bool:
+        """Whether the version is, or may be, what the line puts."""
+        line, keyring = step.line, self._mirror.keyring
+        if line.marker or version.delete_marker:
+            return line.marker and version.delete_marker
+        if keyring is None:
+            # Of an attempt of ours the ETag may be any, the size is known.
+            return version.size == line.size and (version.etag == line.etag or step.done or step.maybe_ours)
+        if not may_be(version.size, line.size):
+            return False
+        held = ObjectFacts(version.key, version.size, version.etag, 0.0, version.version_id)
+        try:
+            opened = self._transfer.ask(
+                lambda: open_object(self._mirror.bucket, version.key, held, keyring, version.version_id)
+            )
+        except NotOpened:
+            return False
+        facts = opened.facts
+        return (facts.key, facts.etag, facts.version_id) == (line.key, line.etag, line.version_id)
 
     def _versions(self, key: str) -> list[ListedVersion]:
         """All of `key` on the mirror, the oldest first."""
@@ -186,14 +209,6 @@ class VersionCopier:
             key_marker, version_marker = page.next_key_marker, page.next_version_marker
             if key_marker != key:
                 return found[::-1]
-
-
-def _fits(step: Step, version: ListedVersion) -> bool:
-    line = step.line
-    if line.marker or version.delete_marker:
-        return line.marker and version.delete_marker
-    # Of an attempt of ours the ETag may be any, the size is known.
-    return version.size == line.size and (version.etag == line.etag or step.done or step.maybe_ours)
 
 
 def _left(step: Step) -> Carried:

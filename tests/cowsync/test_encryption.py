@@ -377,6 +377,29 @@ def test_removed_objects_are_in_the_trash_sealed_and_come_back(cowsync: Any) -> 
     assert (source.get("k1"), source.get("x" * 1010)) == (PLAIN, b"long")
 
 
+def test_all_versions_sealed(cowsync: Any) -> None:
+    config = cowsync.folder / "config.toml"
+    config.write_text(config.read_text().split("[mirror.b]")[0] + 'versions = "all"\n')
+    source = MEMORY.bucket(f"{cowsync.name}-s", versioned=True)
+    target = MEMORY.bucket(f"{cowsync.name}-a", versioned=True)
+    etag = put_in_parts(source, "k", b"1" * (6 * MIB), 5 * MIB)
+    source.put("k", PLAIN, attributes=Attributes({}, {"m": "2"}))
+    cowsync("run", "a")
+    source.delete("k")
+    source.put("k", b"3")
+    cowsync("run", "a")
+    held = [one for one in target.list_versions(prefix="copy/k").versions if not one.delete_marker]
+    assert len(held) == 3
+    assert not any(PLAIN in target.get(one.key, version_id=one.version_id) for one in held)
+    read = cowsync("verify", "a", "--full")
+    assert (read["listing"]["clean"], read["bytes"]["intact"]) == (True, 3)
+    # An older version in the place of a newer one opens, and is not what is known of it.
+    cowsync("snapshot", "restore", "a", "run:1", "--overwrite", "--go")
+    assert source.get("k") == PLAIN
+    assert source.head("k").attributes.metadata == {"m": "2"}
+    assert etag.endswith("-2")
+
+
 def test_out_with_nothing_but_objects_and_key(cowsync: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, name = cowsync.folder, cowsync.name
     source, _ = open_bucket(f"memory:{name}-s")

@@ -25,6 +25,7 @@ from s3core.bucket import Bucket, ListedVersion, VersionsPage
 from s3core.bucket_stack import MEMORY as MEMORY_BUCKETS
 from s3core.console import run
 from s3core.exit_codes import ExitCode
+from s3core.key_slot import Secret
 from s3core.memory_bucket import MemoryBucket
 from s3core.settings import ConfigError, parse_config
 from tests.cowsync.apply.faulty_bucket import Fault
@@ -61,15 +62,15 @@ def change(world: World, steps: list[Step]) -> None:
         source.set_versioning("Enabled")
 
 
-def sequences(bucket: MemoryBucket) -> dict[str, Sequence]:
-    """The bytes of each key's versions, the oldest first; None for a delete marker."""
+def sequences(bucket: MemoryBucket, opened: Bucket | None = None) -> dict[str, Sequence]:
+    """The bytes of each key's versions, the oldest first; None for a delete marker. `opened` reads them, if they are sealed."""
     found: dict[str, Sequence] = {}
     marks = ("", "")
     while True:
         page = bucket.list_versions(key_marker=marks[0], version_marker=marks[1])
         for one in page.versions:
             if not one.key.startswith(OWN_PREFIX):
-                data = None if one.delete_marker else bucket.get(one.key, version_id=one.version_id)
+                data = None if one.delete_marker else (opened or bucket).get(one.key, version_id=one.version_id)
                 found.setdefault(one.key, []).insert(0, data)
         marks = (page.next_key_marker, page.next_version_marker)
         if not marks[0]:
@@ -92,9 +93,11 @@ def check_census(world: World) -> None:
     assert snapshot.totals.gone == sum(row.gone > 0 for row in rows)
 
 
-def live_through(rounds: list[Round], *, near: bool, page_keys: int, check: Callable[[World], None]) -> None:
+def live_through(
+    rounds: list[Round], *, near: bool, page_keys: int, check: Callable[[World], None], secret: Secret | None = None
+) -> None:
     with TemporaryDirectory(dir=MEMORY) as folder:
-        world = World(Path(folder), versions="all", one_endpoint=near)
+        world = World(Path(folder), versions="all", one_endpoint=near, secret=secret)
         world.page_keys = page_keys
         for steps, faults in rounds:
             change(world, steps)
@@ -111,11 +114,11 @@ def live_through(rounds: list[Round], *, near: bool, page_keys: int, check: Call
 
 
 def same(world: World) -> None:
-    assert sequences(world.target) == sequences(world.source)
+    assert sequences(world.target, world.opened()) == sequences(world.source)
 
 
 def within(world: World) -> None:
-    source, target = sequences(world.source), sequences(world.target)
+    source, target = sequences(world.source), sequences(world.target, world.opened())
     for key, sequence in source.items():
         assert is_within(sequence, target[key]), key
         assert target[key][-1] == sequence[-1], key
@@ -165,6 +168,32 @@ def test_a_fault_at_any_call_of_a_run(fault: Fault) -> None:
             same(world)
             check_census(world)
     assert calls >= 15
+
+
+@settings(max_examples=40, deadline=None)
+@given(LOSSY, st.booleans())
+def test_random_histories_of_an_encrypted_mirror(rounds: list[Round], near: bool) -> None:
+    live_through(rounds, near=near, page_keys=1000, check=within, secret=Secret("key", bytes(32)))
+
+
+@pytest.mark.parametrize("fault", [Fault.LOST_REPLY, Fault.CRASH_AFTER])
+def test_a_fault_at_any_call_of_a_run_of_an_encrypted_mirror(fault: Fault) -> None:
+    calls, at = 1, -1
+    while at < calls:
+        at += 1
+        with TemporaryDirectory(dir=MEMORY) as folder:
+            world = World(Path(folder), versions="all", secret=Secret("key", bytes(32)))
+            change(world, [(PUT, "a", b"1"), (PUT, "b", b"1")])
+            world.run()
+            change(world, [(PUT, "a", b"1"), (MARK, "a", b""), (PUT, "a", b"2"), (MARK, "b", b""), (PUT, "c", b"")])
+            world.faults.calls, world.faults.at = 0, {at: fault}
+            attempt(world)
+            calls = max(calls, world.faults.calls)
+            world.faults.at, world.faults.crashed = {}, False
+            assert world.run().result.complete
+            assert world.plan().clean
+            same(world)
+    assert calls >= 10
 
 
 def filled(tmp_path: Path, keys: int = 30, **options: object) -> World:
@@ -301,8 +330,6 @@ TABLE = '[mirror.m]\nsource = "memory:a"\ntarget = "memory:b"\nversions = "all"\
 def test_settings_that_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="has no meaning with versions"):
         parse_config(f'{TABLE}vanished = "remove"\n')
-    with pytest.raises(ConfigError, match="an encrypted mirror"):
-        parse_config(f'{TABLE}key = "file:/k"\n')
 
 
 def test_explain_tells_all_versions(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from cowsync.scan.versions import scan_versions
 from cowsync.sealing.keys import Keyring, Vault
 from cowsync.sealing.only_sealed import OnlySealed
 from cowsync.work import Applied, Planned, apply, make_plan
-from s3core.bucket import BucketProperties
+from s3core.bucket import Bucket, BucketProperties
 from s3core.key_slot import Secret
 from s3core.memory import MemoryObjects, MemoryStore
 from s3core.memory_bucket import MemoryService
@@ -97,9 +97,14 @@ class World:
         return Vault("m", store, target.bucket, "", asked, random=os.urandom, now=self.clock.time, creator="test")
 
     def keyring(self) -> Keyring:
-        ring = self.vault(Place(self.target)).opening(begun=True)
+        ring = self.vault(Place(self.target)).opening(begun=False)
         assert ring is not None
         return ring
+
+    def opened(self) -> Bucket:
+        """The target with its objects as they were at the source."""
+        ring = self.vault(Place(self.target)).opening(begun=False)
+        return self.target if ring is None else opened_bucket(Place(self.target), ring)
 
     def plan(self, *, new_host: bool = False, engine: Engine | None = None) -> Planned:
         return make_plan(self.mirror(new_host=new_host), engine or InlineEngine(), now=self.clock.time)
@@ -118,7 +123,5 @@ class World:
 
     def mirrored(self) -> dict[str, bytes]:
         held = {key: data for key, data in self.target.contents().items() if not key.startswith(".cowsync/")}
-        if self.secret is None:
-            return held
-        opened = opened_bucket(Place(self.target), self.keyring())
+        opened = self.opened()
         return {key: opened.get(key) for key in held}
