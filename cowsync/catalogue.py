@@ -68,6 +68,11 @@ class Run:
     message: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def of_events(self) -> bool:
+        """Whether it looked only at keys that events named."""
+        return bool(self.facts.get("events"))
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -79,6 +84,7 @@ class Seen:
 
 
 _FIELDS = ("id", "number", "phase", "started", "ended", "base", "plan", "snapshot", "message", "facts")
+_OF_EVENTS = "coalesce(json_extract(facts, '$.events.keys'), 0) > 0"
 _SCHEMA = """
 create table runs (
     id integer primary key, number integer not null, phase text not null, started real not null,
@@ -142,11 +148,12 @@ class Catalogue:
             settings = ", ".join(f"{name} = ?" for name in columns)
             database.execute(f"update runs set {settings} where id = ?", (*columns.values(), run_id))
 
-    def runs(self, limit: int = 0) -> list[Run]:
-        """Newest first; all with 0."""
+    def runs(self, limit: int = 0, *, listed: bool = False) -> list[Run]:
+        """Newest first; all with 0. `listed`: without those that only looked at what events named."""
+        which = f"where not {_OF_EVENTS}" if listed else ""
         with self._open() as database:
             rows = database.execute(
-                f"select {', '.join(_FIELDS)} from runs order by id desc limit ?", (limit or -1,)
+                f"select {', '.join(_FIELDS)} from runs {which} order by id desc limit ?", (limit or -1,)
             ).fetchall()
         return [_run(row) for row in rows]
 
@@ -160,9 +167,22 @@ class Catalogue:
                 f"""delete from runs where id <= (select id from runs order by id desc limit 1 offset ?)
                 and (started < ? or id <= (select id from runs order by id desc limit 1 offset ?))
                 and plan not in (select plan from kept_plans) and phase not in ({",".join("?" * len(UNFINISHED))})
-                and id not in (select max(id) from runs group by phase)""",
+                and id not in (select max(id) from runs group by phase, {_OF_EVENTS})""",
                 (RUNS_MIN, now - RUN_AGE_S, RUNS_MAX, *UNFINISHED),
             ).rowcount
+
+    def recent(self, limit: int) -> list[Run]:
+        """The newest runs and the newest that listed, up to so many of each, newest first: between two that list there may
+        be any number of others."""
+        found = {run.id: run for run in [*self.runs(limit), *self.runs(limit, listed=True)]}
+        return [found[number] for number in sorted(found, reverse=True)]
+
+    def forget_events(self, before: float) -> None:
+        """Forget runs of events that began before then: there may be one every few seconds."""
+        with self._open() as database:
+            kept = (*UNFINISHED, Phase.HELD)
+            which = f"started < ? and {_OF_EVENTS} and phase not in ({','.join('?' * len(kept))})"
+            database.execute(f"delete from runs where {which}", (before, *kept))
 
     def run_of_plan(self, digest: str) -> Run | None:
         """The newest run that made this plan."""

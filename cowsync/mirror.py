@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cowsync.apply.copy_line import Place, lies_there
 from cowsync.apply.pieces import LinesAnswer, LinesPiece, carry_lines
@@ -50,7 +51,8 @@ WORKER_OPEN_BYTES = 8 << 20
 class Mirror:
     """`folder` is on this host, on a disk that syncs: plans, journals, the catalogue, a cache of segments. `piece` runs
     one piece of a scan and may be sent to another process; `prices` are those of both endpoints. `target_identity` is another
-    one where the mirror is another bucket or server, or is spoken to otherwise."""
+    one where the mirror is another bucket or server, or is spoken to otherwise; `told` is what was read of
+    earlier restore points, by name."""
 
     name: str
     settings: MirrorSettings
@@ -62,6 +64,7 @@ class Mirror:
     prices: tuple[Prices, Prices] = (Prices(), Prices())
     where: dict[str, str] = field(default_factory=dict)
     target_identity: str = ""
+    told: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     vault: Vault | None = None
     """The keys, where objects may be sealed; None: they never are."""
 

@@ -11,11 +11,10 @@ cured; what nobody expected goes through, and the service manager starts anew.
 """
 
 import os
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from cowsync.base.head import Entry
 from cowsync.changes import Outcome
 from cowsync.errors import Busy, Held, Refused, StateDamaged, Stopped
 from cowsync.mirror import Mirror
-from cowsync.plan.plan_file import SHOWN_DIGEST, TEMPORARY, digests
+from cowsync.plan.plan_file import SHOWN_DIGEST, digests, remove_plan
 from cowsync.scan.engine import Engine, WorkerLost
 from cowsync.scan.run import ScanFacts
 from cowsync.work import alone, apply, check_allowed, made_at, make_plan, seconds_of
@@ -44,7 +43,7 @@ PRUNED_NAME = "pruned"
 NOT_DONE = (Outcome.FAILED, Outcome.DRIFTED, Outcome.SKIPPED)
 """What a person should look at. Lines that moved on at the source are the next run's."""
 
-_EXPECTED = (StoreError, Refused, StateDamaged, WorkerLost, CredentialsError, ConfigError, OSError)
+EXPECTED = (StoreError, Refused, StateDamaged, WorkerLost, CredentialsError, ConfigError, OSError)
 
 
 class End(StrEnum):
@@ -63,7 +62,7 @@ class End(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Ended:
     """`failed` counts lines that a person should look at. `untidy` says what could not be tidied up. `error` is what
-    ended the round, where something did."""
+    ended the round, where something did. `snapshot` is the restore point that was published, "" for none."""
 
     end: End
     message: str = ""
@@ -73,6 +72,7 @@ class Ended:
     failed: int = 0
     untidy: str = ""
     error: Exception | None = None
+    snapshot: str = ""
 
     def text(self) -> str:
         """One line."""
@@ -135,23 +135,26 @@ def run_round(
             except (Held, Refused) as error:
                 message = f"{error} ({error.hint})"
                 return Ended(End.HELD, message, plan.digest, len(plan), untidy=tidy(mirror, now()), error=error)
-            ended = _applied(mirror, plan.digest, now, stop, told)
-            return ended if ended.end is End.STOPPED else _with_untidy(ended, tidy(mirror, now()))
+            ended = carried_out(mirror, plan.digest, now, stop, told)
+            return ended if ended.end is End.STOPPED else replace(ended, untidy=tidy(mirror, now()))
     except Busy as error:
         return Ended(End.BUSY, str(error), error=error)
     except Stopped as error:
         return Ended(End.STOPPED, str(error), error=error)
-    except _EXPECTED as error:
+    except EXPECTED as error:
         return Ended(End.FAILED, str(error) or type(error).__name__, error=error)
 
 
-def _applied(
+def carried_out(
     mirror: Mirror, digest: str, now: Callable[[], float], stop: threading.Event, told: Callable[[str], None]
 ) -> Ended:
+    """Apply a plan that is allowed, and say how that ended. For the holder of the lock."""
+
     def copied(progress: Progress) -> None:
         told(f"applying plan {digest[:SHOWN_DIGEST]}: {progress.lines:,} of {progress.lines_total:,} lines")
 
-    result = apply(mirror, digest, stop=stop, on_progress=copied, now=now).result
+    applied = apply(mirror, digest, stop=stop, on_progress=copied, now=now)
+    result = applied.result
     if result.stopped:
         end = End.STOPPED if stop.is_set() else End.FAILED
     elif not result.complete:
@@ -161,11 +164,7 @@ def _applied(
     failed = sum(result.count(outcome) for outcome in NOT_DONE)
     first = result.failures[0] if result.failures else None
     message = result.stopped or (f"{first.outcome}: {first.op} {first.key}: {first.message}" if first else "")
-    return Ended(end, message, digest, result.lines, result.done, failed)
-
-
-def _with_untidy(ended: Ended, untidy: str) -> Ended:
-    return Ended(ended.end, ended.message, ended.plan, ended.lines, ended.done, ended.failed, untidy, ended.error)
+    return Ended(end, message, digest, result.lines, result.done, failed, snapshot=applied.snapshot)
 
 
 def tidy(mirror: Mirror, now: float) -> str:
@@ -175,6 +174,7 @@ def tidy(mirror: Mirror, now: float) -> str:
         remove_old_plans(mirror)
         stamp = mirror.folder / PRUNED_NAME
         if now - _stamped(stamp) >= DAY_S:
+            mirror.catalogue().forget_events(now - DAY_S)
             pruned = mirror.state.prune(kept(mirror.state.head().entries, mirror.settings, now))
             forget_runs(mirror, now)
             stamp.touch()
@@ -232,8 +232,5 @@ def remove_old_plans(mirror: Mirror, keep: int = PLANS_KEPT) -> int:
     made = sorted(digests(mirror.plans), key=lambda digest: made_at(mirror.plans / digest), reverse=True)
     old = [digest for digest in made[max(1, keep) :] if not mirror.journals(digest).exists()]
     for digest in old:
-        # A folder has a digest for a name only when it is whole.
-        left = mirror.plans / f"{TEMPORARY}{digest}"
-        (mirror.plans / digest).rename(left)
-        shutil.rmtree(left)
+        remove_plan(mirror.plans / digest)
     return len(old)

@@ -55,7 +55,7 @@ class Doing:
 class Past:
     """Of the runs in the catalogue: the newest that ended; the newest whose listing did; the newest that is complete,
     so that the mirror was as the source; the newest that made a plan, if the guard holds that; the newest that carried one
-    out."""
+    out. Runs of events list nothing, so they are neither of the second nor of the third kind."""
 
     last: Run | None = None
     listed: Run | None = None
@@ -69,8 +69,8 @@ def past_of(runs: Sequence[Run]) -> Past:
     planned = next((run for run in runs if run.plan), None)
     return Past(
         next((run for run in runs if run.phase in _ENDED), None),
-        next((run for run in runs if "keys" in run.facts), None),
-        next((run for run in runs if is_complete(run)), None),
+        next((run for run in runs if "keys" in run.facts and not run.of_events), None),
+        next((run for run in runs if is_complete(run) and not run.of_events), None),
         planned if planned is not None and planned.phase is Phase.HELD else None,
         next((run for run in runs if "applied" in run.facts), None),
     )

@@ -34,7 +34,7 @@ from cowsync.apply.pieces import Elsewhere
 from cowsync.apply.run import ORDER, ApplyResult, ApplySettings, Progress, apply_plan
 from cowsync.apply.transfer import TransferSettings
 from cowsync.base.head import Head
-from cowsync.base.layers import Layers, find, quantiles, read
+from cowsync.base.layers import Layers, find, find_all, quantiles, read
 from cowsync.base.snapshot import Facts as RunFacts
 from cowsync.base.snapshot import Snapshot, Totals
 from cowsync.catalogue import Catalogue, Phase
@@ -42,6 +42,8 @@ from cowsync.changes import Op, PlanLine
 from cowsync.conditions import conditional_puts_hold, useful
 from cowsync.errors import Busy, Held, Refused, StateDamaged, Stopped
 from cowsync.mirror import Mirror, carry_piece, check_current, check_versions, lies_in, reader
+from cowsync.net_changes import net_changes
+from cowsync.plan.carried import NOTHING, Since, since_from_json
 from cowsync.plan.census import Census, census_from_json
 from cowsync.plan.format import PlanHead
 from cowsync.plan.guard import ChangesTally, Decision, Facts, Order, PastRun, Reason, Verdict, judge
@@ -73,7 +75,8 @@ PIECE_KEYS_MIN = 10_000
 @dataclass(frozen=True, slots=True)
 class Base:
     """What is known before a run. `snapshot` is None before the first. `times` are those of published runs that are
-    kept, by number, as Unix seconds; `past` the same runs as the guard sees them, the newest last."""
+    kept, by number, as Unix seconds; `past` those of them that listed the source, as the guard sees them, the newest
+    last."""
 
     head: Head
     snapshot: Snapshot | None
@@ -87,12 +90,31 @@ class Base:
 
     @property
     def run(self) -> int:
-        """The number of the run that is to come."""
-        return self.snapshot.facts.run + 1 if self.snapshot else 1
+        """The number of the run that is to come. What is carried out on the word of events belongs to the next run that
+        lists, and has its number."""
+        if self.snapshot is None:
+            return 1
+        return self.snapshot.facts.run + (0 if is_from_events(self.snapshot) else 1)
 
     @property
     def census(self) -> Census | None:
         return census_from_json(self.snapshot.facts.notes["census"]) if self.snapshot else None
+
+    @property
+    def since(self) -> Since | None:
+        """What a plan is judged with: None before the first run."""
+        if self.snapshot is None:
+            return None
+        if is_from_events(self.snapshot):
+            return since_from_json(self.snapshot.facts.notes["since"])
+        return Since(census_from_json(self.snapshot.facts.notes["census"]), layers=len(self.snapshot.layers))
+
+    @property
+    def by_events(self) -> tuple[Layers, Layers]:
+        """The layers of the last listing, and the one of what events have changed since, where there is one."""
+        layers = self.snapshot.layers if self.snapshot else ()
+        upto = self.since.layers if self.since else 0
+        return layers[:upto], layers[upto:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +158,16 @@ def alone(mirror: Mirror) -> Iterator[None]:
 def base_of(mirror: Mirror) -> Base:
     """What the newest published snapshot says, and what the ones before it tell of runs."""
     head = mirror.state.head()
-    snapshots = [mirror.state.snapshot(entry.name) for entry in head.entries[:HISTORY]]
-    past = [_past(snapshot) for snapshot in reversed(snapshots)]
+    snapshot = mirror.state.snapshot(head.current) if head.entries else None
+    told = [_told(mirror, entry.name) for entry in head.entries[:HISTORY]]
+    past = [_past(notes) for notes in reversed(told) if not notes["events"]]
     times = {entry.run: seconds_of(entry.time) for entry in head.entries}
-    return Base(head, snapshots[0] if snapshots else None, times, past, _rates(snapshots))
+    return Base(head, snapshot, times, past, _rates(told))
+
+
+def is_from_events(snapshot: Snapshot) -> bool:
+    """Whether it was published on the word of events, so that only keys they named were looked at."""
+    return bool(snapshot.facts.notes.get("events"))
 
 
 def make_plan(
@@ -157,8 +185,11 @@ def make_plan(
     return plan_from(mirror, lambda base: _scan(mirror, engine, base, now, progress), now=now)
 
 
-def plan_from(mirror: Mirror, scan_of: Callable[[Base], Scan], *, now: Callable[[], float] = time.time) -> Planned:
-    """As `make_plan`, with any complete scan of the source that is compared with the base it is given."""
+def plan_from(
+    mirror: Mirror, scan_of: Callable[[Base], Scan], *, now: Callable[[], float] = time.time, base: Base | None = None
+) -> Planned:
+    """As `make_plan`, with any scan of the source that is compared with the base it is given. `base` is what
+    `settled_base` gave, where the caller needed it before."""
     if lies_in(mirror.settings.state, mirror.settings.source):
         raise Refused(
             f"state {mirror.settings.state} lies in source {mirror.settings.source}: it would be mirrored, and change with "
@@ -167,11 +198,7 @@ def plan_from(mirror: Mirror, scan_of: Callable[[Base], Scan], *, now: Callable[
         )
     check_versions(mirror)
     catalogue = mirror.catalogue()
-    base = base_of(mirror)
-    mirror.check_encryption(begun=base.snapshot is not None)
-    check_kind(mirror, base)
-    if settle(mirror, base, now=now):
-        base = base_of(mirror)
+    base = base or settled_base(mirror, now=now)
     run_id = catalogue.begin(base.run, base.name, now())
     try:
         scan = scan_of(base)
@@ -255,6 +282,14 @@ def _note_failure(catalogue: Catalogue, run_id: int, phase: Phase, error: BaseEx
     """In the history; where that cannot be written either (a full disk), what went wrong first is what is told."""
     with suppress(OSError, StateDamaged):
         catalogue.update(run_id, phase, ended=now, message=str(error) or type(error).__name__)
+
+
+def settled_base(mirror: Mirror, *, now: Callable[[], float] = time.time) -> Base:
+    """What is known, after applies that were broken off have come to an end. For the holder of the lock."""
+    base = base_of(mirror)
+    mirror.check_encryption(begun=base.snapshot is not None)
+    check_kind(mirror, base)
+    return base_of(mirror) if settle(mirror, base, now=now) else base
 
 
 def settle(mirror: Mirror, base: Base, *, now: Callable[[], float] = time.time) -> bool:
@@ -462,12 +497,14 @@ def scan_json(facts: ScanFacts) -> dict[str, Any]:
         "left_out": facts.left_out,
         "reserved": facts.reserved,
         "changes": facts.changes,
-        "requests": facts.requests + facts.probes,
+        "requests": facts.requests + facts.probes + facts.heads,
+        "heads": facts.heads,
         "shards": facts.shards,
         "seconds": round(facts.seconds, 3),
         "workers_lost": facts.workers_lost,
         "unordered": facts.unordered,
         "inventory": facts.inventory,
+        "events": dict(facts.events),
     }
 
 
@@ -534,10 +571,16 @@ def _scan(
 
 
 def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -> Planned:
-    census = base.census
+    since = base.since
+    census = since.census if since else None
     tally = Tally(_terms(mirror, scan.facts))
-    changes = ChangesTally(census, mirror.guard)
     kind = ALL if mirror.all_versions else ""
+    changes = ChangesTally(census, mirror.guard, since.carried if since else NOTHING)
+    lines = tally.watch(scan.lines())
+    if scan.facts.events:
+        changes = _net_tally(mirror, base, list(scan.lines()))
+    else:
+        lines = changes.watch(lines)
     head = PlanHead(mirror.name, mirror.settings.source, mirror.settings.target, base.name, base.run, kind)
 
     def summary() -> Mapping[str, object]:
@@ -545,10 +588,14 @@ def _plan_of(mirror: Mirror, scan: Scan, base: Base, now: Callable[[], float]) -
         text = counted.text()
         if scan.facts.inventory:
             text = f"from the inventory of {scan.facts.inventory}, which knows nothing of what came later\n{text}"
+        if scan.facts.events:
+            text = f"of the {scan.facts.events['keys']:,} keys that events named, and no others\n{text}"
         return {"made": now(), "scan": scan_json(scan.facts), "summary": counted.to_json(), "text": text}
 
-    plan = write_plan(mirror.plans, head, changes.watch(tally.watch(scan.lines())), summary=summary)
+    plan = write_plan(mirror.plans, head, lines, summary=summary)
     order = Order.SORTED if scan.facts.unordered else Order.ASCENDING
+    if scan.facts.events and base.past:
+        order = base.past[-1].order  # nothing was listed
     layers = base.snapshot.layers if base.snapshot else ()
     known = frozenset(key for key in mirror.guard.canaries if _is_known(mirror, layers, key))
     facts = Facts(
@@ -584,6 +631,20 @@ def history_of(mirror: Mirror, layers: Layers, key: str) -> History | None:
     return next(histories(read(layers, mirror.state, last[:-2], last)), None)
 
 
+def _net_tally(mirror: Mirror, base: Base, lines: Sequence[PlanLine]) -> ChangesTally:
+    """What `lines` that events led to, with all that events led to before them, come to since the last listing."""
+    since = base.since
+    assert since is not None, "events are looked at when there is something to compare with"
+    listed, changed = base.by_events
+    again = find_all(changed, mirror.state, [line.key.encode() for line in lines])
+    then = find_all(listed, mirror.state, sorted(again))
+    carried, counted = net_changes(since.carried, lines, then, again, base.run)
+    tally = ChangesTally(since.census, mirror.guard, carried)
+    for line in counted:
+        tally.add(line)
+    return tally
+
+
 def _terms(mirror: Mirror, facts: ScanFacts) -> Terms:
     source, target = mirror.source.bucket.properties, mirror.target.bucket.properties
     return Terms(
@@ -596,6 +657,7 @@ def _terms(mirror: Mirror, facts: ScanFacts) -> Terms:
         checks=mirror.settings.check_target,
         quarantine=not target.versioned,
         scan_lists=facts.requests + facts.probes,
+        scan_heads=facts.heads,
     )
 
 
@@ -607,8 +669,11 @@ def _publish(mirror: Mirror, plan: Plan, base: Base, result: ApplyResult, now: C
     stay for their uploads."""
     journals = mirror.journals(plan.digest)
     census = base.census or Census()
+    since = base.since or Since(Census())
+    events = _scan_of(plan, census).get("events")
+    done_lines: list[PlanLine] = []
     change = Totals()
-    counts = dict.fromkeys(Op, 0)
+    counts = {op: since.carried.objects(op) for op in Op}
     counted: dict[Op, str] = {}
     for line, done in line_results(plan, journals):
         if done is not None or line.op not in ORDER:
@@ -617,8 +682,10 @@ def _publish(mirror: Mirror, plan: Plan, base: Base, result: ApplyResult, now: C
             counts[line.op] += counted.get(line.op) != line.key
             counted[line.op] = line.key
             change += change_of(line)
+            if events:
+                done_lines.append(line)
     scan = _scan_of(plan, census)
-    notes = {
+    notes: dict[str, Any] = {
         "plan": plan.digest,
         "census": census.to_json(),
         "counts": {str(op): count for op, count in counts.items()},
@@ -631,15 +698,41 @@ def _publish(mirror: Mirror, plan: Plan, base: Base, result: ApplyResult, now: C
     }
     if mirror.all_versions:
         notes["versions"] = ALL
+    if events:
+        # Whoever approved has looked at all that came since the last listing.
+        approved = verdict_of(plan).decision is Decision.HOLD
+        carried = _net_tally(mirror, base, done_lines).carry()
+        new = Since(census, layers=since.layers) if approved else Since(since.census, carried, since.layers)
+        by_op = {str(op): carried.objects(op) for op in Op}
+        notes |= {
+            "events": events,
+            "since": new.to_json(),
+            "keys": census.keys,
+            "bytes": census.bytes,
+            "counts": by_op,
+        }
+        if base.past:
+            notes["order"] = str(base.past[-1].order)
     facts = RunFacts(
         plan.head.run,
         datetime.fromtimestamp(now(), UTC).isoformat(timespec="seconds"),
         mirror.settings.source,
         mirror.settings.target,
-        ((b"", None),),
+        () if events or scan.get("lost") else ((b"", None),),
         notes,
     )
-    head = mirror.state.publish(base.head, outcome_rows(plan, journals), facts, change)
+    # What events brought since the last listing is one restore point, which the next listing takes the place of.
+    going_on = base.snapshot is not None and is_from_events(base.snapshot)
+    joined = going_on and bool(events) and bool(base.by_events[1])
+    head = mirror.state.publish(
+        base.head,
+        outcome_rows(plan, journals),
+        facts,
+        change,
+        instead=going_on,
+        joined=joined,
+        folding=not events,
+    )
     if not result.uploads_left:
         shutil.rmtree(journals, ignore_errors=True)
     return head.current
@@ -654,7 +747,7 @@ def _scan_of(plan: Plan, census: Census) -> Mapping[str, Any]:
             return scan
     except (StateDamaged, KeyError):
         pass
-    return {"keys": census.keys, "bytes": census.bytes, "unordered": ""}
+    return {"keys": census.keys, "bytes": census.bytes, "unordered": "", "lost": True}
 
 
 def change_of(line: PlanLine) -> Totals:
@@ -690,14 +783,24 @@ def made_at(folder: Path) -> float:
         return folder.stat().st_mtime
 
 
-def _past(snapshot: Snapshot) -> PastRun:
-    notes = snapshot.facts.notes
+def _told(mirror: Mirror, name: str) -> Mapping[str, Any]:
+    """What is looked back on of a restore point. It never changes, and a service asks for a hundred of them often."""
+    if name not in mirror.told:
+        notes = mirror.state.snapshot(name).facts.notes
+        told = {field: notes[field] for field in ("keys", "counts", "order", "seconds", "lines", "moved")}
+        mirror.told[name] = told | {"events": bool(notes.get("events"))}
+        while len(mirror.told) > 2 * HISTORY:
+            del mirror.told[next(iter(mirror.told))]
+    return mirror.told[name]
+
+
+def _past(notes: Mapping[str, Any]) -> PastRun:
     return PastRun(int(notes["keys"]), int(notes["counts"][Op.MODIFY]), Order(notes["order"]))
 
 
-def _rates(snapshots: Sequence[Snapshot]) -> Rates:
+def _rates(told: Sequence[Mapping[str, Any]]) -> Rates:
     """Of the runs that took long enough to tell."""
-    told = [snapshot.facts.notes for snapshot in snapshots if snapshot.facts.notes["seconds"] >= 1]
+    told = [notes for notes in told if notes["seconds"] >= 1]
     seconds = sum(notes["seconds"] for notes in told)
     if not seconds:
         return Rates()

@@ -344,7 +344,17 @@ class MirrorSettings(_Table):
     part_bytes: Bytes = _setting(
         64 * MIB, "part of a streamed or very large copy where the source tells no part size of its own", ge=5 * MIB
     )
-    every_s: Seconds = _setting(3600.0, "time from one run of `cowsync watch` to the next", gt=0)
+    every_s: Seconds = _setting(
+        3600.0, "time from one run of `cowsync watch` to the next; each lists the whole source", gt=0
+    )
+    events: str = _setting(
+        "",
+        "where `cowsync watch` finds S3 notifications as JSON lines: a file, a folder, a FIFO, `-` for standard input",
+    )
+    events_every_s: Seconds = _setting(5.0, "how long notifications are gathered before the source is asked", gt=0)
+    events_keys_max: int = _setting(
+        50_000, "more keys than these at a time are a flood: the source is listed instead", ge=1
+    )
     snapshots_kept: int = _setting(90, "restore points kept by `cowsync watch`; 0: all", ge=0)
     listen: Annotated[str, AfterValidator(_listen_or_not)] = _setting(
         "", "`HOST:PORT` where `cowsync watch` answers `/healthz` and `/metrics`, without password or TLS; empty: off"

@@ -82,8 +82,13 @@ def _present(rows: Iterator[Rows]) -> Iterator[Rows]:
             yield kept
 
 
-def overlaid(lower: Iterator[Rows], upper: Iterator[Rows]) -> Iterator[Rows]:
-    """`lower` with the rows of `upper` in place of and between its own, without those that are REMOVED."""
+def overlaid(lower: Iterator[Rows], upper: Iterator[Rows], *, removed: bool = False) -> Iterator[Rows]:
+    """`lower` with the rows of `upper` in place of and between its own, without those that are REMOVED; with `removed` these
+    too, so that two layers become one."""
+
+    def shown(rows: Rows) -> Rows:
+        return rows if removed else rows.without_removed()
+
     below, above = next(lower, None), next(upper, None)
     i = j = 0
     while below is not None and above is not None:
@@ -93,7 +98,7 @@ def overlaid(lower: Iterator[Rows], upper: Iterator[Rows]) -> Iterator[Rows]:
         if q == j:
             merged = below if p - i == len(below) else below.slice(i, p)
         else:
-            merged = _merged(below, i, p, above, j, q).without_removed()
+            merged = shown(_merged(below, i, p, above, j, q, removed=removed))
         if merged.keys:
             yield merged
         i, j = p, q
@@ -105,16 +110,16 @@ def overlaid(lower: Iterator[Rows], upper: Iterator[Rows]) -> Iterator[Rows]:
         yield below.slice(i, len(below)) if i else below
         yield from lower
     if above is not None:
-        rest = (above.slice(j, len(above)) if j else above).without_removed()
+        rest = shown(above.slice(j, len(above)) if j else above)
         if rest.keys:
             yield rest
-        yield from _present(upper)
+        yield from upper if removed else _present(upper)
 
 
-def _merged(below: Rows, i: int, p: int, above: Rows, j: int, q: int) -> Rows:
+def _merged(below: Rows, i: int, p: int, above: Rows, j: int, q: int, *, removed: bool) -> Rows:
     """Rows i to p of one with rows j to q of the other over them."""
     if (q - j) * _SPLICED_ONE_IN <= p - i:
-        return _spliced(below, i, p, above, j, q)
+        return _spliced(below, i, p, above, j, q, removed=removed)
     lower, upper = below.slice(i, p), above.slice(j, q)
     both = len(lower)
     # Of equal keys the later place wins, which is the upper one. Sorting two runs is one pass.
@@ -125,14 +130,14 @@ def _merged(below: Rows, i: int, p: int, above: Rows, j: int, q: int) -> Rows:
     return lower.take(order)
 
 
-def _spliced(below: Rows, i: int, p: int, above: Rows, j: int, q: int) -> Rows:
+def _spliced(below: Rows, i: int, p: int, above: Rows, j: int, q: int, *, removed: bool) -> Rows:
     merged = Rows()
     keys = below.keys
     for at in range(j, q):
         key = above.keys[at]
         here = bisect_left(keys, key, i, p)
         merged.extend(below.slice(i, here))
-        if above.gone[at] != REMOVED:
+        if removed or above.gone[at] != REMOVED:
             merged.append(above[at])
         i = here + 1 if here < p and keys[here] == key else here
     merged.extend(below.slice(i, p))
@@ -164,6 +169,26 @@ def find(layers: Layers, library: Library, key: bytes) -> Row | None:
             if row is not None:
                 return None if row.gone == REMOVED else row
     return None
+
+
+def find_all(layers: Layers, library: Library, keys: Sequence[bytes]) -> dict[bytes, Row]:
+    """The rows of many keys, which ascend, as `find` gives them; a frame is unpacked once for all keys in it."""
+    found: dict[bytes, Row] = {}
+    left = keys
+    for layer in reversed(layers):
+        rows: Rows | None = None
+        for key in left:
+            at = bisect_left(layer, key, key=lambda ref: ref.last)
+            if at == len(layer) or key < layer[at].first:
+                continue
+            if rows is None or not rows.keys[0] <= key <= rows.keys[-1]:
+                rows = library.segment(layer[at]).around(key)
+            if rows is not None:
+                place = bisect_left(rows.keys, key)
+                if place < len(rows) and rows.keys[place] == key:
+                    found[key] = rows[place]
+        left = [key for key in left if key not in found]
+    return {key: row for key, row in found.items() if row.gone != REMOVED}
 
 
 def quantiles(layers: Layers, library: Library, pieces: int) -> list[bytes]:

@@ -318,12 +318,16 @@ class Segment:
             elif low < high:
                 yield rows.slice(low, high)
 
-    def find(self, key: bytes) -> Row | None:
+    def around(self, key: bytes) -> Rows | None:
+        """The frame that has the key if any has it."""
         frames = self.footer.frames
         number = bisect_left(frames, key, key=lambda frame: frame.last)
-        if number == len(frames) or key < frames[number].first:
+        return None if number == len(frames) or key < frames[number].first else self.frame(number)
+
+    def find(self, key: bytes) -> Row | None:
+        rows = self.around(key)
+        if rows is None:
             return None
-        rows = self.frame(number)
         at = bisect_left(rows.keys, key)
         return rows[at] if at < len(rows) and rows.keys[at] == key else None
 

@@ -25,7 +25,7 @@ from cowsync.base import head as head_format
 from cowsync.base import snapshot as snapshot_format
 from cowsync.base.folding import CUTS, Cuts, due, folded, segments
 from cowsync.base.head import Entry, Head
-from cowsync.base.layers import Layer, Layers, SegmentRef, ref_of
+from cowsync.base.layers import Layer, Layers, SegmentRef, overlaid, read_layer, ref_of
 from cowsync.base.segment import TRAILER, Footer, Segment, name_of, read_footer, salted, tail_length
 from cowsync.base.snapshot import Facts, Snapshot, Totals, totals_of
 from cowsync.errors import Refused, StateDamaged
@@ -168,16 +168,31 @@ class State:
 
     # Publishing
 
-    def publish(self, parent: Head, rows: Iterable[Rows], facts: Facts, change: Totals = Totals()) -> Head:  # noqa: B008
+    def publish(
+        self,
+        parent: Head,
+        rows: Iterable[Rows],
+        facts: Facts,
+        change: Totals = Totals(),  # noqa: B008
+        *,
+        instead: bool = False,
+        joined: bool = False,
+        folding: bool = True,
+    ) -> Head:
         """The snapshot after `parent` (which `head` gave): its rows with `rows` over them, REMOVED ones taking keys away.
         `change` is what that adds to the totals; where layers are folded, totals are counted. When it returns HEAD names
         the snapshot, durably. Refused: another host published first, or it took too long; then, and after any other
-        error, the state is as it was, but for an OutcomeUnknown of HEAD: `head` tells, by `current`, whether it moved."""
+        error, the state is as it was, but for an OutcomeUnknown of HEAD: `head` tells, by `current`, whether it moved.
+
+        `instead`: the parent is no longer kept, this one stands in its place. `joined`: `rows` go into the parent's last
+        layer, so that many small snapshots after each other do not make as many. Without `folding` layers stay apart."""
         started = self._clock.monotonic()
         base = self.snapshot(parent.current) if parent.entries else None
         below = base.layers if base else ()
         # A crash here leaves files in the cache; the next publish of the same rows writes the same ones.
-        layers = self._layers(below, rows)
+        if joined and below:
+            rows, below = overlaid(read_layer(below[-1], self), iter(rows), removed=True), below[:-1]
+        layers = self._layers(below, rows, folding=folding)
         if base is None or len(layers) < 2:
             totals = totals_of(layers[0]) if layers else Totals()
         else:
@@ -207,17 +222,17 @@ class State:
                     f"another host published snapshot {seen.current or '(none)'} while run {facts.run} was going on",
                     hint="nothing was lost; run again, from the state as it is now",
                 )
-            return (Entry(name, facts.run, facts.time), *seen.entries)
+            return (Entry(name, facts.run, facts.time), *seen.entries[1 if instead else 0 :])
 
         # This is the step that publishes. A crash before it is a run that never was, after it one that is done.
         return self._move(parent, entries)
 
-    def _layers(self, below: Layers, rows: Iterable[Rows]) -> Layers:
+    def _layers(self, below: Layers, rows: Iterable[Rows], *, folding: bool) -> Layers:
         if not below:
             rows = (piece.without_removed() for piece in rows)
         layer = tuple(self._made(data, footer) for data, footer in segments(rows, self._cuts))
         layers = (*below, layer) if layer else below
-        if len(layers) < 2 or not due(layers):
+        if len(layers) < 2 or not folding or not due(layers):
             return layers
         bottom: Layer = tuple(
             item if isinstance(item, SegmentRef) else self._made(*item) for item in folded(layers, self, self._cuts)

@@ -5,13 +5,14 @@ facts give the same verdict. A held plan stays as it is; an approval names its d
 (`[mirror.NAME.guard]`). The base teaches what is ordinary: no list of bad suffixes is kept.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from statistics import median
 
 from cowsync.changes import Op, PlanLine
-from cowsync.plan.census import Census, suffix_of, top_prefix
+from cowsync.plan.carried import NOTHING, Carried
+from cowsync.plan.census import PREFIXES_MAX, SUFFIXES_MAX, Census, suffix_of, top_prefix
 from cowsync.plan.plan_file import SHOWN_DIGEST
 from s3core.quantities import shown_duration, shown_size
 from s3core.settings import GuardSettings
@@ -140,19 +141,22 @@ def judge(facts: Facts, settings: GuardSettings, history: Sequence[PastRun]) -> 
 
 @dataclass(slots=True)
 class ChangesTally:
-    """Makes `Changes` of lines that stream by in ascending order of key, in bounded memory. One owner.
+    """Makes `Changes` of lines that stream by in ascending order of key, in bounded memory, and of
+    those that were `carried` out before them since `base`. One owner.
 
     Lines about versions count by key, by what becomes of its current object from the first line to the last: versions on
     top of an object are one overwrite, a delete marker on top of one is a key that is gone."""
 
     base: Census | None
     settings: GuardSettings
+    carried: Carried = NOTHING
     _counts: dict[Op, list[int]] = field(default_factory=lambda: {op: [0, 0] for op in Op})
     _revived: int = 0
     _prefix: str = ""
     _prefix_vanished: int = 0
     _rootless_vanished: int = 0
     _losses: list[PrefixLoss] = field(default_factory=list)
+    _prefixes: dict[str, int] = field(default_factory=dict)
     _suffixes: dict[str, int] = field(default_factory=dict)
     _suffixes_beyond: int = 0
     _vanished_above: list[str] = field(default_factory=list)
@@ -209,24 +213,30 @@ class ChangesTally:
             self._revived += 1
 
     def changes(self) -> Changes:
-        """Of what was added so far; the versions of a key must not be added in part."""
+        """Of what was added so far, and carried; the versions of a key must not be added in part."""
         self._end_key()
+        carried = self.carried
         losses = [
             *self._losses,
             PrefixLoss(self._prefix, self._prefix_vanished),
             PrefixLoss("", self._rootless_vanished),
         ]
+        if carried.prefixes:
+            here = {one.prefix: one.vanished for one in losses}
+            losses = [PrefixLoss(*one) for one in _added({**self._prefixes, **here}, carried.prefixes).items()]
         known = self.base.suffixes if self.base is not None else {}
-        new = {name: count for name, count in self._suffixes.items() if known.get(name, 0) * KNOWN_AFTER < count}
+        suffixes = _added(self._suffixes, carried.suffixes)
+        new = {name: count for name, count in suffixes.items() if known.get(name, 0) * KNOWN_AFTER < count}
         if self._suffixes_beyond:
             new["(others)"] = self._suffixes_beyond
         # Compressing old files renames them too, but into a suffix that is old.
-        renamed = {name: count for name, count in self._renamed.items() if known.get(name, 0) < count}
-        counts = self._counts
+        renames = _added(self._renamed, carried.renamed)
+        renamed = {name: count for name, count in renames.items() if known.get(name, 0) < count}
+        counts = self._sums()
         return Changes(
             added=counts[Op.ADD][0],
             modified=counts[Op.MODIFY][0],
-            revived=self._revived,
+            revived=self._revived + carried.revived,
             vanished=counts[Op.VANISH][0],
             vanished_bytes=counts[Op.VANISH][1],
             removed=counts[Op.REMOVE][0],
@@ -242,8 +252,26 @@ class ChangesTally:
             canaries_added=tuple(self._canaries[Op.ADD] + self._canaries[Op.RETURN]),
         )
 
+    def carry(self) -> Carried:
+        """All that was added and carried, for the next plan. Bounded: what does not fit is not carried on."""
+        self._end_key()
+        carried = self.carried
+        return Carried(
+            self._sums(),
+            self._revived + carried.revived,
+            _added(self._prefixes, carried.prefixes, PREFIXES_MAX),
+            _added(self._suffixes, carried.suffixes, SUFFIXES_MAX),
+            _added(self._renamed, carried.renamed, SUFFIXES_MAX),
+        )
+
+    def _sums(self) -> dict[Op, tuple[int, int]]:
+        carried = self.carried
+        return {op: (keys + carried.objects(op), size + carried.bytes(op)) for op, (keys, size) in self._counts.items()}
+
     def _vanish(self, key: str) -> None:
         prefix = top_prefix(key)
+        if prefix in self._prefixes or len(self._prefixes) < PREFIXES_MAX:
+            self._prefixes[prefix] = self._prefixes.get(prefix, 0) + 1
         if not prefix:
             self._rootless_vanished += 1
         elif prefix == self._prefix:
@@ -269,6 +297,14 @@ class ChangesTally:
         appended = any(key[len(old)] == "." and "/" not in key[len(old) :] for old in self._vanished_above)
         if appended and (suffix in self._renamed or len(self._renamed) < NEW_SUFFIXES_MAX):
             self._renamed[suffix] = self._renamed.get(suffix, 0) + 1
+
+
+def _added(here: Mapping[str, int], carried: Mapping[str, int], most: int = 0) -> dict[str, int]:
+    """Sums by name; with `most` the largest so many."""
+    sums = {name: here.get(name, 0) + carried.get(name, 0) for name in [*here, *(carried.keys() - here.keys())]}
+    if most and len(sums) > most:
+        return dict(sorted(sums.items(), key=lambda one: (-one[1], one[0]))[:most])
+    return sums
 
 
 def _rest(new: dict[str, int], named: int) -> Iterator[tuple[str, int]]:

@@ -259,6 +259,14 @@ def digests(plans: Path) -> list[str]:
     return sorted(name for name in names if len(name) == DIGEST_HEX and not set(name) - set("0123456789abcdef"))
 
 
+def remove_plan(folder: Path) -> None:
+    """Remove a plan. Only for the holder of the mirror's lock. A crash leaves it whole, or a folder `.new-*`."""
+    # A folder has a digest for a name only when it is whole.
+    left = folder.with_name(f"{TEMPORARY}{folder.name}")
+    folder.rename(left)
+    shutil.rmtree(left)
+
+
 def sweep(plans: Path) -> None:
     """Remove what a crash left of plans that were being written. Only for the holder of the mirror's lock."""
     for left in plans.glob(f"{TEMPORARY}*"):

@@ -33,8 +33,8 @@ class Terms:
     CopyObject takes `copy_bytes_max`. Else bytes are streamed, in parts of `part_bytes` where an object is larger than
     one, or as the source's parts are. `tagged`: objects have tags, which a streamed copy reads with a request of their
     own. `sealed`: what is put on the target is encrypted before. `checks`: the target is looked at (HEAD) before it is
-    written. `quarantine`: removing is a copy and a delete, else a delete alone. `scan_lists` are the LIST requests the
-    scan has cost, all at the source. Prices are of the source's and the target's endpoint."""
+    written. `quarantine`: removing is a copy and a delete, else a delete alone. `scan_lists` and `scan_heads` are
+    the requests the scan has cost, all at the source. Prices are of the source's and the target's endpoint."""
 
     source: Prices
     target: Prices
@@ -45,6 +45,7 @@ class Terms:
     checks: bool = True
     quarantine: bool = True
     scan_lists: int = 0
+    scan_heads: int = 0
     sealed: bool = False
 
     def stored(self, size: int) -> int:
@@ -81,6 +82,7 @@ class Requests:
     parts: int = 0
     deletes: int = 0
     scan_lists: int = 0
+    scan_heads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,12 +237,12 @@ class Tally:
     def summary(self, rates: Rates = Rates()) -> Summary:
         """What has been counted so far."""
         terms, requests = self.terms, self._requests
-        requests.scan_lists = terms.scan_lists
+        requests.scan_lists, requests.scan_heads = terms.scan_lists, terms.scan_heads
         read_money = requests.reads * terms.source.per_1000_get / 1000
         write_money = requests.writes * terms.target.per_1000_put + requests.checks * terms.target.per_1000_get
         source = Money(
             terms.source.currency,
-            terms.scan_lists * terms.source.per_1000_put / 1000,
+            (terms.scan_lists * terms.source.per_1000_put + terms.scan_heads * terms.source.per_1000_get) / 1000,
             read_money,
             self._streamed / GIB * terms.source.per_gib_egress,
             0.0,
@@ -358,6 +360,7 @@ def _page(summary: Summary) -> Iterator[str]:
     yield (
         f"requests {requests.writes:,} writes ({requests.parts:,} of them parts), {requests.reads + requests.checks:,}"
         f" reads, {requests.deletes:,} deletes; the scan took {requests.scan_lists:,} lists"
+        + (f" and {requests.scan_heads:,} heads" if requests.scan_heads else "")
     )
     for end, money in (("source", summary.source_cost), ("target", summary.target_cost)):
         month = f", then {money.month:,.2f} a month" if money.month else ""

@@ -29,7 +29,9 @@ class ScanFacts:
     """What a scan came to. `bytes_listed` are those of the keys that belong; `left_out` keys a filter excluded, `reserved` such
     below cowsync's own prefix. `tiling` covers every key. `seconds` is wall-clock time. `inventory` is when the inventory
     was begun that stood for a listing, in ISO 8601, "" where the source was listed. `versions` are counted where all are
-    listed, delete markers too."""
+    listed, delete markers too. `events` are counts of the events that
+    named the keys which were looked at, with `heads` requests, where they stood for a listing: then nothing is said of
+    other keys, and `tiling` is empty."""
 
     keys: int = 0
     versions: int = 0
@@ -39,12 +41,14 @@ class ScanFacts:
     changes: int = 0
     requests: int = 0
     probes: int = 0
+    heads: int = 0
     shards: int = 0
     workers_lost: int = 0
     seconds: float = 0.0
     started: float = 0.0
     unordered: str = ""
     inventory: str = ""
+    events: dict[str, int] = field(default_factory=dict)
     tiling: list[KeyRange] = field(default_factory=list)
     prefixes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
