@@ -19,20 +19,20 @@ from cowsync.arguments import (
     ApproveOption,
     ClusterOption,
     DigestArgument,
+    EventsOption,
     MirrorArgument,
     check_cluster,
     crew_for,
-    engine_for,
     mirror_of,
 )
 from cowsync.base.layers import Layers, read
 from cowsync.changes import Outcome
 from cowsync.mirror import Mirror
 from cowsync.plan.guard import Decision
-from cowsync.plan_commands import plan_of, scanning, tell_plan
+from cowsync.plan_commands import plan_of, planned_by, tell_no_change, tell_plan
 from cowsync.scan.listing import Listed, Unordered
 from cowsync.scan.unordered import sorted_rows
-from cowsync.work import Applied, alone, base_of, check_allowed, check_kind, make_plan
+from cowsync.work import Applied, alone, base_of, check_allowed, check_kind
 from cowsync.work import apply as carry_out
 from s3core.console import JsonOption, progress, write_json, write_line, write_note
 from s3core.endpoint_commands import ConfigOption
@@ -59,14 +59,22 @@ def apply(
 
 
 def run(
-    name: MirrorArgument, cluster: ClusterOption = "", config_path: ConfigOption = None, as_json: JsonOption = False
+    name: MirrorArgument,
+    cluster: ClusterOption = "",
+    events: EventsOption = "",
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Plan, and carry the plan out if the guard lets it: what a timer calls."""
+    """Plan, and carry the plan out if the guard lets it: what a timer calls.
+
+    With --events only the keys that events name are looked at: a run without it has to follow, now and then."""
     with mirror_of(config_path, name) as mirror, alone(mirror):
         if cluster:
             check_cluster(mirror, cluster, ("source", "state", "target"))
-        with engine_for(mirror, cluster) as engine, scanning(name, quiet=as_json) as scanned:
-            planned = make_plan(mirror, engine, progress=scanned)
+        planned = planned_by(mirror, cluster, events, quiet=as_json)
+        if planned is None:
+            tell_no_change(as_json=as_json)
+            raise typer.Exit(ExitCode.OK)
         if not as_json:
             tell_plan(name, planned, follows=True)
             if planned.verdict.decision is Decision.HOLD:

@@ -32,6 +32,14 @@ ClusterOption = Annotated[
         help="List, compare and copy on the Dask cluster of this scheduler, not here.",
     ),
 ]
+EventsOption = Annotated[
+    str,
+    typer.Option(
+        "--events",
+        metavar="FEED",
+        help="S3 notifications as JSON lines: a file, a folder of files, a FIFO, or - for standard input.",
+    ),
+]
 LimitOption = Annotated[int, typer.Option("--limit", help="Show at most so many; 0: all.", min=0)]
 
 CLUSTER_ADDRESS = re.compile(r"(tcp|tls)://[^/\s]+:[0-9]+")

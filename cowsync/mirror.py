@@ -64,9 +64,9 @@ class Mirror:
     prices: tuple[Prices, Prices] = (Prices(), Prices())
     where: dict[str, str] = field(default_factory=dict)
     target_identity: str = ""
-    told: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     vault: Vault | None = None
     """The keys, where objects may be sealed; None: they never are."""
+    told: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def encrypted(self) -> bool:

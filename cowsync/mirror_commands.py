@@ -4,6 +4,7 @@ One rule: these commands look and write configuration; nothing here lists, copie
 """
 
 import os
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,9 @@ import typer
 
 from cowsync.arguments import MirrorArgument, mirror_of, usage
 from cowsync.catalogue import Catalogue, Phase, Run
+from cowsync.feed.source import status_of
 from cowsync.mirror import check_apart
+from cowsync.watch_health import LOOK_BACK, past_of
 from cowsync.work import base_of
 from s3core.build import parse_store_url
 from s3core.config_file import change_file, with_table
@@ -101,6 +104,9 @@ def status(
     with mirror_of(config_path, name) as mirror:
         base = base_of(mirror)
         past = mirror.catalogue().runs(runs)
+        listed = past_of(mirror.catalogue().runs(LOOK_BACK, listed=True)).complete
+        feed = mirror.settings.events
+        events = status_of(feed, mirror.folder, time.time()) if feed else None
     snapshot = base.snapshot
     record: dict[str, object] = {
         "mirror": name,
@@ -111,6 +117,8 @@ def status(
         "objects": snapshot.totals.rows if snapshot else 0,
         "vanished": snapshot.totals.gone if snapshot else 0,
         "bytes": snapshot.totals.bytes if snapshot else 0,
+        "last_listing": listed.started if listed else None,
+        "events": events,
         "runs": [run_record(run) for run in past],
     }
     if as_json:
@@ -120,10 +128,25 @@ def status(
     lines += [Column("snapshot", "restore point", lambda name: str(name)[:12] or "none yet"), Column("time", "of")]
     lines += [Column("objects", "objects", count), Column("vanished", "lost by the source", count)]
     lines.append(size_column("bytes", "size"))
+    lines.append(Column("last_listing", "last listing (UTC)", lambda began: moment(began) or "none complete yet"))
+    if events is not None:
+        lines.append(Column("events", "events", events_text))
     write_record(record, lines, as_json=False)
     if past:
         write_line()
         write_records([run_record(run) for run in past], RUN_COLUMNS, as_json=False)
+
+
+def events_text(events: Mapping[str, object]) -> str:
+    lag = events["lag_seconds"]
+    text = (
+        "lag not known" if not isinstance(lag, float) else f"lag {shown_duration(round(lag))}" if lag else "all handled"
+    )
+    wrong = ", ".join(f"{events[name]:,} {what}" for name, what in EVENT_WORDS.items() if events[name])
+    return f"{events['feed']}: {text}" + (f"; {wrong}" if wrong else "")
+
+
+EVENT_WORDS = {"malformed": "wrong lines", "floods": "floods", "lost": "times lost its place"}
 
 
 def count(number: int | None) -> str:

@@ -12,9 +12,21 @@ from typing import Annotated
 
 import typer
 
-from cowsync.arguments import ClusterOption, DigestArgument, LimitOption, MirrorArgument, engine_for, mirror_of, usage
+from cowsync.arguments import (
+    ClusterOption,
+    DigestArgument,
+    EventsOption,
+    LimitOption,
+    MirrorArgument,
+    engine_for,
+    mirror_of,
+    usage,
+)
 from cowsync.changes import Op, PlanLine
 from cowsync.errors import Refused, StateDamaged
+from cowsync.feed.gathered import Gathered
+from cowsync.feed.source import gather_once
+from cowsync.hints import plan_hinted, scope_of
 from cowsync.mirror import Mirror
 from cowsync.mirror_commands import count, moment
 from cowsync.plan.exports import Format
@@ -33,23 +45,52 @@ OpOption = Annotated[
 
 
 def plan(
-    name: MirrorArgument, cluster: ClusterOption = "", config_path: ConfigOption = None, as_json: JsonOption = False
+    name: MirrorArgument,
+    cluster: ClusterOption = "",
+    events: EventsOption = "",
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the source, compare it with what is on the mirror, and write what is to be done as a plan. Nothing moves.
 
-    Ends with 0 where nothing changed, with 1 where something did, with 7 where the guard holds the plan."""
-    with (
-        mirror_of(config_path, name) as mirror,
-        alone(mirror),
-        engine_for(mirror, cluster) as engine,
-        scanning(name, quiet=as_json) as told,
-    ):
-        planned = make_plan(mirror, engine, progress=told)
+    With --events only the keys that events name are looked at. Ends with 0 where nothing changed, with 1 where something
+    did, with 7 where the guard holds the plan."""
+    with mirror_of(config_path, name) as mirror, alone(mirror):
+        planned = planned_by(mirror, cluster, events, quiet=as_json)
+    if planned is None:
+        tell_no_change(as_json=as_json)
+        raise typer.Exit(ExitCode.OK)
     if as_json:
         write_json(plan_record(planned.plan) | {"scan": scan_json(planned.scan)})
     else:
         tell_plan(name, planned)
     raise typer.Exit(exit_of(planned))
+
+
+def planned_by(mirror: Mirror, cluster: str, events: str, *, quiet: bool) -> Planned | None:
+    """A plan from a listing, or of the keys that events name; None where these are as they are known. For the holder of
+    the lock. Wrong lines are told; a flood of keys is a listing."""
+    if events:
+        if cluster:
+            usage("--cluster lists the whole source, --events looks at some keys: give one of them")
+        gathered = Gathered(scope_of(mirror))
+        gather_once(events, gathered)
+        for complaint in gathered.complaints:
+            write_note(f"skipped: {complaint}")
+        if gathered.counts.malformed > len(gathered.complaints):
+            write_note(f"skipped: {gathered.counts.malformed:,} wrong lines in all")
+        if not gathered.flooded:
+            return plan_hinted(mirror, gathered.keys, gathered.counts)
+        write_note(f"events name more than {mirror.settings.events_keys_max:,} keys: the source is listed instead")
+    with engine_for(mirror, cluster) as engine, scanning(mirror.name, quiet=quiet) as told:
+        return make_plan(mirror, engine, progress=told)
+
+
+def tell_no_change(*, as_json: bool) -> None:
+    if as_json:
+        write_json({"digest": "", "lines": 0})
+    else:
+        write_line("the keys that events name are as they are known")
 
 
 def plans(name: MirrorArgument, config_path: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -186,7 +227,10 @@ def tell_plan(name: str, planned: Planned, *, follows: bool = False) -> None:
     asked = f"{facts.requests + facts.probes:,} LIST requests"
     if facts.inventory:
         asked = f"from the inventory of {facts.inventory}"
-    write_line(f"{facts.keys:,} objects listed in {facts.seconds:.1f} s ({rate:,.0f} a second, {asked})")
+    if facts.events:
+        write_line(f"{facts.heads:,} keys that events named were looked at in {facts.seconds:.1f} s")
+    else:
+        write_line(f"{facts.keys:,} objects listed in {facts.seconds:.1f} s ({rate:,.0f} a second, {asked})")
     if facts.unordered:
         write_note(f"note: {facts.unordered}: sorted here, which takes longer")
     if facts.reserved:

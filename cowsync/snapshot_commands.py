@@ -53,6 +53,7 @@ def list_snapshots(name: MirrorArgument, config_path: ConfigOption = None, as_js
                     "plan": snapshot.facts.notes.get("plan", ""),
                     "counts": snapshot.facts.notes.get("counts", {}),
                     "layers": len(snapshot.layers),
+                    "scope": "events" if snapshot.facts.notes.get("events") else "all",
                 }
             )
     columns = [
@@ -62,6 +63,7 @@ def list_snapshots(name: MirrorArgument, config_path: ConfigOption = None, as_js
         Column("objects", "OBJECTS", lambda number: f"{number:,}", "right"),
         Column("vanished", "LOST BY SOURCE", lambda number: f"{number:,}", "right"),
         size_column("bytes", "SIZE"),
+        Column("scope", "LOOKED AT"),
     ]
     if not records and not as_json:
         write_note(f"mirror {name} has no restore point yet; the first run makes one: cowsync run {name}")

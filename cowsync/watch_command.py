@@ -12,16 +12,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from cowsync.apply.run import stop_on_signals
-from cowsync.arguments import MirrorArgument, engine_for, mirror_of
-from cowsync.mirror import Mirror
+from cowsync.arguments import EventsOption, MirrorArgument, engine_for, mirror_of
+from cowsync.feed.source import Feed, open_feed, status_of
+from cowsync.follow import Followed, follow, follow_once, listed_round
+from cowsync.mirror import Mirror, check_current
 from cowsync.watch import End, Ended, run_round
 from cowsync.watch import watch as watch_mirror
-from cowsync.watch_health import Doing, Health, HealthServer
+from cowsync.watch_health import LOOK_BACK, Doing, Health, HealthServer, past_of
 from s3core.console import JsonOption, write_json, write_line
 from s3core.endpoint_commands import ConfigOption
 from s3core.exit_codes import ExitCode
@@ -43,23 +46,29 @@ def watch(
     once: Annotated[
         bool, typer.Option("--once", help="One round, tidying included, and no service: what a timer calls.")
     ] = False,
+    events: EventsOption = "",
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Keep a mirror up to date: plan and apply every `every_s`, until SIGTERM or Ctrl-C.
 
-    What the guard holds is told and not applied; a store that is away is tried again next time. With --json one line of
-    JSON for each round."""
+    What the guard holds is told and not applied; a store that is away is tried again next time. Between these rounds
+    what events name is mirrored, where the mirror has a feed of them. With --json one line of JSON for each round."""
     with mirror_of(config_path, name) as mirror, ExitStack() as stack:
+        events = events or mirror.settings.events
         settings = mirror.settings
         configure_logging(settings.log_level, settings.log_format)
         stop = threading.Event()
         stack.enter_context(stop_on_signals(stop))
         if once:
             _once(run_round(mirror, engine_for, now=time.time, stop=stop), as_json=as_json)
-        service = _Service(mirror, stop, ServiceManager(os.environ), as_json=as_json)
+        if events:
+            check_current(mirror, "a feed of events")
+        feed = stack.enter_context(open_feed(events, mirror.folder)) if events else None
+        service = _Service(mirror, stop, ServiceManager(os.environ), feed, as_json=as_json)
         if settings.listen:
-            health = Health(name, settings.every_s, mirror.catalogue().runs, service.doing, time.time)
+            told = partial(status_of, events, mirror.folder) if events else None
+            health = Health(name, settings.every_s, mirror.catalogue().recent, service.doing, time.time, feed=told)
             server = HealthServer(settings.listen, health)
             stack.callback(server.close)
             log.info("mirror %s: health at %s/healthz, metrics at %s/metrics", name, server.url, server.url)
@@ -67,8 +76,12 @@ def watch(
 
 
 class _Service:
-    def __init__(self, mirror: Mirror, stop: threading.Event, manager: ServiceManager, *, as_json: bool) -> None:
+    def __init__(
+        self, mirror: Mirror, stop: threading.Event, manager: ServiceManager, feed: Feed | None, *, as_json: bool
+    ) -> None:
         self.doing = Doing()
+        self._feed = feed
+        self._flooded = False
         self._mirror = mirror
         self._stop = stop
         self._manager = manager
@@ -85,7 +98,7 @@ class _Service:
                 self._round,
                 every_s=every_s,
                 monotonic=time.monotonic,
-                wait=self._wait,
+                wait=self._between,
                 spread=random.random,
                 ended=self._ended,
             )
@@ -95,7 +108,57 @@ class _Service:
     def _round(self) -> Ended:
         self._due, self.doing.next_at = None, 0.0
         self._logged = time.monotonic()
-        return run_round(self._mirror, engine_for, now=time.time, stop=self._stop, told=self._stage)
+
+        def round_() -> Ended:
+            return run_round(self._mirror, engine_for, now=time.time, stop=self._stop, told=self._stage)
+
+        if self._feed is None:
+            return round_()
+        flooded, self._flooded = self._flooded, False
+        return listed_round(round_, self._feed, time.time, flooded=flooded)
+
+    def _between(self, seconds: float) -> bool:
+        """Wait for the next listing, and do what events ask for until then. True to stop."""
+        if self._feed is None:
+            return self._wait(seconds)
+        feed, settings = self._feed, self._mirror.settings
+        due = time.monotonic() + seconds
+
+        def once(until: threading.Event) -> Followed:
+            # When the listing is due a round ends its lines in flight, which may take as long as those of a run.
+            self._due = None
+            told = follow_once(self._mirror, feed, now=time.time, stop=until, told=self._stage)
+            self._due = due
+            return told
+
+        last = follow(
+            once,
+            due=due,
+            every_s=settings.events_every_s,
+            stop=self._stop,
+            monotonic=time.monotonic,
+            wait=self._wait,
+            held=self._held,
+            ended=self._followed,
+        )
+        self._flooded = last is not None and last.flooded
+        return self._stop.is_set()
+
+    def _held(self) -> bool:
+        return past_of(self._mirror.catalogue().runs(LOOK_BACK)).held is not None
+
+    def _followed(self, told: Followed) -> None:
+        self.doing.stage = "waiting for events"
+        ended = told.ended
+        well = ended.end in (End.DONE, End.CLEAN, End.STOPPED) and not told.flooded
+        if not well or told.gathered is None or told.gathered.complaints:
+            level = logging.WARNING
+        else:
+            level = logging.INFO if ended.lines else logging.DEBUG
+        log.log(level, "mirror %s: %s", self._mirror.name, told.text())
+        self._manager.status(told.text())
+        if self._as_json and (ended.lines or level == logging.WARNING):
+            write_line(json.dumps(record(ended) | {"events": told.to_json()}))
 
     def _stage(self, text: str) -> None:
         self.doing.stage = text

@@ -55,7 +55,7 @@ class Doing:
 class Past:
     """Of the runs in the catalogue: the newest that ended; the newest whose listing did; the newest that is complete,
     so that the mirror was as the source; the newest that made a plan, if the guard holds that; the newest that carried one
-    out. Runs of events list nothing, so they are neither of the second nor of the third kind."""
+    out. Runs of events list nothing, so they are none of the second, third and fifth kind."""
 
     last: Run | None = None
     listed: Run | None = None
@@ -72,7 +72,7 @@ def past_of(runs: Sequence[Run]) -> Past:
         next((run for run in runs if "keys" in run.facts and not run.of_events), None),
         next((run for run in runs if is_complete(run) and not run.of_events), None),
         planned if planned is not None and planned.phase is Phase.HELD else None,
-        next((run for run in runs if "applied" in run.facts), None),
+        next((run for run in runs if "applied" in run.facts and not run.of_events), None),
     )
 
 
@@ -131,7 +131,8 @@ def why_not(mirror: str, past: Past, every_s: float, now: float) -> list[str]:
 
 
 class Health:
-    """`runs` gives the newest runs of the catalogue. Safe to ask from several threads."""
+    """`runs` gives the newest runs of the catalogue, `feed` what `feed.source.status_of` tells at a moment. Safe to ask from
+    several threads."""
 
     def __init__(
         self,
@@ -140,12 +141,15 @@ class Health:
         runs: Callable[[int], Sequence[Run]],
         doing: Doing,
         now: Callable[[], float],
+        *,
+        feed: Callable[[float], Mapping[str, object]] | None = None,
     ) -> None:
         self.mirror = mirror
         self._every_s = every_s
         self._runs = runs
         self._doing = doing
         self._now = now
+        self._feed = feed
         self._complete: Run | None = None
 
     def past(self) -> Past:
@@ -178,7 +182,13 @@ class Health:
             "every_seconds": self._every_s,
             "doing": doing.stage,
             "next_at": doing.next_at or None,
-        }
+        } | ({"events": self._events(now)} if self._feed else {})
+
+    def _events(self, now: float) -> Mapping[str, object]:
+        try:
+            return self._feed(now) if self._feed else {}
+        except OSError as error:
+            return {"error": str(error)}
 
     def figures(self) -> dict[str, float]:
         """Numbers by the names that METRICS has; those that are not known are not there. StateDamaged."""
@@ -203,6 +213,11 @@ class Health:
         if past.listed is not None:
             facts = past.listed.facts
             found |= {"keys": facts["keys"], "bytes": facts["bytes"], "changes": facts["lines"]}
+        events = self._events(now)
+        for figure, name in EVENT_FIGURES.items():
+            value = events.get(name)
+            if isinstance(value, int | float):
+                found[figure] = value
         return found
 
 
@@ -241,8 +256,29 @@ METRICS: tuple[Metric, ...] = (
         "lock_held", "0 or 1", "Whether the service found another process at work on the mirror when its run was due"
     ),
     Metric("every_seconds", "seconds", "Time from one run to the next, as configured"),
+    Metric(
+        "events_lag_seconds", "seconds", "Since the oldest event was sent that is not handled; 0 where there is none"
+    ),
+    Metric("events_handled_timestamp_seconds", "seconds", "When events were handled last, in Unix time"),
+    Metric(
+        "events_lines", "lines", "Lines of the feed of events that were handled, since the place in it was first noted"
+    ),
+    Metric("events_malformed_lines", "lines", "Those of them that could not be understood, and were skipped"),
+    Metric("events_floods", "times", "That there were so many keys that the source was listed instead"),
+    Metric(
+        "events_lost", "times", "That the place in the feed was not found again: what was missed waited for a listing"
+    ),
 )
 """All have the label `mirror`; one without a figure is left out."""
+EVENT_FIGURES = {
+    "events_lag_seconds": "lag_seconds",
+    "events_handled_timestamp_seconds": "handled",
+    "events_lines": "lines",
+    "events_malformed_lines": "malformed",
+    "events_floods": "floods",
+    "events_lost": "lost",
+}
+"""By their names in what is told of a feed; without a feed there are none."""
 
 
 class MirrorCollector(Collector):

@@ -23,6 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from cowsync.base.head import Entry
 from cowsync.catalogue import Phase, Run
 from cowsync.errors import Busy, Held, Refused
+from cowsync.feed.gathered import Counts
+from cowsync.feed.source import FileFeed, status_of
 from cowsync.mirror import Mirror
 from cowsync.plan.plan_file import digests
 from cowsync.scan.engine import Engine, InlineEngine
@@ -436,7 +438,17 @@ def fetched(url: str) -> tuple[int, str, str]:
 
 def test_the_server_tells_health_and_every_metric_of_the_table(tmp_path: Path) -> None:
     world = filled(tmp_path, guard=GuardSettings(floor_keys=100))
-    server = HealthServer("127.0.0.1:0", health_of(world))
+    feed = tmp_path / "events"
+    health = Health(
+        "m",
+        HOUR_S,
+        world.mirror().catalogue().recent,
+        Doing(),
+        world.clock.time,
+        feed=lambda now: status_of(str(feed), tmp_path, now),
+    )
+    FileFeed(feed, tmp_path).handled(None, Counts(lines=7, malformed=2, floods=1), world.clock.time())
+    server = HealthServer("127.0.0.1:0", health)
     try:
         status, kind, body = fetched(server.url + "/healthz")
         assert (status, kind, json.loads(body)["healthy"]) == (503, "application/json", False)
@@ -459,6 +471,11 @@ def test_the_server_tells_health_and_every_metric_of_the_table(tmp_path: Path) -
         assert (figures["healthy"], figures["held"], figures["failed_lines"]) == (1, 0, 0)
         assert (figures["keys"], figures["bytes"], figures["changes"]) == (20, 30, 20)
         assert figures["lag_seconds"] >= 50
+        assert (figures["events_lines"], figures["events_malformed_lines"], figures["events_floods"]) == (7, 2, 1)
+        assert figures["events_lag_seconds"] == 0
+        feed.write_bytes(b"{}\n")
+        os.utime(feed, (world.clock.time() - 30, world.clock.time() - 30))
+        assert json.loads(fetched(server.url + "/healthz")[2])["events"]["lag_seconds"] == 30
         assert fetched(server.url + "/")[0] == 404
         with pytest.raises(Refused, match="cannot listen"):
             HealthServer(server.url.removeprefix("http://"), health_of(world))
