@@ -257,7 +257,8 @@ class _Doctor:
                 f"not in the order of UTF-8: {second!r} comes after {first!r}; {speed}",
                 "it works: such a listing is made in one piece and sorted on this host's disk, which is slower",
             )
-        return Finding(f"{end} listing", "ok", f"the first {keys:,} keys are in the order of UTF-8; {speed}")
+        said = f"the first {keys:,} keys are in the order of UTF-8" if keys else "empty"
+        return Finding(f"{end} listing", "ok", f"{said}; {speed}")
 
     def _clock_limit(self) -> Finding | None:
         skew_s, limit_s = self.mirror.source.bucket.properties.clock_skew_s, self.mirror.guard.clock_skew_s
@@ -335,7 +336,8 @@ class _Doctor:
         )
 
     def _attributes(self) -> None:
-        for finding in kept_attributes(self.mirror.target.bucket, f"{self.place}attributes/", "mirror attributes"):
+        bucket = self.mirror.target.bucket
+        for finding in kept_attributes(bucket, f"{self.place}attributes/", "mirror attributes", "mirror copied"):
             self.tell(finding)
 
     def _copy(self, pages: list[ListedPage]) -> Finding:
@@ -428,7 +430,7 @@ class _Doctor:
             return Finding("state", "fault", str(error), error.hint, ExitCode.CORRUPT)
         if newest is None:
             return Finding("state", "ok", "empty: the first run begins it")
-        said = f"{len(entries):,} restore points, the newest of {entries[0].time} with {newest.totals.rows:,} objects"
+        said = f"restore points: {len(entries):,}, the newest of {entries[0].time}, with {newest.totals.rows:,} objects"
         return Finding("state", "ok", said)
 
     def _state_left_over(self) -> Finding | None:

@@ -100,7 +100,7 @@ def checksums(bucket: Bucket, place: str, check: str) -> Finding:
     )
 
 
-def kept_attributes(bucket: Bucket, place: str, check: str) -> Iterator[Finding]:
+def kept_attributes(bucket: Bucket, place: str, check: str, check_copied: str) -> Iterator[Finding]:
     """Whether headers, metadata and tags come back, as they were put and from a copy of the server's. StoreError."""
     source = place + "attributes"
     try:
@@ -120,13 +120,13 @@ def kept_attributes(bucket: Bucket, place: str, check: str) -> Iterator[Finding]
     try:
         bucket.copy(CopySource(bucket.properties.name, source), place + "copied")
     except Unsupported as error:
-        yield Finding(f"{check}, copied", "warning", f"the server copies nothing by itself: {error}", error.hint)
+        yield Finding(check_copied, "warning", f"the server copies nothing by itself: {error}", error.hint)
         return
     lost = lost_attributes(bucket, place + "copied", wanted)
     if lost:
-        yield Finding(f"{check}, copied", "warning", f"a copy by the server: {lost}")
+        yield Finding(check_copied, "warning", f"a copy by the server: {lost}")
     else:
-        yield Finding(f"{check}, copied", "ok", "a copy by the server has them all")
+        yield Finding(check_copied, "ok", "a copy by the server has them all")
 
 
 def lost_attributes(bucket: Bucket, key: str, wanted: Attributes) -> str:

@@ -76,7 +76,7 @@ def test_all_is_well_and_nothing_is_left(tmp_path: Path, versioned: bool) -> Non
     assert {"lock", "source listing", "mirror listing", "mirror conditions", "copy", "state", "state replace"} <= set(
         found
     )
-    assert "1 restore points" in found["state"].said
+    assert "restore points: 1," in found["state"].said
     assert diagnosis.figures.keys() >= {"source_list_page_median_ms", "mirror_list_page_median_ms"}
     assert left(world) == []
     assert before[:2] == (world.source.contents(), world.mirrored())
@@ -201,7 +201,7 @@ class Folders(BucketWrapper):
         (Unconditional, "mirror conditions", "note", "replaced an object"),
         (Careless, "copy", "fault", "is ignored"),
         (Bare, "copy", "warning", "lost or changed: metadata, tags"),
-        (Bare, "mirror attributes, copied", "warning", "lost or changed"),
+        (Bare, "mirror copied", "warning", "lost or changed"),
         (NoCopies, "copy", "warning", "travel through this host"),
         (Stale, "mirror writes", "fault", "not listed"),
         (Folders, "mirror order", "warning", "not in the order"),
