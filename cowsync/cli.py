@@ -10,6 +10,7 @@ from cowsync import (
     decrypt_command,
     doctor_command,
     import_commands,
+    key_commands,
     mirror_commands,
     plan_commands,
     snapshot_commands,
@@ -49,6 +50,7 @@ app.command("watch")(watch_command.watch)
 app.command("verify")(apply_commands.verify)
 app.command("decrypt")(decrypt_command.decrypt)
 app.add_typer(snapshot_commands.app)
+app.add_typer(key_commands.app)
 
 
 def main() -> NoReturn:

@@ -18,6 +18,7 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Literal
 from uuid import UUID
 
 from cowsync.errors import Refused, StateDamaged
@@ -34,6 +35,16 @@ OWN = ".cowsync/"
 MIRROR_SLOTS = f"{OWN}keys/"
 FORMAT = 1
 KINDS = {"passphrase": "passphrase", "key": "key file"}
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A slot that can be read, and where it lies: "state", "mirror"."""
+
+    id: str
+    kind: Literal["passphrase", "key"]
+    created: float
+    places: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +144,62 @@ class Vault:
             )
         return self._keyring
 
+    def slots(self) -> list[Slot]:
+        """Those that can be read, in both places, by id."""
+        places = {"state": self._in_state(), "mirror": self._on_mirror()}
+        found: dict[str, Slot] = {}
+        for blobs in places.values():
+            for slot in _slots(blobs.values()):
+                lies = tuple(where for where, there in places.items() if slot.id in there)
+                found[slot.id] = Slot(slot.id, slot.kind, slot.created, lies)
+        return [found[name] for name in sorted(found)]
+
+    def add(self, secret: Secret) -> Slot:
+        """Another slot, for `secret`, durable in both places on return. A crash leaves it in the state alone; the next apply
+        puts it on the mirror. Refused where the configured key opens nothing, or nothing is sealed yet."""
+        ring = self.opening(begun=False)
+        if ring is None:
+            raise Refused(
+                f"mirror {self._name} has no data key yet", hint=f"its first run makes it: cowsync run {self._name}"
+            )
+        slot = self._made(ring.current, secret)
+        return Slot(slot.id, slot.kind, slot.created, ("state", "mirror"))
+
+    def remove(self, name: str) -> None:
+        """Remove a slot from both places. NotFound where there is none; Refused for the last one that can be read. A crash
+        leaves it in one place, from where an apply gives it back: remove it again."""
+        blobs = [self._in_state(), self._on_mirror()]
+        if not any(name in there for there in blobs):
+            raise NotFound(
+                f"mirror {self._name} has no key slot {name}",
+                key=name,
+                hint=f"cowsync key list {self._name} shows them",
+            )
+        slots = _slots(blob for there in blobs for blob in there.values())
+        # Of each data key one stays: something may be sealed with it.
+        left = {slot.volume for slot in slots if slot.id != name}
+        if not left or any(slot.volume not in left for slot in slots):
+            raise Refused(
+                f"slot {name} is the last one of mirror {self._name}: without it nobody can ever read the mirror",
+                hint=f"add another one before: cowsync key add {self._name} --new-key …",
+            )
+        self._take_away(name)
+
+    def _made(self, key: DataKey, secret: Secret) -> KeySlot:
+        slot = key_slot.wrap(
+            key.material, secret, volume=key.id, random=self._random, created=self._now(), creator=self._creator
+        )
+        blob = key_slot.encode(slot)
+        if key_slot.unwrap(key_slot.decode(blob), secret) != key.material:
+            raise RuntimeError("a slot that was just made does not open")
+        self._put_in_state(slot.id, blob)
+        self._put_on_mirror(slot.id, blob)
+        return slot
+
+    def _take_away(self, name: str) -> None:
+        self._bucket.delete(f"{self._prefix}{MIRROR_SLOTS}{name}.json")
+        self._store.delete(f"{STATE_SLOTS}{name}.json")
+
     def _begin(self, secret_of: Callable[[bool], Secret]) -> Keyring:
         left = self._on_mirror()
         if left:
@@ -154,19 +221,11 @@ class Vault:
             )
         secret = secret_of(True)
         key = DataKey(UUID(bytes=self._random(16), version=4), self._random(KEY_BYTES))
-        slot = key_slot.wrap(
-            key.material, secret, volume=key.id, random=self._random, created=self._now(), creator=self._creator
-        )
-        blob = key_slot.encode(slot)
-        if key_slot.unwrap(key_slot.decode(blob), secret) != key.material:
-            raise RuntimeError("a slot that was just made does not open")
-        self._put_in_state(slot.id, blob)
-        self._put_on_mirror(slot.id, blob)
+        slot = self._made(key, secret)
         named = self._name_key(key.id)
         if named != key.id:
             # Another host was faster. Nothing was sealed with this one.
-            self._bucket.delete(self._prefix + MIRROR_SLOTS + slot.id + ".json")
-            self._store.delete(STATE_SLOTS + slot.id + ".json")
+            self._take_away(slot.id)
         return self._unlocked(named, secret)
 
     def _unlocked(self, named: UUID, secret: Secret) -> Keyring:

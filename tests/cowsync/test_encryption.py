@@ -377,6 +377,34 @@ def test_removed_objects_are_in_the_trash_sealed_and_come_back(cowsync: Any) -> 
     assert (source.get("k1"), source.get("x" * 1010)) == (PLAIN, b"long")
 
 
+def test_who_may_open_it_changes(cowsync: Any) -> None:
+    folder = cowsync.folder
+    source, _ = open_bucket(f"memory:{cowsync.name}-s")
+    source.put("one", PLAIN)
+    assert cowsync("key", "list", "a") == []
+    assert "its first run" in cowsync("key", "add", "a", "--new-key", f"file:{folder}/b.key", expect=7)["error"]["hint"]
+    cowsync("run", "a")
+    (first,) = cowsync("key", "list", "a")
+    assert (first["opened_by"], first["places"]) == ("key file", "state and mirror")
+    assert "the last one" in cowsync("key", "remove", "a", first["id"], expect=7)["error"]["message"]
+    (folder / "words").write_text("correct horse battery\n")
+    (folder / "words").chmod(0o600)
+    added = cowsync("key", "add", "a", "--new-key", f"passphrase-file:{folder}/words")
+    assert added["opened_by"] == "passphrase"
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace(f"file:{folder}/a.key", f"passphrase-file:{folder}/words"))
+    cowsync("key", "remove", "a", first["id"])
+    assert [slot["id"] for slot in cowsync("key", "list", "a")] == [added["id"]]
+    source.put("two", b"2")
+    assert cowsync("run", "a")["done"] == 1
+    assert cowsync("verify", "a", "--full")["bytes"]["intact"] == 2
+    assert [slot["id"] for slot in cowsync("key", "list", "a")] == [added["id"]], "nothing gives it back"
+    cowsync("key", "remove", "a", "nope", expect=4)
+    config.write_text(config.read_text().replace(f"passphrase-file:{folder}/words", f"file:{folder}/a.key"))
+    cowsync("run", "a", expect=7)
+    cowsync("key", "add", "a", "--new-key", f"file:{folder}/b.key", expect=7)
+
+
 def test_all_versions_sealed(cowsync: Any) -> None:
     config = cowsync.folder / "config.toml"
     config.write_text(config.read_text().split("[mirror.b]")[0] + 'versions = "all"\n')
