@@ -1,6 +1,8 @@
 """The S3 adapter of the bucket port against a server that answers from a script: what is sent, and lies in answers."""
 
+import base64
 from collections.abc import Callable, Iterator
+from hashlib import md5
 from typing import Any
 
 import pytest
@@ -297,3 +299,14 @@ def test_one_region_is_asked_for_and_kept(serve: Serve) -> None:
     bucket, requests = serve(wrong, reply(200, b"x"), reply(200, b"y"), region="auto")
     assert (bucket.get("k"), bucket.get("k")) == (b"x", b"y")
     assert [("eu-west-1" in request.headers["authorization"]) for request in requests] == [False, True, True]
+
+
+def test_bytes_that_change_on_the_way_are_refused_by_the_server(serve: Serve) -> None:
+    """And a bucket with Object Lock and a default retention takes no upload that does not say its digest."""
+    bucket, requests = serve(
+        reply(200, b"", {"etag": '"e"'}), reply(200, b"", {"etag": '"e"', "x-amz-version-id": "v"})
+    )
+    bucket.upload_part("k", "u", 1, [b"by", b"tes"])
+    assert requests[0].headers["content-md5"] == base64.b64encode(md5(b"bytes").digest()).decode()
+    bucket.put("k", b"")
+    assert requests[1].headers["content-md5"] == base64.b64encode(md5(b"").digest()).decode()
