@@ -228,6 +228,11 @@ def check_settings(config: Config, name: str, settings: MirrorSettings) -> None:
         source, target = (_whereabouts(config, url) for url in (settings.source, settings.target))
     except ValueError as error:
         raise ConfigError(f"{config.path}: [mirror.{name}]: {error}") from error
+    if not Path(settings.state_dir).is_absolute():
+        raise ConfigError(
+            f"{config.path}: [mirror.{name}]: state_dir {settings.state_dir!r} must begin with a slash: from another working "
+            "directory the mirror would begin anew"
+        )
     check_apart(settings.source, settings.target)
     if lies_in(source, target) or lies_in(target, source):
         raise Refused(

@@ -82,6 +82,7 @@ def test_what_is_wrong_is_said(
         ('source = "s3://one/b/in"', ExitCode.REFUSED, "their endpoints are one server"),
         ('source = "memory:a"\nexclude = "[z-a]"', ExitCode.CONFIGURATION, "pattern '[z-a]'"),
         ('source = "memory:a"\nstate = "memory:a/b"', ExitCode.REFUSED, "lies in source"),
+        ('source = "memory:a"\nstate_dir = "rel/x"', ExitCode.CONFIGURATION, "must begin with a slash"),
         ('source = "memory:a"\nstate_dir = "/x"', ExitCode.CONFIGURATION, "is that of [mirror.other]"),
     ],
 )
