@@ -175,6 +175,7 @@ class _Doctor:
         self.figures: dict[str, float] = {}
         self.conditional_puts: str | None = None
         self.wrote_mirror = self.wrote_state = False
+        self.catalogue_holds = True
         self.probes = mirror.target.key(PROBES)
         self.mine = f"{self.probes}{own.name}/"
         self.place = f"{self.mine}{random.getrandbits(32):08x}/"
@@ -182,6 +183,7 @@ class _Doctor:
 
     def examine(self) -> None:
         self._lock()
+        self._catalogue()
         source = self._listed("source", self.mirror.source, self.around.source)
         if source is not None:
             self._asked("guard's clock", self._clock_limit)
@@ -220,6 +222,13 @@ class _Doctor:
         else:
             said = f"held: another process works on the mirror (cowsync status {self.mirror.name})"
             self.tell(Finding("lock", "note", said))
+
+    def _catalogue(self) -> None:
+        try:
+            self.mirror.catalogue()
+        except StateDamaged as error:
+            self.catalogue_holds = False
+            self.tell(Finding("catalogue", "fault", str(error), error.hint, ExitCode.CORRUPT))
 
     # --- source and mirror, by reading ---------------------------------------------------------------------
 
@@ -316,7 +325,8 @@ class _Doctor:
 
     def _conditions(self) -> Finding:
         self.conditional_puts = conditional_puts(self.mirror.target.bucket, f"{self.place}conditions/")
-        remember(self.mirror, self.conditional_puts, self.clock.time())
+        if self.catalogue_holds:
+            remember(self.mirror, self.conditional_puts, self.clock.time())
         setting = self.mirror.settings.conditional_puts
         if not self.conditional_puts:
             unused = " (not used: conditional_puts = no)" if setting == "no" else ""

@@ -265,6 +265,15 @@ def test_ends_that_go_away_while_they_are_asked_for_their_settings(tmp_path: Pat
     assert left(world) == []
 
 
+def test_a_damaged_catalogue_is_a_finding(tmp_path: Path) -> None:
+    world = filled(tmp_path)
+    (world.mirror().folder / "catalogue.sqlite").write_bytes(b"not a database, and long enough for a page" * 100)
+    found = by_check(diagnosis := examined(world))
+    assert "move the file away" in found["catalogue"].cure
+    assert found["mirror conditions"].verdict == "ok"
+    assert diagnosis.exit_code is ExitCode.CORRUPT
+
+
 def test_a_state_that_does_not_keep_to_conditions_is_a_fault(tmp_path: Path) -> None:
     class Ignoring(MemoryStore):
         def put_if_match(self, key: str, data: Any, etag: str, *, metadata: dict[str, str] | None = None) -> str:
