@@ -113,6 +113,7 @@ def verify(
         base = base_of(mirror)
         check_kind(mirror, base)
         layers = base.snapshot.layers if base.snapshot else ()
+        mirror.check_encryption(begun=base.snapshot is not None)
         opened = mirror.opened_target(begun=base.snapshot is not None) if full or sample else None
         listed = verified(mirror, layers)
         bytes_read = None

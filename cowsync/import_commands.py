@@ -161,6 +161,7 @@ def note_results(mirror: Mirror, plan: Plan, reports: Sequence[Path], *, approve
     crash before leaves a part of them, each as true; noting the same reports again adds the rest. Held and Refused as
     `work.apply`; Refused for a file that is no report or of another bucket, StoreErrors of the mirror."""
     check_current(mirror, "a report of S3 Batch Operations")
+    mirror.check_encryption(begun=False)
     if mirror.encrypted:
         raise Refused(
             f"mirror {mirror.name} is encrypted: what another engine copied there is not sealed",

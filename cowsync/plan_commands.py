@@ -180,6 +180,7 @@ def export(
     if form not in list(Format):
         usage(f"--format must be one of {', '.join(Format)}, not {form!r}")
     with mirror_of(config_path, name) as mirror:
+        mirror.check_encryption(begun=False)
         if mirror.encrypted and form not in (Format.JSONL, Format.PARQUET, Format.DELETE):
             raise Refused(
                 f"mirror {name} is encrypted, and no other engine seals what it copies",

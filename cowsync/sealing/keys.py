@@ -104,7 +104,8 @@ class Vault:
         """Refused where configuration and state do not agree. `begun`: something is known to be on the mirror. Asks the
         state alone."""
         named = self._named()
-        if self.encrypting and begun and named is None:
+        # Slots in the state without a KEY are those of a mirror whose KEY was lost.
+        if self.encrypting and begun and named is None and not self._in_state():
             raise Refused(
                 f"mirror {self._name} was begun without encryption, and a key is configured for it; nothing was moved",
                 hint="an encrypted mirror begins empty: make a new one, with a target and a state_dir of its own",
@@ -129,14 +130,16 @@ class Vault:
             return None
         if self._keyring is None:
             named = self._named()
-            self._keyring = self._begin(self._secret) if named is None else self._unlocked(named, self._secret(False))
+            self._keyring = (
+                self._begin(self._secret, begun) if named is None else self._unlocked(named, self._secret(False))
+            )
         return self._keyring
 
     def opening(self, *, begun: bool) -> Keyring | None:
         """As `keyring`, for reading: nothing is made and nothing is written. None where nothing was sealed yet, too."""
         self.check(begun=begun)
         named = self._named()
-        if self._secret is None or named is None:
+        if self._secret is None or (named is None and not begun):
             return None
         if self._keyring is None:
             self._keyring = self._opened(
@@ -200,10 +203,10 @@ class Vault:
         self._bucket.delete(f"{self._prefix}{MIRROR_SLOTS}{name}.json")
         self._store.delete(f"{STATE_SLOTS}{name}.json")
 
-    def _begin(self, secret_of: Callable[[bool], Secret]) -> Keyring:
-        left = self._on_mirror()
+    def _begin(self, secret_of: Callable[[bool], Secret], begun: bool) -> Keyring:
+        left = self._on_mirror() or (self._in_state() if begun else {})
         if left:
-            # The state is lost or new, or a beginning was broken off.
+            # The state, or its KEY, is lost or new, or a beginning was broken off.
             secret = secret_of(False)
             keys = opened_keys(_slots(left.values()), secret)
             if not keys:
@@ -240,11 +243,12 @@ class Vault:
                 self._put_in_state(name, blob)
         return ring
 
-    def _opened(self, named: UUID, blobs: Iterable[bytes], secret: Secret) -> Keyring:
+    def _opened(self, named: UUID | None, blobs: Iterable[bytes], secret: Secret) -> Keyring:
         slots = _slots(blobs)
         keys = opened_keys(slots, secret)
-        if named not in keys:
-            raise self._wrong([slot for slot in slots if slot.volume == named])
+        named = min(keys, default=None) if named is None else named
+        if named is None or named not in keys:
+            raise self._wrong([slot for slot in slots if named in (None, slot.volume)])
         return Keyring(keys[named], keys, self._random)
 
     def _wrong(self, slots: list[KeySlot]) -> Refused:

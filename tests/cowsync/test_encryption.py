@@ -25,6 +25,7 @@ from s3core.console import run
 from s3core.errors import StoreError
 from s3core.exit_codes import ExitCode
 from s3core.key_slot import Secret
+from s3core.memory import MemoryStore
 from tests.cowsync.apply.faulty_bucket import Crash, Fault, put_in_parts
 from tests.cowsync.worlds import World
 
@@ -176,6 +177,41 @@ def test_a_mirror_is_encrypted_from_its_beginning_or_not_at_all(tmp_path: Path) 
         plain.run(new_host=True)
     with pytest.raises(Refused, match="is an encrypted mirror"):
         sealed.run(new_host=True)
+
+
+def test_a_lost_name_of_the_key_is_found_again(tmp_path: Path) -> None:
+    mirrored = world(tmp_path)
+    mirrored.source.put("a", b"1")
+    mirrored.run()
+    store = MemoryStore(bucket=mirrored.objects)
+    named = store.get("KEY").data
+    store.delete("KEY")
+    ring = mirrored.vault(Place(mirrored.target)).opening(begun=True)
+    assert ring is not None
+    assert str(ring.current.id) in named.decode()
+    mirrored.source.put("b", b"2")
+    assert mirrored.run().result.complete
+    assert store.get("KEY").data == named
+    assert mirrored.mirrored() == {"a": b"1", "b": b"2"}
+
+
+def test_without_its_key_nothing_plain_goes_to_an_encrypted_mirror(cowsync: Any) -> None:
+    source, _ = open_bucket(f"memory:{cowsync.name}-s")
+    source.put("one", PLAIN)
+    cowsync("run", "a")
+    source.put("one", PLAIN * 2)
+    digest = cowsync("plan", "a", expect=1)["digest"]
+    config = cowsync.folder / "config.toml"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("key")))
+    for words in (
+        ("plan", "a"),
+        ("apply", "a", digest),
+        ("run", "a"),
+        ("verify", "a"),
+        ("export", "a", "--format", "rclone", "--out", str(cowsync.folder / "x")),
+        ("snapshot", "restore", "a", "run:1"),
+    ):
+        assert "no key is configured" in cowsync(*words, expect=7)["error"]["message"], words
 
 
 def test_a_lost_state_costs_no_data(tmp_path: Path) -> None:
