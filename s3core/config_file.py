@@ -15,14 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from s3core.settings import ConfigError, parse_config
+from s3core.settings import ConfigError, check_name, parse_config
 
 Values = Mapping[str, str | int | float | bool]
 
 
 def with_table(text: str, kind: str, name: str, values: Values) -> str:
     """`text` with the table `[kind.name]` holding exactly `values`: in place of one that was there, else at the end.
-    ConfigError where `text` is not TOML or is written in a way this cannot edit."""
+    ConfigError where `text` is not TOML or is written in a way this cannot edit, and for a name that cannot be."""
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"{name!r}: {error}") from error
     wanted = _parse(text)
     wanted.setdefault(kind, {})[name] = dict(values)
     table = [f"[{kind}.{name}]", *(f"{key} = {_written(value)}" for key, value in values.items())]

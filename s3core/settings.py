@@ -39,7 +39,8 @@ class ConfigError(Exception):
         return f"{text} ({self.hint})" if self.hint else text
 
 
-def _name(text: str) -> str:
+def check_name(text: str) -> str:
+    """`text`, where an endpoint, a volume or a mirror may be called so; else ValueError."""
     if not text or not text[0].isalnum() or not all(c.islower() or c.isdigit() or c in ".-" for c in text):
         raise ValueError("a name is made of a-z, 0-9, '.' and '-' and begins with a letter or digit")
     return text
@@ -89,7 +90,7 @@ def _listen_or_not(text: str) -> str:
     return _listen(text) if text else ""
 
 
-Name = Annotated[str, AfterValidator(_name)]
+Name = Annotated[str, AfterValidator(check_name)]
 Bytes = Annotated[int, BeforeValidator(parse_size)]
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 StoreUrl = Annotated[str, AfterValidator(_store_url)]

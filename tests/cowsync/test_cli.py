@@ -60,6 +60,8 @@ def test_a_mirror_is_written_and_listed(tmp_path: Path, capsys: pytest.CaptureFi
     [
         (["plan", "nope"], ExitCode.CONFIGURATION, "[mirror.nope]"),
         (["init", "new", "memory:a/b", "memory:a/b/c"], ExitCode.REFUSED, "lie in each other"),
+        (["init", "a b", "memory:a", "memory:b"], ExitCode.CONFIGURATION, "'a b': a name is made of"),
+        (["init", "", "memory:a", "memory:b"], ExitCode.CONFIGURATION, "a name is made of"),
         (["show", "m", "--op", "nonsense"], ExitCode.USAGE, "--op must be one of"),
         (["export", "m", "--format", "nonsense", "--out", "x"], ExitCode.USAGE, "--format must be one of"),
         (["apply", "m"], ExitCode.REFUSED, "there is no plan"),
