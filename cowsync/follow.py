@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from cowsync.errors import Busy, Held, Refused, Stopped
 from cowsync.feed.gathered import Counts, Gathered
-from cowsync.feed.source import Feed
+from cowsync.feed.source import Feed, Mark
 from cowsync.hints import plan_hinted, scope_of
 from cowsync.mirror import Mirror
 from cowsync.plan.plan_file import remove_plan
@@ -126,16 +126,22 @@ def follow_once(
 
 def listed_round(round_: Callable[[], Ended], feed: Feed, now: Callable[[], float], *, flooded: bool) -> Ended:
     """A round that lists, after which what the feed had before it began needs no handling."""
+    # The listing does not need the feed. What cannot be read or noted now is read later, which does no harm.
+    mark: Mark = None
+    trouble: OSError | None = None
     try:
         mark = feed.end()
     except OSError as error:
-        # The listing does not need the feed; the events are handled when it can be read.
-        ended = round_()
-        return replace(ended, untidy="; ".join(filter(None, [ended.untidy, f"the feed cannot be read: {error}"])))
+        trouble = error
     ended = round_()
-    if ended.snapshot:
-        feed.handled(mark, FLOOD if flooded else Counts(), now())
-    return ended
+    if ended.snapshot and trouble is None:
+        try:
+            feed.handled(mark, FLOOD if flooded else Counts(), now())
+        except OSError as error:
+            trouble = error
+    if trouble is None:
+        return ended
+    return replace(ended, untidy="; ".join(filter(None, [ended.untidy, f"the feed of events: {trouble}"])))
 
 
 def follow(

@@ -19,6 +19,7 @@ import typer
 
 from cowsync.apply.run import stop_on_signals
 from cowsync.arguments import EventsOption, MirrorArgument, engine_for, mirror_of
+from cowsync.errors import StateDamaged
 from cowsync.feed.source import Feed, open_feed, status_of
 from cowsync.follow import Followed, follow, follow_once, listed_round
 from cowsync.mirror import Mirror, check_current
@@ -145,7 +146,11 @@ class _Service:
         return self._stop.is_set()
 
     def _held(self) -> bool:
-        return past_of(self._mirror.catalogue().runs(LOOK_BACK)).held is not None
+        try:
+            return past_of(self._mirror.catalogue().runs(LOOK_BACK)).held is not None
+        except StateDamaged:
+            # A round of events begins with the catalogue too, and tells what is wrong with it.
+            return False
 
     def _followed(self, told: Followed) -> None:
         self.doing.stage = "waiting for events"

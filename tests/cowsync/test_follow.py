@@ -383,6 +383,25 @@ def test_a_listing_that_fails_handles_nothing(tmp_path: Path) -> None:
     assert it.events().ended.end is End.DONE
 
 
+def test_a_feed_that_cannot_be_read_or_noted_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = watched(tmp_path)
+
+    def fails(*args: object) -> object:
+        raise OSError(28, "No space left on device")
+
+    it.put("k/001", b"new")
+    for name in ("end", "handled"):
+        monkeypatch.setattr(FileFeed, name, fails)
+        ended = it.listing()
+        assert ended.snapshot
+        assert "the feed of events: [Errno 28] No space left on device" in ended.untidy
+        monkeypatch.undo()
+    monkeypatch.setattr(FileFeed, "waiting", fails)
+    assert it.events().ended.end is End.FAILED
+    monkeypatch.undo()
+    assert it.events().ended.end is End.CLEAN
+
+
 class Clocked:
     """A clock that moves when somebody waits or works."""
 
