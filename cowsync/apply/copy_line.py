@@ -4,7 +4,7 @@ One rule: on the mirror nothing is overwritten or taken away but what we put the
 says (`mirror_etag`), or bytes equal to those that would be copied.
 
     ADD, MODIFY   copied (transfer.py); the source's version is pinned by ETag and version id
-    REMOVE        a mirror with versions: a delete marker, never a version; else moved to the trash by the server
+    REMOVE        where it has a version of its own: a delete marker, never a version; else moved to the trash by the server
     VANISH        nothing moves
     RETURN        nothing moves
 
@@ -244,7 +244,9 @@ class LineCopier:
                 Outcome.DRIFTED,
                 f"not removed: the mirror holds ETag {held.etag}, we left {line.mirror_etag or 'nothing'}",
             )
-        if not mirror.properties.versioned:
+        # An object without a version of its own goes to the trash whatever the bucket was when it was asked: versions may have
+        # been suspended since, and then nothing would be kept of it.
+        if not mirror.properties.versioned or held.version_id in ("", "null"):
             subject = Subject(mirror, key, held.size, held.etag)
             trash = self._mirror.key(trash_key(self._run, line.key, self._mirror.prefix))
             try:

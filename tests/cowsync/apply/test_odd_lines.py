@@ -4,14 +4,26 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from cowsync.apply.copy_line import Place
 from cowsync.apply.run import ApplySettings, apply_plan
-from cowsync.changes import Op, Outcome
+from cowsync.changes import Op, Outcome, PlanLine
+from s3core.bucket import Bucket
 from s3core.errors import Unsupported
-from tests.cowsync.apply.faulty_bucket import Crash, Fault, Faults, ListPlan, faulty, line_for, put_in_parts, service
+from tests.cowsync.apply.faulty_bucket import (
+    Crash,
+    Fault,
+    Faults,
+    FaultyBucket,
+    ListPlan,
+    faulty,
+    line_for,
+    put_in_parts,
+    service,
+)
 
 ONE = ApplySettings(workers=1)
 
@@ -120,3 +132,22 @@ def test_a_line_that_was_never_begun_stays_moved(tmp_path: Path) -> None:
     for _ in range(2):
         result = apply_plan(plan, Place(source), Place(mirror), tmp_path, run=1, settings=ONE)
         assert result.count(Outcome.MOVED) == 1
+
+
+def test_what_was_put_while_versions_were_suspended_goes_to_the_trash(tmp_path: Path) -> None:
+    """A service asks once whether there are versions, and lives for months."""
+    source, mirror = service("one").bucket("source"), service("two").bucket("mirror", versioned=True)
+    kept = mirror.put("kept", b"has a version").etag
+    mirror.set_versioning("Suspended")
+    bare = mirror.put("bare", b"has none").etag
+
+    class Asked(FaultyBucket):
+        properties = replace(mirror.properties, versioned=True)
+
+    lines = [
+        PlanLine(Op.REMOVE, "bare", 8, bare, "2026-01-01T00:00:00.000Z", mirror_etag=bare),
+        PlanLine(Op.REMOVE, "kept", 13, kept, "2026-01-01T00:00:00.000Z", mirror_etag=kept),
+    ]
+    ends = Place(source), Place(cast(Bucket, Asked(mirror, Faults())))
+    assert apply_plan(ListPlan(lines), *ends, tmp_path, run=7, settings=ONE).complete
+    assert mirror.contents() == {".cowsync/trash/7/bare": b"has none"}
