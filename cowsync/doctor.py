@@ -19,7 +19,7 @@ from statistics import median
 from cowsync.apply.copy_line import Place
 from cowsync.conditions import PROBES, probe_id, remember
 from cowsync.errors import Busy, Refused, StateDamaged
-from cowsync.mirror import Mirror, lies_in
+from cowsync.mirror import Mirror, check_versions, lies_in
 from cowsync.work import LOCK_NAME
 from s3core.bucket import CopySource, ListedPage
 from s3core.bucket_probe import (
@@ -190,7 +190,18 @@ class _Doctor:
         if self._listed("mirror", self.mirror.target, self.around.mirror) is not None:
             self._probe_mirror(source)
             self._asked("key", self._key)
+        self._asked("versions", self._versions)
         self._examine_state()
+
+    def _versions(self) -> Finding | None:
+        """Of a mirror of all versions: whether both ends keep them."""
+        if not self.mirror.all_versions:
+            return None
+        try:
+            check_versions(self.mirror)
+        except Refused as error:
+            return Finding("versions", "fault", str(error), error.hint)
+        return Finding("versions", "ok", "both ends keep versions, as a mirror of all of them needs")
 
     def _asked(self, check: str, ask: Callable[[], Finding | None]) -> bool:
         """Tell what was found; whether it could be asked."""

@@ -49,6 +49,8 @@ from s3core.signing import encode_key
 from s3core.store import Buffer
 
 _CHECKSUM = "x-amz-checksum-"
+_NULL_VERSION = "null"
+"""The one version id that another version may get: writing a key while versioning is suspended replaces it."""
 
 
 class S3Bucket:
@@ -213,7 +215,7 @@ class S3Bucket:
         return self._written(key, answer, etag_of(answer))
 
     def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None) -> Written:
-        """Where the server is not sure to look at the condition (preset), and no version is named, the source is asked
+        """Where the server is not sure to look at the condition (preset), and no version is pinned, the source is asked
         for its ETag first; and again afterwards unless the copy has the same one. A source that changed in between is
         OutcomeUnknown: the copy is there, of one state or the other."""
         check_foreign_key(key)
@@ -357,11 +359,12 @@ class S3Bucket:
             raise
 
     def _must_look(self, source: CopySource) -> bool:
-        return bool(source.if_match) and not source.version_id and self._preset.copy_if_match != "yes"
+        pinned = source.version_id not in ("", _NULL_VERSION)
+        return bool(source.if_match) and not pinned and self._preset.copy_if_match != "yes"
 
     def _look_at_source(self, source: CopySource) -> None:
         requests = self._requests if source.bucket == self._name else self._requests.beside(source.bucket)
-        found = etag_of(requests.look(source.key))
+        found = etag_of(requests.look(source.key, query=_version_query(source.version_id)))
         if found != source.if_match:
             raise PreconditionFailed(f"the source is {found}, not {source.if_match}", key=source.key)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cowsync.changes import Op, PlanLine
 from cowsync.errors import StateDamaged
-from cowsync.versions import ORDINAL_MAX
+from cowsync.versions import ALL, ORDINAL_MAX
 
 HEAD_FORMAT = "cowsync-plan"
 INDEX_FORMAT = "cowsync-plan-index"
@@ -97,7 +97,8 @@ def decode_head(data: bytes) -> PlanHead:
     values = {name: document.get(name) for name in ("mirror", "source", "target", "base")}
     values["versions"] = document.get("versions", "")
     run = document.get("run")
-    if not all(isinstance(value, str) for value in values.values()) or type(run) is not int or run < 0:
+    good = all(isinstance(value, str) for value in values.values()) and values["versions"] in ("", ALL)
+    if not good or type(run) is not int or run < 0:
         raise StateDamaged("the head lacks a field, or one is of the wrong type")
     head = PlanHead(**{name: str(value) for name, value in values.items()}, run=run)
     try:

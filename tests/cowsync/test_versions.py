@@ -28,14 +28,14 @@ from s3core.exit_codes import ExitCode
 from s3core.key_slot import Secret
 from s3core.memory_bucket import MemoryBucket
 from s3core.settings import ConfigError, parse_config
-from tests.cowsync.apply.faulty_bucket import Fault
+from tests.cowsync.apply.faulty_bucket import Fault, put_in_parts
 from tests.cowsync.test_work import FAULTS, MEMORY, attempt
 from tests.cowsync.worlds import World
 
 KEYS = st.sampled_from(["a", "a\0", "a\0b", "a\x01", "b/1", "b/é", "c"])
 DATA = st.binary(max_size=2)
-PUT, MARK = "put", "mark"
-WRITES = st.tuples(st.sampled_from([PUT, PUT, MARK]), KEYS, DATA)
+PUT, PARTS, MARK = "put", "parts", "mark"
+WRITES = st.tuples(st.sampled_from([PUT, PUT, PARTS, MARK]), KEYS, DATA)
 LOSSES = st.tuples(st.sampled_from(["lose", "null", "null marker"]), KEYS, DATA)
 Step = tuple[str, str, bytes]
 Round = tuple[list[Step], dict[int, Fault]]
@@ -53,6 +53,8 @@ def change(world: World, steps: list[Step]) -> None:
             source.set_versioning("Suspended")
         if what in (PUT, "null"):
             source.put(key, data)
+        elif what == PARTS:
+            put_in_parts(source, key, data + b"p", 1)
         elif what in (MARK, "null marker"):
             source.delete(key)
         else:
@@ -98,6 +100,8 @@ def live_through(
 ) -> None:
     with TemporaryDirectory(dir=MEMORY) as folder:
         world = World(Path(folder), versions="all", one_endpoint=near, secret=secret)
+        for bucket in (world.source, world.target):
+            bucket._service.part_bytes_min = 1
         world.page_keys = page_keys
         for steps, faults in rounds:
             change(world, steps)
@@ -108,7 +112,6 @@ def live_through(
         assert last.result.complete, last.result.failures
         again = world.plan()
         assert again.clean, list(again.plan)
-        assert world.target.uploads() == {}
         check(world)
         check_census(world)
 
@@ -216,6 +219,26 @@ def test_only_what_is_new_moves_and_nothing_is_asked_about_the_rest(tmp_path: Pa
     assert applied.result.counts == {Op.MODIFY: {Outcome.DONE: 1}, Op.REMOVE: {Outcome.DONE: 1}}
     assert world.source.requests == {"list_versions": 1}
     assert world.target.requests == {"head": 2, "copy": 1, "delete": 1}
+
+
+def test_a_source_of_many_pieces(tmp_path: Path) -> None:
+    """Keys stay whole wherever pieces end."""
+    world = World(tmp_path, versions="all", shard_keys=1000, copiers=8)
+    world.page_keys = 70
+    for number in range(1100):
+        for _ in range(1 + number % 3):
+            world.source.put(f"{number % 7}/{number}\0", b"%d" % number)
+    first = world.run()
+    assert (first.result.lines, first.result.complete) == (2199, True)
+    same(world)
+    planned = world.plan()
+    assert planned.clean
+    assert (planned.scan.keys, planned.scan.versions, planned.scan.shards > 2) == (1100, 2199, True)
+    for number in range(0, 1100, 100):
+        world.source.put(f"{number % 7}/{number}\0", b"new")
+    assert world.run().result.lines == 11
+    same(world)
+    check_census(world)
 
 
 def test_the_guard_counts_keys_and_not_versions(tmp_path: Path) -> None:
@@ -364,6 +387,18 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[MemoryBucke
     return tuple(MEMORY_BUCKETS.bucket(f"{name}-{end}", versioned=True) for end in "st")  # type: ignore[return-value]
 
 
+def test_doctor_tells_what_a_run_would(
+    mirror: tuple[MemoryBucket, MemoryBucket], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(expect: int) -> str:
+        findings = told("doctor", "m", expect=expect, capsys=capsys)["findings"]
+        return str(next(one["verdict"] for one in findings if one["check"] == "versions"))
+
+    assert found(ExitCode.OK) == "ok"
+    mirror[0].set_versioning("Suspended")
+    assert found(ExitCode.FINDING) == "fault"
+
+
 def test_a_restore_point_comes_back_as_it_was_current(
     mirror: tuple[MemoryBucket, MemoryBucket], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -467,7 +502,7 @@ def test_a_range_is_listed_as_a_whole_whatever_pages_and_pieces_it_is_cut_into(
 ) -> None:
     bucket = MemoryBucket(versioned=True)
     for what, key, data in steps:
-        bucket.put(key, data) if what == PUT else bucket.delete(key)
+        bucket.delete(key) if what == MARK else bucket.put(key, data)
     wanted = {key[len(prefix) :]: all_of for key, all_of in sequences(bucket).items() if key.startswith(prefix)}
     wanted.pop("", None)
     for upto in (None, b"a\0", b"b", b"b/1", b"1"):

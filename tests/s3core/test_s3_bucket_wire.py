@@ -229,6 +229,10 @@ def test_where_the_condition_of_a_copy_is_not_looked_at_the_source_is(serve: Ser
     bucket, requests = serve(COPIED, UNVERSIONED, preset="generic")
     bucket.copy(CopySource("other", "x", "v", "e"), "k")  # a version does not change
     assert requests[0].method == "PUT"
+    bucket, requests = serve(changed, preset="generic")
+    with pytest.raises(PreconditionFailed):
+        bucket.copy(CopySource("other", "x", "null", "e"), "k")  # but that one may be another by now
+    assert requests[0].target == "/other/x?versionId=null"
     bucket, requests = serve(PART_COPIED, changed, preset="generic")
     with pytest.raises(PreconditionFailed):
         bucket.copy_part("k", "u", 1, source, offset=0, length=1)
