@@ -19,10 +19,12 @@ and the next start aborts it. One that the crash took before it was noted costs 
 (AbortIncompleteMultipartUpload) finds it.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from hashlib import md5
 from typing import Protocol, TypeVar
 
@@ -352,8 +354,9 @@ class Transfer:
         try:
             etags: list[str] = []
             if sealer is not None:
-                for body in self._sealed_parts(subject, sealer, length, tally):
-                    etags.append(self._upload_part(target, key, upload_id, len(etags) + 1, body))
+                upload = partial(self._upload_part, target, key, upload_id)
+                # No name holds a part that has gone while the next one is made.
+                etags.extend(map(upload, itertools.count(1), self._sealed_parts(subject, sealer, length, tally)))
                 subject = replace(subject, size=size)
             else:
                 for offset in range(0, subject.size, length):

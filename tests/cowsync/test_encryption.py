@@ -4,22 +4,26 @@ import io
 import json
 import os
 import sys
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
 from cowsync.apply.copy_line import Place, lies_there, trash_key
+from cowsync.apply.transfer import Sealing, Subject, Tally, Transfer, TransferSettings, UploadLog
 from cowsync.changes import Outcome
 from cowsync.cli import app
 from cowsync.errors import Refused
 from cowsync.mirror import opened_bucket
-from cowsync.sealing.format import NotOpened
-from s3core.bucket import Attributes, CopySource
+from cowsync.sealing.format import DataKey, NotOpened, sealed_bytes
+from cowsync.sealing.keys import Keyring
+from s3core.bucket import Attributes, Bucket, BucketProperties, CopySource, ObjectFacts, Written
 from s3core.bucket_stack import MEMORY, open_bucket
 from s3core.console import run
 from s3core.errors import StoreError
@@ -124,6 +128,42 @@ def test_a_fault_at_any_call_of_an_upload_in_parts(fault: Fault) -> None:
             assert mirrored.target.uploads() == {}
         folder.cleanup()
     assert calls >= 12
+
+
+def test_memory_is_one_part_twice() -> None:
+    """And parts are of one size, whatever the frames."""
+    size, part = 60 * MIB + 5, 8 * MIB
+    sizes: list[int] = []
+
+    def send(key: str, upload_id: str, number: int, data: list[bytes]) -> str:
+        sizes.append(sum(map(len, data)))
+        return "0" * 32
+
+    source = SimpleNamespace(
+        properties=BucketProperties("memory:one", "s", False),
+        head=lambda key, **_: ObjectFacts(key, size, "e", 0.0),
+        get=lambda key, *, length, **_: bytes(length),
+    )
+    target = SimpleNamespace(
+        properties=BucketProperties("memory:two", "t", False),
+        begin_upload=lambda key, **_: "id",
+        upload_part=send,
+        complete_upload=lambda *_: Written("e"),
+    )
+    uploads = SimpleNamespace(upload_begun=lambda *_: None, upload_over=lambda *_: None)
+    key = DataKey(UUID(int=1), bytes(32))
+    transfer = Transfer(TransferSettings(part_bytes=part), cast(UploadLog, uploads))
+    subject = Subject(cast(Bucket, source), "k", size, "e")
+    tracemalloc.start()
+    try:
+        sealing = Sealing(Keyring(key, {key.id: key}, os.urandom), "k")
+        transfer.copy(subject, cast(Bucket, target), "k", Tally(), sealing=sealing)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(sizes) == sealed_bytes(size)
+    assert set(sizes[:-1]) == {part}
+    assert peak < 2.3 * part
 
 
 def test_no_salt_is_used_twice(tmp_path: Path) -> None:
