@@ -10,8 +10,8 @@ what lies above it is compared with the lines in order, and what fits is taken a
     it is not, and `check_mirror`                HEAD; where the newest is another one, they are listed
 
 What does not fit was put there by somebody else: the line has drifted, unless the newest is a delete marker, under which
-nothing can be hidden. A request that arrives after we looked for it is the one that cannot be told: it leaves a version
-more, and the key drifts (docs/cowsync/versions.md).
+nothing can be hidden. The version below it once more is none of that: a request that arrived after we had looked for it, and
+asked again, leaves that. Where a newer one was there by then, the key has drifted (docs/cowsync/versions.md).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -161,14 +161,19 @@ class VersionCopier:
                 raise _Drifted(f"{_told(versions[-1])}; the version {line.mirror_version} that we left is gone")
             above = versions[ids.index(line.mirror_version) + 1 :]
         adopted: list[Written] = []
+        below = line.mirror_etag if line.mirror_version else None
         for version in above:
             step = steps[len(adopted)] if len(adopted) < len(steps) else None
             if step is None or not self._fits(step, version):
+                if below is not None and version.etag == below:
+                    # The one below it once more: a request that came twice. There is nothing that could be lost.
+                    continue
                 if not shown:
                     break
                 left = f"version {line.mirror_version}" if line.mirror_version else "nothing"
                 raise _Drifted(f"{_told(version)} where we left {left}")
             adopted.append(Written(version.etag, version.version_id))
+            below = version.etag
         return adopted, shown
 
     def _fits(self, step: Step, version: ListedVersion) -> bool:

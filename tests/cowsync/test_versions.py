@@ -21,7 +21,7 @@ from cowsync.scan.ranges import WHOLE, KeyRange
 from cowsync.scan.versions import version_pages
 from cowsync.versions import behind, key_of, ordinal_of, row_key
 from cowsync.work import base_of, explain_key
-from s3core.bucket import Bucket, ListedVersion, VersionsPage
+from s3core.bucket import Bucket, CopySource, ListedVersion, VersionsPage
 from s3core.bucket_stack import MEMORY as MEMORY_BUCKETS
 from s3core.console import run
 from s3core.exit_codes import ExitCode
@@ -295,6 +295,23 @@ def test_what_somebody_else_put_on_the_mirror_stops_the_key_and_no_other(tmp_pat
     world.target.delete("data/001")
     change(world, [(PUT, "data/001", b"z")])
     assert world.run().result.complete, "under a delete marker nothing is hidden"
+
+
+def test_a_request_that_comes_too_late_stops_nothing(tmp_path: Path) -> None:
+    """What lies there is the newest once more: nothing could be lost under the next."""
+    world = filled(tmp_path, keys=2)
+    world.source.delete("data/001")
+    world.run()
+    world.target.put("data/000", b"0")
+    world.target.delete("data/001")
+    for key in ("data/000", "data/001"):
+        change(world, [(PUT, key, b"next")])
+    assert world.run().result.complete
+    found = sequences(world.target)
+    assert found == {"data/000": [b"old", b"0", b"0", b"next"], "data/001": [b"old", b"1", None, None, b"next"]}
+    world.target.copy(CopySource("target", "data/000", world.target.list_versions().versions[1].version_id), "data/000")
+    change(world, [(PUT, "data/000", b"last")])
+    assert world.run().result.count(Outcome.DRIFTED) == 1, "over a newer one it is told"
 
 
 def test_an_older_version_never_lies_over_a_newer_one(tmp_path: Path) -> None:
