@@ -144,7 +144,7 @@ def test_random_histories_of_versions_that_are_deleted_or_written_anew(
 
 
 @pytest.mark.slow
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(LOSSY, st.booleans(), st.sampled_from([2, 3, 1000]))
 def test_many_random_histories(rounds: list[Round], near: bool, page_keys: int) -> None:
     live_through(rounds, near=near, page_keys=page_keys, check=within)
@@ -486,6 +486,23 @@ def test_plans_are_shown_and_exported_where_the_order_is_kept(
     told("run", "m", capsys=capsys)
     assert run(app, "cowsync", ["explain", "m", "k"]) == ExitCode.OK
     assert "delete marker, on the mirror as" in capsys.readouterr().out
+
+
+def test_what_keeps_no_order_is_refused(
+    mirror: tuple[MemoryBucket, MemoryBucket], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror[0].put("k", b"1")
+    digest = told("plan", "m", expect=1, capsys=capsys)["digest"]
+    report = tmp_path / "report.csv"
+    report.write_text("s,k,,succeeded,,200,Successful\n")
+    for words in (
+        ["run", "m", "--cluster", "tcp://127.0.0.1:1"],
+        ["apply", "m", "--cluster", "tcp://127.0.0.1:1"],
+        ["import-results", "m", digest, str(report)],
+    ):
+        assert run(app, "cowsync", words) == ExitCode.REFUSED
+        assert "knows current objects alone" in capsys.readouterr().err
+    assert sequences(mirror[1]) == {}
 
 
 # --- keys of rows -----------------------------------------------------------------------------------------------------
