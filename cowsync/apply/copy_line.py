@@ -8,9 +8,10 @@ says (`mirror_etag`), or bytes equal to those that would be copied.
     VANISH        nothing moves
     RETURN        nothing moves
 
-The trash of run 12 is `.cowsync/trash/12/` below the mirror's prefix. A crash between the copy to the trash and the
-deletion leaves both; the line is done again and finds its object still there. `maybe_ours` is how a line that an
-earlier attempt may have carried out (journal.py) is told apart from one that somebody else's write met.
+The trash of run 12 is `.cowsync/trash/12/` below the mirror's prefix; nothing that lies there is overwritten. A crash
+between the copy to the trash and the deletion leaves both; the line is done again and finds its object still there.
+`maybe_ours` is how a line that an earlier attempt may have carried out (journal.py) is told apart from one that
+somebody else's write met.
 """
 
 from collections.abc import Callable
@@ -234,6 +235,17 @@ class LineCopier:
         inside = Attributes(facts.attributes.headers, facts.attributes.metadata)
         return replace(held, size=line.size, attributes=inside, tag_count=len(facts.attributes.tags))
 
+    def _place_in_trash(self, key: str, held: ObjectFacts) -> str:
+        """Full key where `held` may go without taking another object's place. Numbers of runs come again where a state was
+        begun anew, and with a restore that is done twice; then it is the next number under which nothing lies."""
+        run = self._run
+        while True:
+            trash = self._mirror.key(trash_key(run, key, self._mirror.prefix))
+            there = self._transfer.look(self._mirror.bucket, trash)
+            if there is None or (there.etag, there.size) == (held.etag, held.size):
+                return trash
+            run += 1
+
     def _remove(self, line: PlanLine, tally: Tally) -> Written:
         mirror, key = self._mirror.bucket, self._mirror.key(line.key)
         held = self._transfer.look(mirror, key)
@@ -248,7 +260,7 @@ class LineCopier:
         # been suspended since, and then nothing would be kept of it.
         if not mirror.properties.versioned or held.version_id in ("", "null"):
             subject = Subject(mirror, key, held.size, held.etag)
-            trash = self._mirror.key(trash_key(self._run, line.key, self._mirror.prefix))
+            trash = self._place_in_trash(line.key, held)
             try:
                 # With its parts: a restore knows by the ETag that these are the bytes that were mirrored.
                 self._transfer.copy(subject, mirror, trash, tally, keep_parts=True)

@@ -151,3 +151,15 @@ def test_what_was_put_while_versions_were_suspended_goes_to_the_trash(tmp_path: 
     ends = Place(source), Place(cast(Bucket, Asked(mirror, Faults())))
     assert apply_plan(ListPlan(lines), *ends, tmp_path, run=7, settings=ONE).complete
     assert mirror.contents() == {".cowsync/trash/7/bare": b"has none"}
+
+
+def test_the_trash_never_takes_the_place_of_what_lies_in_it(tmp_path: Path) -> None:
+    """Numbers of runs come again where a state was lost and begun anew."""
+    source, mirror = service("one").bucket("source"), service("two").bucket("mirror")
+    for number, body in enumerate((b"first", b"second", b"second", b"third")):
+        etag = mirror.put("a", body).etag
+        line = PlanLine(Op.REMOVE, "a", len(body), etag, "2026-01-01T00:00:00.000Z", mirror_etag=etag)
+        folder = tmp_path / str(number)
+        assert apply_plan(ListPlan([line]), Place(source), Place(mirror), folder, run=7, settings=ONE).complete
+    kept = {f".cowsync/trash/{run}/a": body for run, body in ((7, b"first"), (8, b"second"), (9, b"third"))}
+    assert mirror.contents() == kept
