@@ -82,7 +82,13 @@ def scan_shard(
     prefixes: dict[str, tuple[int, int]] = {}
     began = now()
     rows = pages(bucket, prefix, task.within, listed, belongs=belongs, keys_max=task.keys_max, page_keys=task.page_keys)
-    lines = list(compared(task, rows, listed, prefixes, read_base, began))
+    return shard_result(task, listed, list(compared(task, rows, listed, prefixes, read_base, began)), prefixes)
+
+
+def shard_result(
+    task: ShardTask, listed: Listed, lines: list[PlanLine], prefixes: dict[str, tuple[int, int]]
+) -> ShardResult:
+    """What a listing that ended with `listed` did of `task`; where it ended early, the rest is given back."""
     done, rest = task.within, None
     if not listed.complete:
         done, rest = KeyRange(task.within.after, listed.reached), KeyRange(listed.reached, task.within.upto)
@@ -97,6 +103,7 @@ def scan_shard(
         len(lines),
         packed(lines),
         prefixes,
+        listed.versions,
     )
 
 

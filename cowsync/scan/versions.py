@@ -22,7 +22,7 @@ from cowsync.rows import Row, Rows
 from cowsync.scan.filters import Belongs
 from cowsync.scan.listing import RESERVED, Listed, Unordered
 from cowsync.scan.ranges import KeyRange
-from cowsync.scan.shard import HOT_S, ReadBase, ShardResult, ShardTask, count_prefixes, packed
+from cowsync.scan.shard import HOT_S, ReadBase, ShardResult, ShardTask, count_prefixes, shard_result
 from cowsync.versions import NULL_VERSION, History, behind, histories, ordinal_of, row_key
 from s3core.bucket import Bucket, ListedVersion
 
@@ -50,23 +50,7 @@ def scan_versions(
     seen = version_pages(
         bucket, prefix, task.within, listed, belongs=belongs, keys_max=task.keys_max, page_keys=task.page_keys
     )
-    lines = list(compared_versions(task, seen, listed, prefixes, read_base, began))
-    done, rest = task.within, None
-    if not listed.complete:
-        done, rest = KeyRange(task.within.after, listed.reached), KeyRange(listed.reached, task.within.upto)
-    return ShardResult(
-        done,
-        rest,
-        listed.keys,
-        listed.bytes_listed,
-        listed.left_out,
-        listed.reserved,
-        listed.requests,
-        len(lines),
-        packed(lines),
-        prefixes,
-        listed.versions,
-    )
+    return shard_result(task, listed, list(compared_versions(task, seen, listed, prefixes, read_base, began)), prefixes)
 
 
 def version_pages(
