@@ -365,7 +365,8 @@ def _page(summary: Summary) -> Iterator[str]:
     for end, money in (("source", summary.source_cost), ("target", summary.target_cost)):
         month = f", then {money.month:,.2f} a month" if money.month else ""
         yield f"{end:8} {money.once:,.4f} {money.currency}{month}"
-    yield f"time     {shown_duration(summary.seconds) if summary.seconds is not None else 'not known: no run was long enough to tell'}"
+    unknown = "not known: no run was long enough to tell"
+    yield f"time     {unknown if summary.seconds is None else shown_duration(summary.seconds)}"
     if summary.hot.objects:
         yield f"hot      {summary.hot.objects:,} objects changed while they were listed, such as {summary.hot_keys[0]!r}"
     if summary.prefixes:
