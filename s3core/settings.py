@@ -338,7 +338,7 @@ class MirrorSettings(_Table):
     )
     scanners: int = _setting(0, "processes that list and compare; 0: one for each processor", ge=0)
     listings: int = _setting(
-        4, "listings at once in each of these processes, since a store takes its time to answer", ge=1
+        3, "listings at once in each of these processes, since a store takes its time to answer", ge=1
     )
     shard_keys: int = _setting(50_000, "keys in one piece of a scan", ge=1000)
     copiers: int = _setting(16, "copies at once", ge=1)
