@@ -307,8 +307,13 @@ class Vault:
 
     def _put_on_mirror(self, name: str, blob: bytes) -> None:
         key = f"{self._prefix}{MIRROR_SLOTS}{name}.json"
-        with suppress(OutcomeUnknown):  # what is there now tells
+        try:
             self._bucket.put(key, blob)
+        except OutcomeUnknown:
+            with suppress(NotFound):
+                if self._bucket.get(key) == blob:
+                    return
+            raise
         if self._bucket.get(key) != blob:
             raise StateDamaged(f"{self._bucket.url}: {key}: the store gives back something else than was put")
 

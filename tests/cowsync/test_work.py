@@ -54,6 +54,13 @@ Round = tuple[list[tuple[str, bytes | None]], dict[int, Fault]]
 ROUNDS = st.lists(st.tuples(CHANGES, FAULTS), min_size=1, max_size=5)
 
 
+@pytest.mark.parametrize("fault", list(Fault))
+def test_the_first_requests_of_an_encrypted_mirror_may_fail(fault: Fault) -> None:
+    """They put its key there."""
+    for at in range(8):
+        live_through([([("a", b"1")], {at: fault})], versioned=False, near=False, encrypted=True)
+
+
 @settings(max_examples=40, deadline=None)
 @given(ROUNDS, st.booleans(), st.booleans(), st.booleans())
 def test_random_histories(rounds: list[Round], versioned: bool, near: bool, encrypted: bool) -> None:
