@@ -57,6 +57,9 @@ class Pruned:
     left: dict[str, StoreError]
 
 
+NO_CHANGE = Totals()
+
+
 class State:
     """`store` holds the state, `cache` is a folder of this host. Is a `Library`; whoever reads in order needs few
     `open_bytes`."""
@@ -173,7 +176,7 @@ class State:
         parent: Head,
         rows: Iterable[Rows],
         facts: Facts,
-        change: Totals = Totals(),  # noqa: B008
+        change: Totals = NO_CHANGE,
         *,
         instead: bool = False,
         joined: bool = False,

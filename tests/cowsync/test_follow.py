@@ -1,7 +1,7 @@
 """Events between listings: they only say where to look, and a listing always follows."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -478,7 +478,10 @@ def test_a_round_of_events_is_stopped_when_the_listing_is_due(tmp_path: Path) ->
         it.put(f"k/{number:03}", b"new")
     stop = threading.Event()
     it.world.faults.calls = 0
-    new: Callable[[], int] = lambda: sum(data == b"new" for data in it.world.mirrored().values())  # noqa: E731
+
+    def new() -> int:
+        return sum(data == b"new" for data in it.world.mirrored().values())
+
     it.world.faults.meanwhile = dict.fromkeys(range(70, 2000), lambda: stop.set() if new() >= 5 else None)
     it.world.settings = it.world.settings.model_copy(update={"guard": GuardSettings(floor_keys=1000)})
     told = it.events(stop)
