@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # The system packages that tests drive: real initiators, a real file system checker, a real S3 server;
 # and what builds and boots a Debian of its own, for initiators and targets that live in a kernel.
 TEST_PACKAGES := qemu-utils qemu-block-extra libiscsi-bin e2fsprogs radosgw ceph-mon ceph-osd ceph-common openssl \
-	qemu-system-x86 seabios mmdebstrap debian-archive-keyring kmod rclone
+	qemu-system-x86 seabios mmdebstrap debian-archive-keyring kmod rclone chromium fuse3 libfuse3-3 lzop zstd perl libjson-perl libjson-xs-perl
 DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
 BENCH_PACKAGES := qemu-utils qemu-block-extra tgt rclone
 UV_VERSION := 0.13.8
@@ -18,7 +18,7 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check lint test demo bench sim torture blackout lock docs clean
+.PHONY: help venv check lint test demo bench deb sim torture blackout lock docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,7 +41,7 @@ lint: $(READY)
 	@$(VENV)/bin/lint-imports
 
 check: lint ## format, lint, types, imports and the fast tests: run it before every commit
-	@$(PY) -m pytest -q -m "not slow and not rgw and not initiator and not guest"
+	@$(PY) -m pytest -q -m "not slow and not rgw and not initiator and not guest and not browser"
 
 test: ## everything, set-up included: what continuous integration runs
 	@.ci/system-packages $(TEST_PACKAGES)
@@ -57,6 +57,9 @@ bench: ## figures of this machine, beside tgt and rclone in the same run, and wh
 	@.ci/system-packages $(BENCH_PACKAGES)
 	@$(MAKE) --no-print-directory venv
 	@$(PY) -m bench
+
+deb: $(READY) ## the Debian package for Proxmox VE nodes, in dist/
+	@$(PY) deploy/debian/make_deb.py
 
 sim: $(READY) ## replay one simulated episode: make sim SEED=1234
 	@$(PY) -m tests.simulation $(SEED)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cost, disk, doors, scale, sync, tgt
+from bench import cost, disk, doors, ledger, pve, scale, sync, tgt
 from bench.initiator import BLOCK_BYTES, MIB, fill
 from bench.measure import Bench, Measured
 from bench.plan import FULL, LATENCIES_MS, QUICK
@@ -27,7 +27,7 @@ from bench.store import READY, Client
 from tests.guest.image import ImageFailed
 
 RESULTS = Path(".results")
-SECTIONS = ("speed", "cost", "scale", "doors", "sync")
+SECTIONS = ("speed", "cost", "scale", "doors", "sync", "ledger", "pve")
 CEILING_S = 2.0
 WIDTH = 140
 """Of the tables where nothing says how wide they may be."""
@@ -114,6 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "sync" in wanted:
             synced = sync.SyncBench(directory, say).run(sync.QUICK if options.quick else sync.FULL)
             sections.append(Section("sync", sync.tables(synced), sync.lines(synced), sync.document(synced)))
+        if "ledger" in wanted:
+            kept = ledger.LedgerBench(say).run(ledger.QUICK if options.quick else ledger.FULL)
+            sections.append(Section("ledger", ledger.tables(kept), ledger.lines(kept), ledger.document(kept)))
+        if "pve" in wanted:
+            sections.append(_pve(directory, quick=options.quick, say=say))
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -141,6 +146,13 @@ def _doors(directory: Path, *, quick: bool, say: Callable[[str], None]) -> Secti
     except ImageFailed as error:
         return Section("doors", [], [f"the doors were left out: the guest's image cannot be built: {error}"], [])
     return Section("doors", doors.tables(found), [], doors.document(found))
+
+
+def _pve(directory: Path, *, quick: bool, say: Callable[[str], None]) -> Section:
+    if missing := pve.missing():
+        return Section("pve", [], [f"the backup was left out: {missing}"], [])
+    found = pve.PveBench(directory, say).run(pve.QUICK if quick else pve.FULL)
+    return Section("pve", pve.tables(found), pve.lines(found), pve.document(found))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from blockdev.engine.socket_link import SocketLink
 from blockdev.engine.state_directory import StateDirectory
 from blockdev.engine.syncer import ThreadSyncer
 from blockdev.errors import NotReady
+from blockdev.events import events_for
 from blockdev.iscsi.chap import Credentials
 from blockdev.iscsi.nodes import Nodes
 from blockdev.iscsi.portal import Address, Portal
@@ -110,8 +111,11 @@ class RunningVolume:
         self._prices = prices_of(config, served.store_url)
         self.nodes: Nodes | None = None
         """Of the portal that serves it, once there is one."""
+        self.portals: tuple[str, ...] = ()
+        """Where that portal listens, with the ports that were given to it."""
         self.handler: Handler | None = None
         """Of the kernel's target, where that is its door, once there is one."""
+        self._events = events_for(config, served.store_url, served.name, tool="s3block serve")
 
     async def start(self, volume: VolumeFile) -> Front:
         """Lock, start the worker, wait until it has attached, recover the journal. Raises what the worker met."""
@@ -125,7 +129,9 @@ class RunningVolume:
         self._link = SocketLink(loop, ours, lambda: self._worker_gone(answer))
 
         def attached(message: Any) -> None:
-            if answer.done():
+            if isinstance(message, link.Happened):
+                self._happened(message)
+            elif answer.done():
                 return
             if isinstance(message, link.Ready):
                 answer.set_result(message)
@@ -199,7 +205,12 @@ class RunningVolume:
         )
         front.start(ready)
         front.on_stopped = self._front_stopped
+        front.on_happened = self._happened
         return front
+
+    def _happened(self, message: link.Happened) -> None:
+        if self._events is not None:
+            self._events(message.event, message.detail)
 
     def _front_stopped(self, error: Exception) -> None:
         self.failure = self.failure or error
@@ -273,6 +284,7 @@ class RunningVolume:
             "quota_bytes": settings.quota_bytes,
             "iqn": str(settings.iqn),
             "lun": settings.lun,
+            "portals": list(self.portals),
             "epoch": self._epoch,
             "journal_bytes": settings.journal_bytes or 0,
             "cache_bytes": settings.cache_bytes or 0,
@@ -282,6 +294,8 @@ class RunningVolume:
         }
         if self.handler is not None:
             told["lio"] = self.handler.status(served.name)
+        if self._events is not None:
+            told["ledger"] = {"recorded": self._events.recorded, "lost": self._events.lost}
         if front is not None:
             told |= {
                 "identity": str(front.identity),
@@ -316,6 +330,8 @@ class RunningVolume:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+        if self._events is not None:
+            self._events.close()
 
 
 def _credentials(settings: VolumeSettings | S3BlockSettings, prefix: str) -> Credentials | None:
@@ -502,6 +518,8 @@ class Daemon:
             portal = Portal(nodes, listen=_addresses(listen), advertise=_addresses(advertise))
             await portal.start()
             self._portals.append(portal)
+            for running in members:
+                running.portals = tuple(map(str, portal.addresses))
             for iqn, units in targets.items():
                 for lun, running in units.items():
                     for address in portal.addresses:

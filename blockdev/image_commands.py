@@ -30,6 +30,7 @@ from blockdev.arguments import (
     usage,
 )
 from blockdev.errors import Fenced, Refused
+from blockdev.events import recorded
 from blockdev.image import ImageFile, ImageStream, Qcow2Image
 from blockdev.image_source import FORMATS, ImageSource, StreamSource, open_image
 from blockdev.importing import Imported, import_image
@@ -111,7 +112,10 @@ def import_volume(
         with opened(config, place.store_url) as store:
             tested = require_fence(store, place, unfenced=unfenced)
             began = time.monotonic()
-            with keys.slot_in_place(volume_store(store, place.name), slot):
+            with (
+                recorded(config, place.store_url, place.name, "import", identity=str(made.identity), size_bytes=wanted),
+                keys.slot_in_place(volume_store(store, place.name), slot),
+            ):
                 done = _import(store, place, made, source, data_key, quiet=as_json)
             seconds = max(time.monotonic() - began, 0.001)
     mapped = done.extents * made.geometry.extent_bytes

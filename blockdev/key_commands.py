@@ -12,6 +12,7 @@ import typer
 from blockdev import keys
 from blockdev.arguments import KeyOption, VolumeArgument, find, moment, opened, secret_from, secret_of, usage
 from blockdev.errors import Refused
+from blockdev.events import recorded
 from blockdev.offline import read_volume_file
 from blockdev.place import VolumePlace, volume_store
 from blockdev.segments import key_slot
@@ -77,7 +78,8 @@ def add(
     secret, new = _secrets(place, new_key)
     with opened(config, place.store_url) as store:
         own = volume_store(store, place.name)
-        made, _ = _add(own, _encrypted(own, place), secret, new)
+        with recorded(config, place.store_url, place.name, "key-add"):
+            made, _ = _add(own, _encrypted(own, place), secret, new)
     if as_json:
         write_json(_row(made))
     else:
@@ -99,7 +101,9 @@ def remove(
     place = find(config, volume)
     with opened(config, place.store_url) as store:
         own = volume_store(store, place.name)
-        keys.remove_slot(own, _encrypted(own, place), slot, force=force)
+        described = _encrypted(own, place)
+        with recorded(config, place.store_url, place.name, "key-remove", slot=slot, force=force):
+            keys.remove_slot(own, described, slot, force=force)
     if as_json:
         write_json({"removed": slot})
     else:
@@ -122,8 +126,9 @@ def rotate(
     with opened(config, place.store_url) as store:
         own = volume_store(store, place.name)
         described = _encrypted(own, place)
-        made, old = _add(own, described, secret, new)
-        keys.remove_slot(own, described, old.id, force=False)
+        with recorded(config, place.store_url, place.name, "key-rotate"):
+            made, old = _add(own, described, secret, new)
+            keys.remove_slot(own, described, old.id, force=False)
     if as_json:
         write_json(_row(made) | {"removed": old.id})
         return

@@ -168,6 +168,14 @@ METRICS: tuple[Metric, ...] = (
         "Time for which answers were held back while the journal filled",
         "front.writes_held_seconds",
     ),
+    Metric(
+        "s3block_ledger_events_total",
+        "counter",
+        "events",
+        "What was done to the volume as a whole, told to its ledger or lost on the way there; absent where none covers it",
+        label="outcome",
+        sources=(("recorded", "ledger.recorded"), ("lost", "ledger.lost")),
+    ),
     Metric("s3block_commits_total", "counter", "commits", "Records this host has put in the log", "worker.commits"),
     Metric(
         "s3block_committed_bytes_total",
@@ -297,6 +305,7 @@ def figures(status: Status) -> dict[str, float]:
     if (lio := status.get("lio")) is not None:
         found["lio.device"] = float(bool(lio["device"]))
         found |= {f"lio.{name}": value for name, value in lio.items() if isinstance(value, int)}
+    found |= {f"ledger.{name}": value for name, value in status.get("ledger", {}).items()}
     if found.get("front.lease_seconds_left", 0.0) >= NO_LEASE_S:
         del found["front.lease_seconds_left"]
     if worker:

@@ -26,11 +26,14 @@ from blockdev.engine.assembly import Assembly, Orders, assemble
 from blockdev.engine.ports import ThreadExecution
 from blockdev.engine.state_directory import StateDirectory
 from blockdev.errors import BlockError, NotReady
+from blockdev.events import events_for
 from blockdev.journal.journal import Journal, open_journal
 from blockdev.place import VolumePlace
 from blockdev.segments.key_slot import Secret
 from blockdev.segments.volume_file import VolumeFile
 from blockdev.units import MIB
+from integrity.recording import ControlEvents
+from s3core.console import command_name
 from s3core.errors import StoreError
 from s3core.settings import Config
 from s3core.store import ObjectStore
@@ -129,6 +132,7 @@ class Session:
         self._detach_patience_s = detach_patience_s
         self._directory = StateDirectory((place.state_dir if state_dir is None else state_dir).absolute())
         self._lock = -1
+        self._events: ControlEvents | None = None
         self._secret: Secret | None = None
         self._execution = ThreadExecution(THREADS)
         self._loop = asyncio.new_event_loop()
@@ -152,7 +156,9 @@ class Session:
         self._directory.prepare()
         self._lock = self._directory.lock()
         self._thread.start()
+        tool = command_name() or "s3block"
         try:
+            self._events = events_for(self._config, self._place.store_url, self._place.name, tool=tool)
             self._wait(self._attach(), self._attach_patience_s, "attached")
         except BaseException:
             self._close()
@@ -217,6 +223,8 @@ class Session:
                     self._assembly.journal.remove()
         finally:
             os.close(self._lock)
+            if self._events is not None:
+                self._events.close()
 
     # --- on the loop ---------------------------------------------------------------------------------------------
 
@@ -265,6 +273,9 @@ class Session:
                 self._durable = position
             case link.Detached():
                 self._detached = True
+            case link.Happened(event, detail):
+                if self._events is not None:
+                    self._events(event, detail)
             case link.Operated():
                 answer = self._answers.pop(message.id, None)
                 if answer is not None and not answer.done():

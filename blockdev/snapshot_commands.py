@@ -35,6 +35,7 @@ from blockdev.arguments import (
 from blockdev.difference import Range, candidates, differences
 from blockdev.engine.operations import check_snapshot_name
 from blockdev.errors import Refused
+from blockdev.events import recorded
 from blockdev.extents.history import Snapshot
 from blockdev.offline import OfflineVolume, commit_of, open_offline
 from blockdev.place import VolumePlace, check_name, is_url, volume_store
@@ -226,15 +227,17 @@ def clone(
             with open_offline(own, place.name) as now:
                 return next((item for item in now.snapshots if item.name == snapshot), None)
 
-        volumes.clone_volume(
-            store,
-            place.name,
-            parent,
-            kept,
-            made,
-            look_again=look_again,
-            around=lambda child: keys.slot_in_place(child, slot),
-        )
+        origin = {"volume": place.name, "snapshot": snapshot, "commit": kept.seq}
+        with recorded(config, place.store_url, name, "clone", identity=str(identity), origin=origin):
+            volumes.clone_volume(
+                store,
+                place.name,
+                parent,
+                kept,
+                made,
+                look_again=look_again,
+                around=lambda child: keys.slot_in_place(child, slot),
+            )
     if as_json:
         write_json(
             {
@@ -242,7 +245,7 @@ def clone(
                 "name": name,
                 "uuid": str(identity),
                 "size_bytes": kept.size_bytes,
-                "origin": {"volume": place.name, "snapshot": snapshot, "commit": kept.seq},
+                "origin": origin,
             }
         )
         return

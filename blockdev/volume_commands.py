@@ -32,6 +32,7 @@ from blockdev.arguments import (
     steps,
     usage,
 )
+from blockdev.events import recorded
 from blockdev.new_volume import (
     ExtentSizeOption,
     FrameSizeOption,
@@ -94,7 +95,10 @@ def create(
     with opened(config, place.store_url) as store:
         tested = require_fence(store, place, unfenced=unfenced)
         made, slot, _ = keys.sealed(made, secret, random=os.urandom)
-        with keys.slot_in_place(volume_store(store, place.name), slot):
+        with (
+            recorded(config, place.store_url, place.name, "create", identity=str(made.identity), size_bytes=size),
+            keys.slot_in_place(volume_store(store, place.name), slot),
+        ):
             volumes.create_volume(store, made)
     if as_json:
         write_json({"url": place.url, "fenced": tested.ok} | _described(made))
@@ -320,16 +324,18 @@ def delete(
             removed += number
             advance(number)
 
-        with steps(f"deleting {place.name}", None, quiet=as_json) as advance:
-            failed = volumes.delete_volume(
-                store, doomed, nonce=uuid4().bytes, time_us=time.time_ns() // 1000, removed=count
-            )
-        if failed:
-            key, error = next(iter(failed.items()))
-            write_note(
-                f"{counted(len(failed), 'object')} could not be removed, the first is {key}; the same command goes on"
-            )
-            raise error
+        identity = str(doomed.volume.identity) if doomed.volume is not None else ""
+        with recorded(config, place.store_url, place.name, "remove", identity=identity, force=force):
+            with steps(f"deleting {place.name}", None, quiet=as_json) as advance:
+                failed = volumes.delete_volume(
+                    store, doomed, nonce=uuid4().bytes, time_us=time.time_ns() // 1000, removed=count
+                )
+            if failed:
+                key, error = next(iter(failed.items()))
+                write_note(
+                    f"{counted(len(failed), 'object')} could not be removed, the first is {key}; the same command goes on"
+                )
+                raise error
         cleared = state.remove() if state is not None else False
     if as_json:
         write_json({"deleted": place.name, "store_url": place.store_url, "objects": removed, "local": cleared})

@@ -22,7 +22,7 @@ from cowsync.arguments import usage
 from cowsync.mirror import check_apart, open_place, opened_bucket, secret_for
 from cowsync.scan.listing import Listed, pages
 from cowsync.scan.ranges import WHOLE
-from cowsync.sealing.format import HEADER, TAG_BYTES, Facts, NotOpened, decode_header
+from cowsync.sealing.format import HEADER, TAG_BYTES, Facts, NotOpened, Opener, decode_header
 from cowsync.sealing.keys import Keyring, keyring_of, slots_on
 from s3core.console import JsonOption, progress, write_json, write_line, write_note
 from s3core.credentials import KEY_SOURCES, check_key_source
@@ -120,10 +120,23 @@ def plain_pieces(sealed: BinaryIO, keyring: Keyring) -> Iterator[tuple[Facts, by
     opener = keyring.opener(header)
     facts = opener.facts(_exactly(sealed, header.facts_bytes))
     yield facts, b""
+    if header.streamed:
+        yield from ((facts, plain) for plain in _streamed_frames(sealed, opener))
+        return
     for number in range(1, header.frames + 1):
         yield facts, opener.frame(number, _exactly(sealed, header.frame_length(number) + TAG_BYTES))
     if sealed.read(1):
         raise NotOpened("bytes lie behind the end of the sealed object")
+
+
+def _streamed_frames(sealed: BinaryIO, opener: Opener) -> Iterator[bytes]:
+    """The frame that nothing comes after must be the last one."""
+    step = opener.header.frame_bytes + TAG_BYTES
+    frame, number = sealed.read(step), 1
+    while following := sealed.read(step):
+        yield opener.next_frame(number, frame, last=False)
+        frame, number = following, number + 1
+    yield opener.next_frame(number, frame, last=True)
 
 
 def decrypt_all(mirror: Place, place: Place, keyring: Keyring, *, quiet: bool = True) -> Decrypted:

@@ -33,9 +33,12 @@ from cowsync.sealing.keys import Keyring, Vault
 from cowsync.sealing.only_sealed import OnlySealed
 from cowsync.sealing.reading import OpenedBucket
 from cowsync.versions import ALL
+from integrity.coverage import covered
+from integrity.recording import RecordingBucket, recorded_bucket, recorded_store
+from s3core.bucket import Bucket
 from s3core.bucket_stack import open_bucket
 from s3core.build import build_store, parse_store_url
-from s3core.console import program_version
+from s3core.console import command_name, program_version
 from s3core.credentials import CredentialsError
 from s3core.endpoint import Prices
 from s3core.key_slot import Secret
@@ -45,6 +48,10 @@ from s3core.wrapper import Operation
 
 WORKER_OPEN_BYTES = 8 << 20
 """Segments that a process of a scan keeps: its pieces go through the base in order, and there are many such processes."""
+
+
+def _nothing() -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ class Mirror:
     target_identity: str = ""
     vault: Vault | None = None
     """The keys, where objects may be sealed; None: they never are."""
+    check_recording: Callable[[], None] = _nothing
+    """NotRecorded where a ledger covers the target and cannot take records."""
     told: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -78,7 +87,9 @@ class Mirror:
             self.vault.check(begun=begun)
 
     def writable(self, *, begun: bool) -> Place:
-        """The target as objects are put there: with what seals them, if they are to be sealed. As `Vault.keyring`."""
+        """The target as objects are put there: with what seals them, if they are to be sealed. As `Vault.keyring`, and
+        NotRecorded where a ledger covers the mirror and cannot take records: then nothing could be written."""
+        self.check_recording()
         return replace(self.target, keyring=self.vault.keyring(begun=begun)) if self.vault is not None else self.target
 
     def opened_target(self, *, begun: bool) -> OpenedBucket | None:
@@ -127,11 +138,12 @@ def opened(config: Config, name: str) -> Iterator[Mirror]:
     check_settings(config, name, settings)
     folder = Path(settings.state_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    source, source_prefix = open_bucket(settings.source, config)
+    source, source_prefix = open_recorded(config, settings.source)
     # Where all versions are kept a write that is sent twice leaves two of them: it is looked for instead.
     once: Collection[Operation] = ("put", "copy", "delete") if settings.versions == ALL else ()
-    target, target_prefix = open_bucket(settings.target, config, once=once)
-    store = build_store(settings.state, config=config)
+    target, target_prefix = open_recorded(config, settings.target, once=once)
+    tool = command_name() or "cowsync"
+    store = recorded_store(build_store(settings.state, config=config), settings.state, config, tool=tool)
     try:
         yield Mirror(
             name,
@@ -160,6 +172,7 @@ def opened(config: Config, name: str) -> Iterator[Mirror]:
                 now=time.time,
                 creator=f"bucketworks {program_version()}",
             ),
+            target.ready if isinstance(target, RecordingBucket) else _nothing,
         )
     finally:
         source.close()
@@ -167,10 +180,18 @@ def opened(config: Config, name: str) -> Iterator[Mirror]:
         store.close()
 
 
+def open_recorded(config: Config, url: str, *, once: Collection[Operation] = ()) -> tuple[Bucket, str]:
+    """As `open_bucket`. What is done to it is recorded where a ledger covers it, here as in a worker of a cluster, which
+    records in its own host's slot: only who sends a request can say durably before it that it will, and after it how it
+    ended. Every bucket that cowsync writes objects to is opened here."""
+    bucket, prefix = open_bucket(url, config, once=once)
+    return recorded_bucket(bucket, url, config, tool=command_name() or "cowsync worker"), prefix
+
+
 @contextmanager
 def open_place(config: Config, url: str) -> Iterator[Place]:
     """Any bucket and prefix, for a restore."""
-    bucket, prefix = open_bucket(url, config)
+    bucket, prefix = open_recorded(config, url)
     try:
         yield Place(bucket, prefix)
     finally:
@@ -350,8 +371,8 @@ def _open_ends_here(where: Mapping[str, str]) -> tuple[Place, Place]:
         raise ConfigError(
             f"{config.path}: [mirror.{where['mirror']}]: key: objects are sealed on the command's host alone"
         )
-    source, source_prefix = open_bucket(settings.source, config)
-    target, target_prefix = open_bucket(settings.target, config)
+    source, source_prefix = open_recorded(config, settings.source)
+    target, target_prefix = open_recorded(config, settings.target)
     return Place(source, source_prefix), Place(target, target_prefix)
 
 
@@ -396,6 +417,7 @@ def _compared_for_lines(config: Config, settings: MirrorSettings) -> dict[str, o
         "the source's endpoint": endpoint_url(config, settings.source),
         "target": settings.target,
         "the target's endpoint": _identity(config, settings.target),
+        "the ledger that covers the target": ", ".join({place.ledger for place in covered(config, settings.target)}),
     }
 
 

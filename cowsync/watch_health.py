@@ -11,22 +11,20 @@ body of a 200 and as a metric with an alert of its own.
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
 from typing import Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.registry import Collector
 
 from cowsync.catalogue import Phase, Run
 from cowsync.changes import Outcome
 from cowsync.errors import Refused, StateDamaged
 from cowsync.plan.plan_file import SHOWN_DIGEST
 from cowsync.watch import End
+from s3core.gauges import GaugeCollector, gauge_rows, gauges
 from s3core.quantities import shown_duration
 
 LATE_PERIODS = 3
@@ -190,6 +188,13 @@ class Health:
         except OSError as error:
             return {"error": str(error)}
 
+    def told(self) -> Mapping[str, float]:
+        """`figures`, for monitors: without a state that can be read it is not healthy, and `/healthz` has the words."""
+        try:
+            return self.figures()
+        except StateDamaged:
+            return {"healthy": 0.0}
+
     def figures(self) -> dict[str, float]:
         """Numbers by the names that METRICS has; those that are not known are not there. StateDamaged."""
         now, past = self._now(), self.past()
@@ -224,50 +229,28 @@ class Health:
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One gauge; `bucketworks_mirror_` and the name of its figure. `unit` is for people."""
-
-    figure: str
-    unit: str
-    help: str
-
-    @property
-    def name(self) -> str:
-        return f"bucketworks_mirror_{self.figure}"
-
-
-METRICS: tuple[Metric, ...] = (
-    Metric("healthy", "0 or 1", "What `/healthz` says"),
-    Metric("held", "0 or 1", "Whether the guard holds the newest plan, which waits for an approval"),
-    Metric("lag_seconds", "seconds", "Since the beginning of the last complete run: what is newer may not be mirrored"),
-    Metric("last_run_timestamp_seconds", "seconds", "When the last run that ended began, in Unix time"),
-    Metric("last_run_duration_seconds", "seconds", "How long that took, from its listing to its publishing"),
-    Metric("last_complete_run_timestamp_seconds", "seconds", "When the last complete run began, in Unix time"),
-    Metric("keys", "objects", "Objects that the last complete listing of the source found"),
-    Metric("bytes", "bytes", "Their size"),
-    Metric("changes", "lines", "Lines of the plan that came of it"),
-    Metric("failed_lines", "lines", "Lines of the last run that failed or were not tried"),
-    Metric(
-        "drifted_lines", "lines", "Lines of the last plan carried out that were left alone: others wrote on the mirror"
-    ),
-    Metric("last_run_failed", "0 or 1", "Whether the last run did not come to its end, or left lines that failed"),
-    Metric(
-        "lock_held", "0 or 1", "Whether the service found another process at work on the mirror when its run was due"
-    ),
-    Metric("every_seconds", "seconds", "Time from one run to the next, as configured"),
-    Metric(
-        "events_lag_seconds", "seconds", "Since the oldest event was sent that is not handled; 0 where there is none"
-    ),
-    Metric("events_handled_timestamp_seconds", "seconds", "When events were handled last, in Unix time"),
-    Metric(
-        "events_lines", "lines", "Lines of the feed of events that were handled, since the place in it was first noted"
-    ),
-    Metric("events_malformed_lines", "lines", "Those of them that could not be understood, and were skipped"),
-    Metric("events_floods", "times", "That there were so many keys that the source was listed instead"),
-    Metric(
-        "events_lost", "times", "That the place in the feed was not found again: what was missed waited for a listing"
-    ),
+METRICS = gauges(
+    "mirror",
+    ("healthy", "0 or 1", "What `/healthz` says"),
+    ("held", "0 or 1", "Whether the guard holds the newest plan, which waits for an approval"),
+    ("lag_seconds", "seconds", "Since the beginning of the last complete run: what is newer may not be mirrored"),
+    ("last_run_timestamp_seconds", "seconds", "When the last run that ended began, in Unix time"),
+    ("last_run_duration_seconds", "seconds", "How long that took, from its listing to its publishing"),
+    ("last_complete_run_timestamp_seconds", "seconds", "When the last complete run began, in Unix time"),
+    ("keys", "objects", "Objects that the last complete listing of the source found"),
+    ("bytes", "bytes", "Their size"),
+    ("changes", "lines", "Lines of the plan that came of it"),
+    ("failed_lines", "lines", "Lines of the last run that failed or were not tried"),
+    ("drifted_lines", "lines", "Lines of the last plan carried out that were left alone: others wrote on the mirror"),
+    ("last_run_failed", "0 or 1", "Whether the last run did not come to its end, or left lines that failed"),
+    ("lock_held", "0 or 1", "Whether the service found another process at work on the mirror when its run was due"),
+    ("every_seconds", "seconds", "Time from one run to the next, as configured"),
+    ("events_lag_seconds", "seconds", "Since the oldest event was sent that is not handled; 0 where there is none"),
+    ("events_handled_timestamp_seconds", "seconds", "When events were handled last, in Unix time"),
+    ("events_lines", "lines", "Lines of the feed of events that were handled, since the place in it was first noted"),
+    ("events_malformed_lines", "lines", "Those of them that could not be understood, and were skipped"),
+    ("events_floods", "times", "That there were so many keys that the source was listed instead"),
+    ("events_lost", "times", "That the place in the feed was not found again: what was missed waited for a listing"),
 )
 """All have the label `mirror`; one without a figure is left out."""
 EVENT_FIGURES = {
@@ -279,29 +262,6 @@ EVENT_FIGURES = {
     "events_lost": "lost",
 }
 """By their names in what is told of a feed; without a feed there are none."""
-
-
-class MirrorCollector(Collector):
-    """Everything in METRICS, as it is when it is asked for."""
-
-    def __init__(self, health: Health) -> None:
-        self._health = health
-
-    def describe(self) -> Iterable[Family]:
-        """Nothing is asked when the collector is registered."""
-        return []
-
-    def collect(self) -> Iterable[Family]:
-        try:
-            found: Mapping[str, float] = self._health.figures()
-        except StateDamaged:
-            # `/healthz` has the words.
-            found = {"healthy": 0.0}
-        for metric in METRICS:
-            family = GaugeMetricFamily(metric.name, metric.help, labels=["mirror"])
-            if metric.figure in found:
-                family.add_metric([self._health.mirror], found[metric.figure])
-            yield family
 
 
 _HEAD = """
@@ -322,8 +282,7 @@ One that nothing is known of yet is absent. Alerts to begin with:
 
 def mirror_metrics_markdown() -> str:
     """The part of docs/metrics.md on mirrors."""
-    rows = [f"| `{metric.name}` | gauge | {metric.unit} | {metric.help} |\n" for metric in METRICS]
-    return _HEAD + "".join(rows)
+    return _HEAD + gauge_rows(METRICS)
 
 
 # --- server ----------------------------------------------------------------------------------------------------------
@@ -335,7 +294,7 @@ class HealthServer:
     def __init__(self, listen: str, health: Health) -> None:
         """`listen` is HOST:PORT; port 0 takes any. Listens from now on. Refused when it cannot."""
         registry = CollectorRegistry()
-        registry.register(MirrorCollector(health))
+        registry.register(GaugeCollector(METRICS, health.mirror, health.told))
         host, _, port = listen.rpartition(":")
         bare = host.strip("[]")
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""`make demo`: a disk in an object store, written and read by a real initiator, and killed on the way.
+"""`make demo`: a disk in an object store, written and read by a real initiator, and killed on the way; and a ledger with one
+byte changed.
 
 One rule: nothing is taken on trust. Data goes in and comes out through QEMU's iSCSI initiator, what must survive is
 compared byte by byte, and a step that does not come out as promised ends the demo with what differed and where the logs
@@ -35,6 +36,7 @@ from rich.console import Console
 from blockdev.segments.paths import volume_prefix
 from s3core.build import build_store
 from s3core.errors import StoreError
+from s3core.exit_codes import ExitCode
 from s3core.quantities import shown_size
 from s3core.settings import ConfigError, load_config
 
@@ -59,6 +61,7 @@ PACKAGES = {
 SBIN = "/usr/sbin:/sbin"
 """Where Debian keeps e2fsprogs; not on everybody's PATH."""
 S3BLOCK = (str(Path(sys.executable).with_name("s3block")),)
+S3INTEGRITY = (str(Path(sys.executable).with_name("s3integrity")),)
 SERVING = re.compile(r"^serving (?P<name>\S+) at iscsi://(?P<portal>[^/]+)/(?P<iqn>[^/]+)/(?P<lun>\d+)$", re.MULTILINE)
 WROTE = re.compile(rb"wrote (\d+)/(\d+) bytes at offset (\d+)")
 
@@ -312,6 +315,8 @@ class Demo:
             self._bill.look(self._store_url, self._name)
         for used in (first, second, back):
             used.unlink()
+        with self._say.step("A ledger records what is done to disks; one byte of it is changed"):
+            self._tamper_with_a_ledger()
         self._account()
         self._what_next()
 
@@ -468,6 +473,30 @@ class Demo:
         self._say.fact(f"in the store now: {objects} objects, {shown_size(size)}{more}")
 
     # --- the end ------------------------------------------------------------------------------------------------
+
+    def _tamper_with_a_ledger(self) -> None:
+        place, disks = self._directory / "ledger", f"file://{self._directory}/disks"
+        config = ("--config", str(self._directory / "ledger.toml"))
+
+        def ledger(*words: str, allowed: Sequence[int] = (0,)) -> str:
+            return self._tools.run(*S3INTEGRITY, words[0], "demo", *words[1:], *config, allowed=allowed)
+
+        state = ("--state-dir", str(self._directory / "ledger-state"), "--writer", "demo")
+        ledger("init", f"file://{place}", "--covers", disks, *state)
+        self._tools.run(*S3BLOCK, "create", f"{disks}/vm1", "--size", "64M", *config)
+        recorded = [line for line in ledger("log").splitlines() if "create vm1" in line]
+        if len(recorded) != 2:
+            raise DemoFailed(f"making a disk left {len(recorded)} records, not an intent and its outcome")
+        self._say.fact("making a disk left an intent and its outcome in the ledger, signed")
+        ledger("seal")
+        self._say.checked(ledger("verify", "--full").partition("\n")[0])
+        bundles = [path for path in place.rglob("*") if "/demo.1/tile/entries/" in str(path) and path.is_file()]
+        bundle = max(bundles, key=lambda path: path.stat().st_size)
+        data = bytearray(bundle.read_bytes())
+        data[len(data) // 2] ^= 1
+        bundle.write_bytes(data)
+        said = ledger("verify", "--full", allowed=(int(ExitCode.TAMPERED),))
+        self._say.checked(f"one bit flipped: {said.partition(chr(10))[0]}")
 
     def _account(self) -> None:
         sent, puts, up = self._bill.initiator_bytes, len(self._bill.sizes), sum(self._bill.sizes.values())

@@ -11,11 +11,22 @@ which is the order of `str` too. ETags are unquoted. A version id is "" where th
 S3 calls a version from before they were switched on, and some servers every one).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, overload, runtime_checkable
 
+from s3core.digests import NO_DIGESTS, NO_PART_DIGESTS, Digests
 from s3core.store import Buffer
+from s3core.write_options import (
+    ARCHIVE_CLASSES,
+    NO_OPTIONS,
+    NOT_TOLD,
+    CustomerKey,
+    Kept,
+    RestoreTier,
+    Retention,
+    WriteOptions,
+)
 
 PART_BYTES_MIN = 5 * 1024 * 1024
 PART_BYTES_MAX = 5 * 1024**3
@@ -60,12 +71,83 @@ class ListedVersion:
     modified: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ListedVersions(Sequence[ListedVersion]):
+    """Versions and delete markers as columns, all lists of one length; as a sequence they are rows, made when they are
+    asked for. Whoever compares millions takes the columns: keys (URL-decoded), ids, ETags and times as the bytes that
+    came. Delete markers have size 0 and no ETag."""
+
+    keys: list[bytes]
+    ids: list[bytes]
+    latest: list[bool]
+    markers: list[bool]
+    sizes: list[int]
+    etags: list[bytes]
+    modified: list[bytes]
+
+    @classmethod
+    def of(cls, rows: Sequence[ListedVersion]) -> "ListedVersions":
+        """The columns of rows, or what they are already."""
+        if isinstance(rows, cls):
+            return rows
+        return cls(
+            [row.key.encode() for row in rows],
+            [row.version_id.encode() for row in rows],
+            [row.latest for row in rows],
+            [row.delete_marker for row in rows],
+            [row.size for row in rows],
+            [row.etag.encode() for row in rows],
+            [row.modified.encode() for row in rows],
+        )
+
+    def row(self, at: int) -> ListedVersion:
+        return ListedVersion(
+            self.keys[at].decode(errors="replace"),
+            self.ids[at].decode(),
+            self.latest[at],
+            self.markers[at],
+            self.sizes[at],
+            self.etags[at].decode(),
+            self.modified[at].decode(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, at: int) -> ListedVersion: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[ListedVersion]: ...
+
+    def __getitem__(self, at: int | slice) -> ListedVersion | Sequence[ListedVersion]:
+        if isinstance(at, int):
+            return self.row(at)
+        return ListedVersions(
+            self.keys[at],
+            self.ids[at],
+            self.latest[at],
+            self.markers[at],
+            self.sizes[at],
+            self.etags[at],
+            self.modified[at],
+        )
+
+    def __iter__(self) -> Iterator[ListedVersion]:
+        return map(self.row, range(len(self.keys)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # lists have none either
+
+
 @dataclass(frozen=True, slots=True)
 class VersionsPage:
     """One page of ListObjectVersions. The next begins after both markers; they are "" on the last page. A page that is
-    not the last may be empty."""
+    not the last may be empty. From S3 the versions are columns (`ListedVersions`)."""
 
-    versions: list[ListedVersion]
+    versions: Sequence[ListedVersion]
     next_key_marker: str
     next_version_marker: str
 
@@ -108,6 +190,13 @@ class ObjectFacts:
     tag_count: int = 0
     attributes: Attributes = Attributes()
     checksums: Mapping[str, str] = field(default_factory=dict)
+    kept: Kept = NOT_TOLD
+    """Encryption, lock and restoring, as far as the server tells."""
+
+    @property
+    def archived(self) -> bool:
+        """Whether it must be restored before it can be read."""
+        return self.storage_class in ARCHIVE_CLASSES and not self.kept.restored_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +217,52 @@ class CopySource:
     key: str
     version_id: str = ""
     if_match: str = ""
+    customer_key: CustomerKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedUpload:
+    """An upload in parts that was begun and neither completed nor aborted. `initiated`: Unix seconds of the server."""
+
+    key: str
+    upload_id: str
+    initiated: float
+    storage_class: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadsPage:
+    """One page of ListMultipartUploads; the next begins after both markers, "" on the last page."""
+
+    uploads: Sequence[ListedUpload]
+    next_key_marker: str = ""
+    next_upload_marker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPart:
+    """A part that the server has. `checksums` as in `ObjectFacts`, of the part."""
+
+    number: int
+    size: int
+    etag: str
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PartsPage:
+    """One page of ListParts, ascending by number; the next begins after `next_number`, 0 on the last page."""
+
+    parts: Sequence[ListedPart]
+    next_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class BucketProperties:
     """Facts to plan with. `endpoint` is equal for buckets between which the server can copy by itself; "" for none.
     `name` is the bucket's name there. `versioned` is whether overwrites and deletes keep the old version.
-    `clock_skew_s` is our clock less the server's by the Date of its answer, None where it told none."""
+    `clock_skew_s` is our clock less the server's by the Date of its answer, None where it told none. `checksums` are the
+    algorithms that the server verifies and keeps; where there are none, `WriteOptions.checksum` is not sent."""
 
     endpoint: str
     name: str
@@ -142,6 +270,7 @@ class BucketProperties:
     part_bytes_min: int = PART_BYTES_MIN
     copy_bytes_max: int = COPY_BYTES_MAX
     clock_skew_s: float | None = None
+    checksums: frozenset[str] = frozenset()
 
 
 @runtime_checkable
@@ -172,16 +301,28 @@ class Bucket(Protocol):
         where the store has none."""
         ...
 
-    def head(self, key: str, *, version_id: str = "", part_number: int = 0) -> ObjectFacts:
-        """Raises NotFound (of a delete marker too)."""
+    def head(
+        self, key: str, *, version_id: str = "", part_number: int = 0, customer_key: CustomerKey | None = None
+    ) -> ObjectFacts:
+        """Raises NotFound (of a delete marker too). An object under a customer's key (SSE-C) is not shown without it:
+        StoreError, as for `get`."""
         ...
 
     def tags(self, key: str, *, version_id: str = "") -> dict[str, str]: ...
 
-    def get(self, key: str, *, offset: int = 0, length: int = -1, if_match: str = "", version_id: str = "") -> bytes:
+    def get(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int = -1,
+        if_match: str = "",
+        version_id: str = "",
+        customer_key: CustomerKey | None = None,
+    ) -> bytes:
         """`length` > 0 bytes from `offset`, all the rest with -1. Raises NotFound; PreconditionFailed where `if_match`
-        is not the ETag; Corrupt for a range not wholly inside the object. A short body is Unavailable, never
-        returned."""
+        is not the ETag; Corrupt for a range not wholly inside the object; Archived for an object that must be restored
+        first. A short body is Unavailable, never returned."""
         ...
 
     def put(
@@ -192,33 +333,75 @@ class Bucket(Protocol):
         attributes: Attributes = Attributes(),
         if_match: str = "",
         if_absent: bool = False,
+        options: WriteOptions = NO_OPTIONS,
+        digests: Digests = NO_DIGESTS,
     ) -> Written:
         """Create or replace. With `if_absent` or `if_match` PreconditionFailed when that does not hold (where the
-        server honours it)."""
+        server honours it). `digests` of the data save making them again; wrong ones are refused by the server, which
+        compares."""
         ...
 
-    def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None) -> Written:
+    def copy(
+        self,
+        source: CopySource,
+        key: str,
+        *,
+        attributes: Attributes | None = None,
+        options: WriteOptions = NO_OPTIONS,
+    ) -> Written:
         """Server-side copy of an object of at most `copy_bytes_max`. Headers, metadata and tags come along; with
-        `attributes` those replace them. The copy is one piece, so its ETag is another than that of a source uploaded
+        `attributes` those replace them. Storage class, encryption and lock do not come along: those of the copy are
+        `options`. The copy is one piece, so its ETag is another than that of a source uploaded
         in parts. NotFound: no such source. An error inside a 200 answer is an error."""
         ...
 
-    def begin_upload(self, key: str, *, attributes: Attributes = Attributes()) -> str:
-        """Begin a multipart upload; returns its id. Nobody sees the object before `complete_upload`."""
+    def begin_upload(
+        self, key: str, *, attributes: Attributes = Attributes(), options: WriteOptions = NO_OPTIONS
+    ) -> str:
+        """Begin a multipart upload; returns its id. Nobody sees the object before `complete_upload`. `options` are those of
+        the object; parts and completion get the same ones."""
         ...
 
-    def upload_part(self, key: str, upload_id: str, number: int, data: Buffer | Sequence[Buffer]) -> str:
-        """The part's ETag. Numbers 1 to 10,000; uploading a number again replaces it."""
+    def upload_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        data: Buffer | Sequence[Buffer],
+        *,
+        options: WriteOptions = NO_OPTIONS,
+        digests: Digests = NO_DIGESTS,
+    ) -> str:
+        """The part's ETag. Numbers 1 to 10,000; uploading a number again replaces it. `digests` as in `put`."""
         ...
 
-    def copy_part(self, key: str, upload_id: str, number: int, source: CopySource, *, offset: int, length: int) -> str:
+    def copy_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        source: CopySource,
+        *,
+        offset: int,
+        length: int,
+        options: WriteOptions = NO_OPTIONS,
+    ) -> str:
         """Like `upload_part`, with bytes that the server takes from `source` itself (UploadPartCopy). After
         PreconditionFailed the upload may hold that part: abort it."""
         ...
 
-    def complete_upload(self, key: str, upload_id: str, parts: Sequence[tuple[int, str]]) -> Written:
+    def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[tuple[int, str]],
+        *,
+        options: WriteOptions = NO_OPTIONS,
+        digests: Mapping[int, Digests] = NO_PART_DIGESTS,
+    ) -> Written:
         """Make it visible, of `parts` (number and ETag, ascending). Name every part that was uploaded: some servers
-        refuse to leave one out. OutcomeUnknown: look with `head`."""
+        refuse to leave one out. With a checksum in `options` the `digests` of all parts by number are needed where the
+        server keeps checksums: ValueError without. OutcomeUnknown: look with `head`."""
         ...
 
     def abort_upload(self, key: str, upload_id: str) -> None:
@@ -228,6 +411,52 @@ class Bucket(Protocol):
     def delete(self, key: str) -> str:
         """Delete the current object, never a version: in a bucket with versions this leaves a delete marker, whose
         version id is returned, else "". A key that is not there counts as done."""
+        ...
+
+    def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
+        """Delete one version or delete marker for good; one that is not there counts as done. Denied where a retention or
+        a legal hold keeps it. `bypass_governance`: in spite of a GOVERNANCE retention, for whoever has that permission."""
+        ...
+
+    # Object Lock. Unsupported or StoreError in a bucket that was not made with it.
+
+    def retention(self, key: str, *, version_id: str = "") -> Retention | None: ...
+
+    def set_retention(
+        self, key: str, retention: Retention | None, *, version_id: str = "", bypass_governance: bool = False
+    ) -> None:
+        """Of the current or the named version. Longer is always allowed; shorter, or None, only of GOVERNANCE and with
+        `bypass_governance`: else Denied."""
+        ...
+
+    def legal_hold(self, key: str, *, version_id: str = "") -> bool: ...
+
+    def set_legal_hold(self, key: str, on: bool, *, version_id: str = "") -> None: ...
+
+    def restore(self, key: str, *, days: int, tier: RestoreTier = "Standard", version_id: str = "") -> bool:
+        """Ask for a readable copy of an archived object, for `days` days; whether it is there already (then its time is
+        extended). Asking again while it is under way changes nothing. How it goes on, `head` tells: `kept.restoring`,
+        `kept.restored_until`. StoreError for an object that is in no archive."""
+        ...
+
+    # Uploads that are under way, for who goes on with them or clears them away.
+
+    def list_uploads(
+        self, *, prefix: str = "", key_marker: str = "", upload_marker: str = "", max_uploads: int = 1000
+    ) -> UploadsPage:
+        """After the markers, by key. `max_uploads` is 1 to 1,000."""
+        ...
+
+    def list_parts(
+        self,
+        key: str,
+        upload_id: str,
+        *,
+        after: int = 0,
+        max_parts: int = 1000,
+        customer_key: CustomerKey | None = None,
+    ) -> PartsPage:
+        """Parts with a number greater than `after`. NotFound: no such upload."""
         ...
 
     def close(self) -> None:

@@ -11,10 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import md5
 from typing import ClassVar
 
-from s3core.bucket import Attributes, Bucket, CopySource
+import pytest
+
+from s3core.bucket import Attributes, Bucket, CopySource, ListedPart, ListedUpload
 from s3core.conformance import MIB, pattern, refused
-from s3core.errors import Corrupt, NotFound, PreconditionFailed, StoreError, Unsupported
+from s3core.digests import Digests, Expected, digests_of, verdict
+from s3core.errors import (
+    Archived,
+    Corrupt,
+    Denied,
+    NotFound,
+    PreconditionFailed,
+    StoreError,
+    Unavailable,
+    Unsupported,
+)
 from s3core.store import Buffer
+from s3core.write_options import CustomerKey, Retention, WriteOptions
 
 MakeBucket = Callable[[], Bucket]
 
@@ -71,9 +84,64 @@ RICH = Attributes(
 )
 
 
-class BucketConformance:
+class ProofConformance:
+    """That what was written can be proved: a part of the suite of all buckets."""
+
+    differences: ClassVar[Mapping[str, str]] = {}
+
+    def test_digests_that_come_along_are_compared(self, make_bucket: MakeBucket) -> None:
+        bucket = make_bucket()
+        body, other = b"the bytes that were meant", digests_of(b"others", "sha256")
+        for checksum in ("", "sha256", "crc32"):
+            options, right = WriteOptions(checksum=checksum), digests_of(body, checksum)
+            bucket.put("k", body, options=options, digests=right)
+        if "wrong_md5" in self.differences:
+            return
+        with refused(Unavailable):
+            bucket.put("wrong", body, digests=Digests(md5=other.md5))
+        if bucket.properties.checksums:
+            with refused(Unavailable):
+                bucket.put("wrong", body, options=WriteOptions(checksum="sha256"), digests=Digests(sha256=other.sha256))
+        upload = bucket.begin_upload("parts")
+        with refused(Unavailable):
+            bucket.upload_part("parts", upload, 1, body, digests=other)
+        bucket.abort_upload("parts", upload)
+        assert bucket.list_page().keys == [b"k"]
+
+    @pytest.mark.parametrize("checksum", ["", "sha256", "crc32"])
+    def test_what_is_held_can_be_proved(self, make_bucket: MakeBucket, checksum: str) -> None:
+        bucket = make_bucket()
+        options = WriteOptions(checksum=checksum)  # type: ignore[arg-type]  # a parameter, a text
+        pieces = [pattern(5 * MIB), b"end"]
+        made = {number: digests_of(piece, options.checksum) for number, piece in enumerate(pieces, 1)}
+        bucket.put("whole", pieces[0], options=options, digests=made[1])
+        upload = bucket.begin_upload("parts", options=options)
+        parts = [
+            (number, bucket.upload_part("parts", upload, number, piece, options=options, digests=made[number]))
+            for number, piece in enumerate(pieces, 1)
+        ]
+        told = {part.number: part for part in bucket.list_parts("parts", upload).parts}
+        assert {number: part.etag for number, part in told.items()} == dict(parts)
+        bucket.complete_upload("parts", upload, parts, options=options, digests=made)
+        whole, joined = bucket.head("whole"), bucket.head("parts")
+        keeps = checksum in bucket.properties.checksums
+        if "kept_checksums" not in self.differences:
+            assert (checksum in whole.checksums) == keeps
+            assert (checksum in joined.checksums) == keeps
+        both = list(made.values())
+        assert verdict(whole, Expected.of_body(5 * MIB, made[1]), etag_is_md5=True) == "same"
+        assert verdict(joined, Expected.of_parts(5 * MIB + 3, both), etag_is_md5=True) == "same"
+        assert verdict(joined, Expected.of_parts(5 * MIB + 4, both), etag_is_md5=True) == "other"
+        assert verdict(joined, Expected.of_parts(5 * MIB + 3, both[::-1]), etag_is_md5=True) == "other"
+        wrong = digests_of(b"other", options.checksum)
+        assert verdict(whole, Expected.of_body(5 * MIB, wrong), etag_is_md5=True) == "other"
+
+
+class BucketConformance(ProofConformance):
     differences: ClassVar[Mapping[str, str]] = {}
     """What this server does otherwise, and why; the names are those the tests below ask for."""
+    kms_key_id: ClassVar[str] = ""
+    """A key that its key service has."""
 
     # Objects
 
@@ -541,3 +609,254 @@ class BucketConformance:
             assert found == wanted
         assert {row.key for row in bucket.list_versions(prefix="d").versions} == {"d&e"}
         assert bucket.list_versions(key_marker="d&e").versions[0].key == "\u00e4/'x'"
+
+    def test_a_version_is_deleted_for_good(self, make_bucket: MakeBucket) -> None:
+        bucket = make_bucket()
+        if not bucket.properties.versioned:
+            bucket.put("k", b"1")
+            bucket.delete_version("k", "null")
+            assert bucket.list_page().keys == []
+            return
+        first, second = bucket.put("k", b"first"), bucket.put("k", b"second")
+        bucket.delete_version("k", second.version_id)
+        assert bucket.get("k") == b"first"
+        marker = bucket.delete("k")
+        bucket.delete_version("k", marker)
+        assert bucket.get("k") == b"first", "without the marker it is there again"
+        bucket.delete_version("k", first.version_id)
+        bucket.delete_version("k", first.version_id)
+        assert list(bucket.list_versions().versions) == []
+        with refused(ValueError):
+            bucket.delete_version("k", "")
+
+    # Uploads under way
+
+    def test_uploads_are_listed_until_they_end(self, make_bucket: MakeBucket) -> None:
+        bucket = make_bucket()
+        begun = sorted((key, bucket.begin_upload(key)) for key in ("a/1", "b c+d%/\u00e4", "b c+d%/\u00e4", "z"))
+        assert sorted((one.key, one.upload_id) for one in self._uploads(bucket)) == begun
+        assert all(one.initiated > 1e9 for one in self._uploads(bucket))
+        assert {one.key for one in bucket.list_uploads(prefix="b c").uploads} == {"b c+d%/\u00e4"}
+        if "upload_pages" not in self.differences:
+            for size in (1, 2, 3):
+                paged = self._uploads(bucket, size)
+                assert len(bucket.list_uploads(max_uploads=size).uploads) == size
+                assert sorted((one.key, one.upload_id) for one in paged) == begun
+                assert [one.key for one in paged] == [key for key, _ in begun]
+        bucket.abort_upload(*begun[0])
+        bucket.complete_upload("z", begun[-1][1], [(1, bucket.upload_part("z", begun[-1][1], 1, b"x"))])
+        assert {one.key for one in self._uploads(bucket)} == {"b c+d%/\u00e4"}
+        with refused(ValueError):
+            bucket.list_uploads(upload_marker="x")
+
+    def test_parts_are_listed(self, make_bucket: MakeBucket) -> None:
+        bucket = make_bucket()
+        upload = bucket.begin_upload("k")
+        assert list(bucket.list_parts("k", upload).parts) == []
+        sent = {number: bucket.upload_part("k", upload, number, b"x" * number) for number in (7, 2, 5, 1)}
+        for size in (1000,) if "part_pages" in self.differences else (1, 3, 4, 1000):
+            found: list[ListedPart] = []
+            after = 0
+            while True:
+                page = bucket.list_parts("k", upload, after=after, max_parts=size)
+                assert len(page.parts) <= size
+                found += page.parts
+                after = page.next_number
+                if not after:
+                    break
+            assert [(part.number, part.size, part.etag) for part in found] == [
+                (number, number, sent[number]) for number in sorted(sent)
+            ]
+        bucket.abort_upload("k", upload)
+        if "gone_upload" not in self.differences:
+            with refused(NotFound):
+                bucket.list_parts("k", upload)
+
+    def _uploads(self, bucket: Bucket, size: int = 1000) -> list[ListedUpload]:
+        found: list[ListedUpload] = []
+        key_marker = upload_marker = ""
+        while True:
+            page = bucket.list_uploads(key_marker=key_marker, upload_marker=upload_marker, max_uploads=size)
+            found += page.uploads
+            key_marker, upload_marker = page.next_key_marker, page.next_upload_marker
+            if not key_marker:
+                return found
+
+    # Ways of keeping
+
+    def test_a_storage_class_is_told(self, make_bucket: MakeBucket) -> None:
+        bucket = make_bucket()
+        if "storage_class" in self.differences:
+            return
+        options = WriteOptions(storage_class="STANDARD_IA")
+        bucket.put("plain", b"x")
+        bucket.put("put", b"x", options=options)
+        upload = bucket.begin_upload("parts", options=options)
+        bucket.complete_upload("parts", upload, [(1, bucket.upload_part("parts", upload, 1, b"x", options=options))])
+        bucket.copy(CopySource(bucket.properties.name, "plain"), "copy", options=options)
+        assert [bucket.head(key).storage_class for key in ("put", "parts", "copy")] == ["STANDARD_IA"] * 3
+        assert bucket.head("plain").storage_class in ("", "STANDARD")
+        page = bucket.list_page()
+        told = dict(zip(page.keys, page.classes, strict=True))
+        assert told == {b"plain": b"STANDARD"} | dict.fromkeys((b"put", b"parts", b"copy"), b"STANDARD_IA")
+
+    @pytest.mark.parametrize("encryption", ["AES256", "aws:kms"])
+    def test_encryption_by_the_server_is_told(self, make_bucket: MakeBucket, encryption: str) -> None:
+        bucket = make_bucket()
+        if encryption in self.differences:
+            return
+        key_id = self.kms_key_id if encryption == "aws:kms" else ""
+        options = WriteOptions(encryption=encryption, kms_key_id=key_id)  # type: ignore[arg-type]  # as above
+        bucket.put("put", b"content", options=options)
+        upload = bucket.begin_upload("parts", options=options)
+        bucket.complete_upload("parts", upload, [(1, bucket.upload_part("parts", upload, 1, b"x", options=options))])
+        assert [bucket.head(key).kept.encryption for key in ("put", "parts")] == [encryption] * 2
+        assert (bucket.get("put"), bucket.get("parts")) == (b"content", b"x")
+
+    def test_a_customer_key_opens_what_it_closed(self, make_bucket: MakeBucket) -> None:
+        bucket = make_bucket()
+        if "customer_key" in self.differences:
+            return
+        key, other = CustomerKey(b"k" * 32), CustomerKey(b"o" * 32)
+        options = WriteOptions(customer_key=key)
+        bucket.put("put", b"content", options=options)
+        upload = bucket.begin_upload("parts", options=options)
+        with refused(StoreError):
+            bucket.upload_part("parts", upload, 1, b"not encrypted")
+        parts = [(1, bucket.upload_part("parts", upload, 1, pattern(5 * MIB), options=options))]
+        parts.append((2, bucket.upload_part("parts", upload, 2, b"end", options=options)))
+        bucket.complete_upload("parts", upload, parts, options=options)
+        for name, body in (("put", b"content"), ("parts", pattern(5 * MIB) + b"end")):
+            assert bucket.get(name, customer_key=key) == body
+            assert bucket.get(name, offset=3, length=4, customer_key=key) == body[3:7]
+            facts = bucket.head(name, customer_key=key)
+            assert (facts.size, facts.kept.customer_key_md5) == (len(body), key.md5)
+            for given in (None, other):
+                with refused(StoreError):
+                    bucket.get(name, customer_key=given)
+                with refused(StoreError):
+                    bucket.head(name, customer_key=given)
+        if "customer_copy" not in self.differences:
+            source = CopySource(bucket.properties.name, "put", customer_key=key)
+            bucket.copy(source, "opened")
+            assert bucket.get("opened") == b"content"
+
+
+class LockConformance:
+    """Derive from it too where Object Lock can be had, with a fixture `make_locked_bucket`."""
+
+    differences: ClassVar[Mapping[str, str]] = {}
+
+    def test_a_lock_is_given_at_the_write(self, make_locked_bucket: MakeBucket) -> None:
+        bucket = make_locked_bucket()
+        assert bucket.properties.versioned
+        until = self._soon(bucket)
+        for mode in ("GOVERNANCE", "COMPLIANCE"):
+            options = WriteOptions(retention=Retention(mode, until), legal_hold=True)
+            bucket.put("put", b"x", options=options)
+            upload = bucket.begin_upload("parts", options=options)
+            part = bucket.upload_part("parts", upload, 1, b"x", options=options)
+            bucket.complete_upload("parts", upload, [(1, part)], options=options)
+            for key in ("put", "parts"):
+                if f"lock_{key}" in self.differences:
+                    continue
+                assert bucket.retention(key) == options.retention, key
+                assert bucket.legal_hold(key), key
+                if "lock_in_head" not in self.differences:
+                    kept = bucket.head(key).kept
+                    assert (kept.retention, kept.legal_hold) == (options.retention, True), key
+                bucket.set_legal_hold(key, False)
+
+    def test_what_is_locked_cannot_be_deleted(self, make_locked_bucket: MakeBucket) -> None:
+        bucket = make_locked_bucket()
+        until = self._soon(bucket)
+        governed = bucket.put("governed", b"x").version_id
+        bucket.set_retention("governed", Retention("GOVERNANCE", until))
+        assert bucket.retention("governed", version_id=governed) == Retention("GOVERNANCE", until)
+        compliant = bucket.put("compliant", b"x").version_id
+        bucket.set_retention("compliant", Retention("COMPLIANCE", until))
+        held = bucket.put("held", b"x").version_id
+        bucket.set_legal_hold("held", True)
+        assert bucket.legal_hold("held", version_id=held)
+        for key, version in (("governed", governed), ("compliant", compliant), ("held", held)):
+            with refused(Denied):
+                bucket.delete_version(key, version)
+            assert bucket.get(key) == b"x"
+        with refused(Denied):
+            bucket.delete_version("compliant", compliant, bypass_governance=True)
+        bucket.delete_version("governed", governed, bypass_governance=True)
+        bucket.set_legal_hold("held", False)
+        bucket.delete_version("held", held)
+        marker = bucket.delete("compliant")
+        assert marker, "hidden, and still there"
+        assert bucket.get("compliant", version_id=compliant) == b"x"
+
+    def test_a_retention_grows(self, make_locked_bucket: MakeBucket) -> None:
+        bucket = make_locked_bucket()
+        until = self._soon(bucket)
+        bucket.put("k", b"x")
+        bucket.set_retention("k", Retention("COMPLIANCE", until))
+        bucket.set_retention("k", Retention("COMPLIANCE", until + 60))
+        with refused(StoreError):
+            bucket.set_retention("k", Retention("COMPLIANCE", until + 30))
+        assert bucket.retention("k") == Retention("COMPLIANCE", until + 60)
+        bucket.put("g", b"x")
+        bucket.set_retention("g", Retention("GOVERNANCE", until))
+        with refused(StoreError):
+            bucket.set_retention("g", Retention("GOVERNANCE", until - 60))
+        bucket.set_retention("g", Retention("GOVERNANCE", until - 60), bypass_governance=True)
+        assert bucket.retention("g") == Retention("GOVERNANCE", until - 60)
+
+    def test_what_has_no_lock(self, make_locked_bucket: MakeBucket) -> None:
+        bucket = make_locked_bucket()
+        written = bucket.put("k", b"x")
+        assert bucket.retention("k") is None
+        assert bucket.legal_hold("k") is False
+        with refused(NotFound):
+            bucket.retention("missing")
+        bucket.delete_version("k", written.version_id)
+        assert list(bucket.list_versions().versions) == []
+
+    def test_a_bucket_without_object_lock(self, make_bucket: MakeBucket) -> None:
+        bucket = make_bucket()
+        if "unlocked" in self.differences:
+            return
+        with refused(StoreError):
+            bucket.put("k", b"x", options=WriteOptions(retention=Retention("GOVERNANCE", self._soon(bucket))))
+        assert bucket.list_page().keys == []
+        bucket.put("k", b"x")
+        with refused(StoreError):
+            bucket.set_legal_hold("k", True)
+        assert bucket.retention("k") is None
+        assert bucket.legal_hold("k") is False
+
+    def _soon(self, bucket: Bucket) -> float:
+        """An hour from now, by the clock of the server."""
+        bucket.put("clock", b"")
+        facts = bucket.head("clock")
+        bucket.delete_version("clock", facts.version_id or "null")
+        return float(int(facts.modified) + 3600)
+
+
+class ArchiveConformance:
+    """Derive from it too where an archive class can be had."""
+
+    differences: ClassVar[Mapping[str, str]] = {}
+
+    def test_what_is_archived_is_read_once_it_is_restored(self, make_bucket: MakeBucket) -> None:
+        bucket = make_bucket()
+        bucket.put("cold", b"content", options=WriteOptions(storage_class="GLACIER"))
+        bucket.put("warm", b"content")
+        facts = bucket.head("cold")
+        assert (facts.storage_class, facts.archived) == ("GLACIER", True)
+        with refused(Archived):
+            bucket.get("cold")
+        with refused(StoreError):
+            bucket.restore("warm", days=1)
+        with refused(ValueError):
+            bucket.restore("cold", days=0)
+        assert bucket.restore("cold", days=2) is False
+        facts = bucket.head("cold")
+        assert (facts.archived, facts.kept.restored_until > facts.modified) == (False, True)
+        assert bucket.get("cold") == b"content"
+        assert bucket.restore("cold", days=3) is True

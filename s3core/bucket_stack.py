@@ -99,9 +99,11 @@ def open_bucket(
     policy: RetryPolicy | None = None,
     limits: Limits | None = None,
     once: Collection[Operation] = (),
+    around: Callable[[Bucket], Bucket] | None = None,
 ) -> tuple[ObservedBucket, str]:
     """The full stack for the bucket in `url` and the prefix that the URL goes on with, "" or ending with `/`. `config`
-    names the endpoints of s3:// URLs; `policy` and `limits` stand in place of the endpoint's own. ValueError for a URL
+    names the endpoints of s3:// URLs; `policy` and `limits` stand in place of the endpoint's own; `around` is put around the
+    adapter, below limits and retries, so that it sees each attempt. ValueError for a URL
     that is none, Misconfigured for file:, ConfigError for an endpoint not known, CredentialsError for keys that cannot
     be had."""
     place = parse_store_url(url)
@@ -121,6 +123,8 @@ def open_bucket(
             f"{url}: a directory is not a bucket: it has no versions, no tags and no ETags of S3",
             hint="name a bucket as s3://ENDPOINT/BUCKET/PREFIX; file: is for the state",
         )
+    if around is not None:
+        adapter = around(adapter)
     bucket = stack_bucket(adapter, clock, random or system_random(), policy, limits, registry, once)
     return bucket, f"{place.path}/" if place.path else ""
 

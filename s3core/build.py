@@ -78,13 +78,17 @@ def build_store(
     registry: CollectorRegistry | None = None,
     policy: RetryPolicy | None = None,
     limits: Limits | None = None,
+    retain_s: float | None = None,
 ) -> ObservedStore:
     """The full stack for `url`. `config` names the endpoints of s3:// URLs; `policy` and `limits` stand in
-    place of the endpoint's own. ValueError for a URL that is none; ConfigError for an endpoint not known and
+    place of the endpoint's own; `retain_s` is for buckets with Object Lock (`s3core.s3.open_s3_store`), and Misconfigured
+    above 0 for places that have none. ValueError for a URL that is none; ConfigError for an endpoint not known and
     CredentialsError for keys that cannot be had."""
     place = parse_store_url(url)
     clock = clock or SystemClock()
     adapter: ObjectStore
+    if retain_s and place.scheme != "s3":
+        raise Misconfigured(f"{url} has no Object Lock, so nothing can be retained there", hint="retention needs s3://")
     if place.scheme == "memory":
         with _memory_lock:
             bucket = _memory_buckets.setdefault(place.name, MemoryObjects())
@@ -96,7 +100,7 @@ def build_store(
         from s3core.s3 import open_s3_store
 
         endpoint = named_endpoint(place.name, config)
-        adapter = open_s3_store(endpoint, place.bucket, place.path)
+        adapter = open_s3_store(endpoint, place.bucket, place.path, retain_s=retain_s)
         limits = limits or Limits(endpoint.concurrency, endpoint.requests_per_s, endpoint.bytes_per_s)
         policy = policy or RetryPolicy(attempts_max=endpoint.retries + 1, deadline_s=endpoint.deadline_s)
     return stack(adapter, clock, random or system_random(), policy, limits, registry)

@@ -17,7 +17,7 @@ from typing import Any
 
 from s3core.settings import ConfigError, check_name, parse_config
 
-Values = Mapping[str, str | int | float | bool]
+Values = Mapping[str, str | int | float | bool | list[str]]
 
 
 def with_table(text: str, kind: str, name: str, values: Values) -> str:
@@ -100,7 +100,9 @@ def _lines(text: str) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _written(value: str | int | float | bool) -> str:
+def _written(value: str | int | float | bool | list[str]) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
     if isinstance(value, str):
         # A TOML basic string is a JSON string in which DEL is escaped too (TOML 1.0, "String").
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

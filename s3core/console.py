@@ -221,11 +221,41 @@ def print_error(error: BaseException, *, as_json: bool = False, stream: TextIO |
     return code
 
 
+_running = ""
+
+
+def command_name() -> str:
+    """What runs in this process, for records: the program and its command, such as `cowsync snapshot prune`; no arguments. ""
+    where it was not `run` that began it."""
+    return _running
+
+
+def _command(app: typer.Typer, name: str, given: Sequence[str]) -> str:
+    words = [name]
+    for word in given:
+        if word.startswith("-"):
+            break
+        words.append(word)
+        group = next((one for one in app.registered_groups if _group_name(one) == word), None)
+        if group is None or group.typer_instance is None:
+            break
+        app = group.typer_instance
+    return " ".join(words)
+
+
+def _group_name(group: "typer.models.TyperInfo") -> str:
+    """As given with `add_typer`, or where the group was made."""
+    named = (group.name, group.typer_instance.info.name if group.typer_instance is not None else None)
+    return next((name for name in named if isinstance(name, str)), "")
+
+
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> ExitCode | int:
     """Run a command line (without the program's name; `sys.argv` by default) and return its exit code. Every failure
     is printed by `print_error`; nothing escapes. A command says no by raising `typer.Exit(ExitCode.FINDING)`."""
+    global _running
     given = sys.argv[1:] if arguments is None else list(arguments)
     as_json = "--json" in given
+    _running = _command(app, name, given)
     for name_of_stream in ("stdout", "stderr"):
         if getattr(sys, name_of_stream) is None:  # closed by whoever started us, who wants nothing of it
             setattr(sys, name_of_stream, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process

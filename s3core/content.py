@@ -6,15 +6,56 @@ bytes, written in one go, give the same ETag. SHA-256 cut to 128 bits: processor
 """
 
 import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 from s3core.store import Buffer
 
 ETAG_BYTES = 16
 
 
-def byte_views(data: Buffer | Sequence[Buffer]) -> list[Buffer]:
+class LazyBody(Sequence[Buffer], ABC):
+    """A body too large to hold, or one that is watched: its pieces (bytes, at most about 1 MiB each) are made when they are
+    asked for, one after the other and perhaps more than once, always the same."""
+
+    @property
+    @abstractmethod
+    def byte_count(self) -> int:
+        """Of all pieces together."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many pieces."""
+
+    @abstractmethod
+    def piece(self, at: int) -> Buffer: ...
+
+    def peek(self) -> Iterator[Buffer]:
+        """The pieces, for who looks at them and does not send them."""
+        return iter(self)
+
+    @overload
+    def __getitem__(self, at: int) -> Buffer: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Buffer]: ...
+
+    def __getitem__(self, at: int | slice) -> Buffer | Sequence[Buffer]:
+        if isinstance(at, slice):
+            return [self.piece(one) for one in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(at)
+        return self.piece(at % len(self))
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return map(self.piece, range(len(self)))
+
+
+def byte_views(data: Buffer | Sequence[Buffer]) -> Sequence[Buffer]:
     """The buffers of `put`'s argument, each with one byte per item; nothing is copied that lies in one piece."""
+    if isinstance(data, LazyBody):
+        return data
     if isinstance(data, bytes | bytearray | memoryview):
         data = (data,)
     return [_flat(part) for part in data]
@@ -22,7 +63,7 @@ def byte_views(data: Buffer | Sequence[Buffer]) -> list[Buffer]:
 
 def byte_count(views: Sequence[Buffer]) -> int:
     """How many bytes `byte_views` gave."""
-    return sum(map(len, views))
+    return views.byte_count if isinstance(views, LazyBody) else sum(map(len, views))
 
 
 def content_digest(views: Sequence[Buffer]) -> bytes:

@@ -63,7 +63,7 @@ TOOLS: tuple[Tool, ...] = (
         "s3integrity",
         "ledgers",
         ("read after write", "create once", "lifecycle"),
-        {"replace if unchanged": "the head is found by listing", "order of listings": "audits sort for themselves"},
+        {"replace if unchanged": "the newest checkpoint is compared by this program before it is replaced"},
     ),
     Tool(
         "pve-s3",

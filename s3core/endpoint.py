@@ -71,6 +71,9 @@ class Preset:
     tags_along: Honoured = "probe"
     """Whether uploads in parts and copies with other attributes take tags along; where that is not sure, we look
     afterwards and tag what is not."""
+    locks_along: Honoured = "probe"
+    """Whether uploads in parts and copies take a retention and a legal hold along; where that is not sure, we look
+    afterwards and lock what is not."""
     prices: Prices = Prices()
     notes: tuple[str, ...] = ()
 
@@ -87,6 +90,7 @@ PRESETS: dict[str, Preset] = {
             if_match="yes",
             copy_if_match="yes",
             tags_along="yes",
+            locks_along="yes",
             aws_checksums=True,
             versioned_conditions="yes",
             prices=Prices(per_1000_put=0.005, per_1000_get=0.0004, per_gib_month=0.023, per_gib_egress=0.09),
@@ -105,6 +109,7 @@ PRESETS: dict[str, Preset] = {
             copy_if_match="no",
             copy_if_match_named="x-amz-copy-if-match",
             tags_along="no",
+            locks_along="no",
             if_match_quoted=False,
             versioned_conditions="no",
             notes=(
@@ -112,6 +117,8 @@ PRESETS: dict[str, Preset] = {
                 " keep objects that fence in an unversioned bucket",
                 "the loser of a racing If-Match PUT may see 500 instead of 412",
                 "older releases refuse uploads with a checksum trailer (a default boto3 client over TLS)",
+                "releases before 17 ignore encryption by AES256, and aws:kms always needs a key's id",
+                "storage classes are those that its operator made; others are refused",
             ),
         ),
         Preset(
@@ -123,6 +130,7 @@ PRESETS: dict[str, Preset] = {
             if_match="yes",
             copy_if_match="yes",
             tags_along="yes",
+            locks_along="yes",
             aws_checksums=True,
             notes=("releases before October 2025 skip conditions while a read quorum is missing",),
         ),

@@ -45,6 +45,10 @@ class Unsupported(StoreError):
     """The store does not implement what was asked."""
 
 
+class Archived(Unsupported):
+    """The object lies in an archive class; it can be read once it was restored."""
+
+
 class Unavailable(StoreError):
     """The store could not be reached or asked us to slow down; nothing was applied."""
 

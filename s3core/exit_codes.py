@@ -38,6 +38,7 @@ class ExitCode(IntEnum):
     LOCAL = 9
     UNKNOWN_OUTCOME = 10
     PARTIAL = 11
+    TAMPERED = 12
     BUG = 70
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -74,6 +75,10 @@ MEANINGS: dict[ExitCode, tuple[str, str]] = {
     ExitCode.PARTIAL: (
         "part of it is done; the rest failed, was left alone or was not tried",
         "read what was not done; the same command goes on with it",
+    ),
+    ExitCode.TAMPERED: (
+        "evidence contradicts itself: what a ledger signed or chained is missing, changed or cut off",
+        "keep everything as it is; the message names the object, the time window and the last good state",
     ),
     ExitCode.BUG: ("the tool itself is wrong", "report it with the text above the message"),
     ExitCode.INTERRUPTED: ("stopped with Ctrl-C (128 + SIGINT)", "the same command goes on or starts anew"),

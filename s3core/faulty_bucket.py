@@ -14,9 +14,11 @@ from dataclasses import replace
 from s3core.bucket import NO_ATTRIBUTES, Attributes, Bucket, ListedPage, Written
 from s3core.bucket_wrapper import BucketWrapper
 from s3core.clock import Clock
+from s3core.digests import NO_DIGESTS, Digests
 from s3core.faulty import FaultInjection, FaultPlan, kept_body
 from s3core.store import Buffer
 from s3core.wrapper import Call
+from s3core.write_options import NO_OPTIONS, WriteOptions
 
 
 class FaultyBucket(FaultInjection, BucketWrapper):
@@ -82,11 +84,30 @@ class FaultyBucket(FaultInjection, BucketWrapper):
         attributes: Attributes = NO_ATTRIBUTES,
         if_match: str = "",
         if_absent: bool = False,
+        options: WriteOptions = NO_OPTIONS,
+        digests: Digests = NO_DIGESTS,
     ) -> Written:
-        return super().put(key, kept_body(data), attributes=attributes, if_match=if_match, if_absent=if_absent)
+        return super().put(
+            key,
+            kept_body(data),
+            attributes=attributes,
+            if_match=if_match,
+            if_absent=if_absent,
+            options=options,
+            digests=digests,
+        )
 
-    def upload_part(self, key: str, upload_id: str, number: int, data: Buffer | Sequence[Buffer]) -> str:
-        return super().upload_part(key, upload_id, number, kept_body(data))
+    def upload_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        data: Buffer | Sequence[Buffer],
+        *,
+        options: WriteOptions = NO_OPTIONS,
+        digests: Digests = NO_DIGESTS,
+    ) -> str:
+        return super().upload_part(key, upload_id, number, kept_body(data), options=options, digests=digests)
 
 
 def _folders_first(key: bytes) -> bytes:

@@ -9,8 +9,9 @@ Read next: `s3core.s3_requests` (routing, signing), `s3core.s3_http` (sockets), 
 import base64
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 
-from s3core.clock import Clock
+from s3core.clock import Clock, SystemClock
 from s3core.endpoint import Endpoint
 from s3core.errors import Corrupt, Misconfigured, NotFound, StoreError, Unavailable, Unsupported
 from s3core.keys import check_key, check_metadata, check_range
@@ -21,22 +22,42 @@ from s3core.s3_multipart import S3MultipartUpload
 from s3core.s3_requests import S3Requests, etag_of, modified_of, ranged_body, whole_body
 from s3core.s3_xml import ErrorBody, delete_request, fits_xml, parse_delete_result, parse_result
 from s3core.signing import Query, encode_key
-from s3core.store import Body, Buffer, MultipartUpload, ObjectInfo, Properties
+from s3core.store import Body, Buffer, MultipartUpload, ObjectInfo, Properties, joined
 
 DELETE_BATCH = 1000
 _METADATA = "x-amz-meta-"
 
 
-def open_s3_store(endpoint: Endpoint, bucket: str, prefix: str = "", *, clock: Clock | None = None) -> "S3Store":
+def open_s3_store(
+    endpoint: Endpoint,
+    bucket: str,
+    prefix: str = "",
+    *,
+    clock: Clock | None = None,
+    retain_s: float | None = None,
+) -> "S3Store":
     """The store in `bucket` below `prefix`. Opens no connection: the first request finds out whether the
-    endpoint works. ValueError for a name or prefix that cannot be, Misconfigured for an unreadable CA file."""
-    return S3Store(endpoint, bucket, prefix, clock=clock)
+    endpoint works. ValueError for a name or prefix that cannot be, Misconfigured for an unreadable CA file.
+
+    `retain_s` is for buckets with Object Lock: what is put says its digest, as they demand, and, above 0, that its version
+    may not be removed for so long by anybody (mode COMPLIANCE)."""
+    return S3Store(endpoint, bucket, prefix, clock=clock, retain_s=retain_s)
 
 
 class S3Store:
     """An `ObjectStore` in a bucket. Threads may share it; connections are kept open for them."""
 
-    def __init__(self, endpoint: Endpoint, bucket: str, prefix: str = "", *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        bucket: str,
+        prefix: str = "",
+        *,
+        clock: Clock | None = None,
+        retain_s: float | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._retain_s = retain_s
         stem = prefix.strip("/")
         self._requests = S3Requests(endpoint, bucket, clock=clock)
         self._endpoint = endpoint
@@ -255,8 +276,19 @@ class S3Store:
     def _put(
         self, key: str, data: Buffer | Sequence[Buffer], metadata: dict[str, str] | None, condition: Mapping[str, str]
     ) -> str:
-        headers = {**_metadata_headers(metadata), **condition}
+        headers = {**_metadata_headers(metadata), **condition, **self._lock_headers(data)}
         return etag_of(self._request(PUT, "PUT", key, headers=headers, body=data)) or self.head(key).etag
+
+    def _lock_headers(self, data: Buffer | Sequence[Buffer]) -> dict[str, str]:
+        if self._retain_s is None:
+            return {}
+        digest = hashlib.md5(joined(data), usedforsecurity=False).digest()
+        headers = {"content-md5": base64.b64encode(digest).decode()}
+        if self._retain_s > 0:
+            until = datetime.fromtimestamp(self._clock.time() + self._retain_s, UTC)
+            headers["x-amz-object-lock-mode"] = "COMPLIANCE"
+            headers["x-amz-object-lock-retain-until-date"] = until.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return headers
 
     def _request(
         self,

@@ -49,7 +49,8 @@ class ObjectLock:
 
 @dataclass(frozen=True, slots=True)
 class LifecycleRule:
-    """What the server deletes by itself below `prefix`; zero days: never."""
+    """What the server does by itself below `prefix`; zero days: never. `transitions`: days and storage class, ascending.
+    `larger_than`: bytes, 0 for all; not every server knows it."""
 
     name: str
     prefix: str = ""
@@ -57,6 +58,8 @@ class LifecycleRule:
     expire_noncurrent_days: int = 0
     abort_uploads_days: int = 0
     enabled: bool = True
+    transitions: tuple[tuple[int, str], ...] = ()
+    larger_than: int = 0
 
 
 class S3Control:
@@ -133,13 +136,16 @@ class S3Control:
         )
 
     def lifecycle(self, bucket: str) -> list[LifecycleRule]:
+        return [_rule_from(item) for item in self._raw_lifecycle(bucket)]
+
+    def _raw_lifecycle(self, bucket: str) -> list[dict[str, Any]]:
         try:
             answer = self._call("GetBucketLifecycleConfiguration", "s3:GetLifecycleConfiguration", bucket)
         except StoreError as error:
             if "NoSuchLifecycleConfiguration" in str(error):
                 return []
             raise
-        return [_rule_from(item) for item in answer.get("Rules", [])]
+        return list(answer.get("Rules", []))
 
     def set_lifecycle(self, bucket: str, rules: list[LifecycleRule]) -> None:
         """Replaces all rules of the bucket; none at all removes them."""
@@ -153,6 +159,30 @@ class S3Control:
             bucket,
             LifecycleConfiguration=configuration,
         )
+
+    def merge_lifecycle(self, bucket: str, rules: list[LifecycleRule], *, own: str) -> bool:
+        """`rules`, whose names begin with `own`, in place of those of such names; all others stay as they are, with what
+        `LifecycleRule` does not know of too. Whether something was changed: what is so already is not written. The server
+        takes all rules at once and on no condition: of two that change rules in the same moment one wins; looking again
+        (`lifecycle`) tells. ValueError for a rule of another name."""
+        if any(not rule.name.startswith(own) for rule in rules):
+            raise ValueError(f"rules of ours are called {own}...")
+        held = self._raw_lifecycle(bucket)
+        mine = [_rule_from(item) for item in held if item.get("ID", "").startswith(own)]
+        if sorted(mine, key=lambda rule: rule.name) == sorted(rules, key=lambda rule: rule.name):
+            return False
+        others = [_kept_rule(item) for item in held if not item.get("ID", "").startswith(own)]
+        merged = [*others, *map(_rule_to, rules)]
+        if merged:
+            self._call(
+                "PutBucketLifecycleConfiguration",
+                "s3:PutLifecycleConfiguration",
+                bucket,
+                LifecycleConfiguration={"Rules": merged},
+            )
+        else:
+            self._call("DeleteBucketLifecycle", "s3:PutLifecycleConfiguration", bucket)
+        return True
 
     def client(self, region: str = "") -> "S3Client":
         """The boto3 client itself, over our connections, for what is not wrapped here."""
@@ -284,26 +314,48 @@ def _refusal(error: "ClientError") -> tuple[Answer, ErrorBody]:
 
 
 def _rule_from(item: Mapping[str, Any]) -> LifecycleRule:
+    conditions = item.get("Filter", {})
+    conditions = {**conditions, **conditions.get("And", {})}
     return LifecycleRule(
         name=item.get("ID", ""),
-        prefix=item.get("Filter", {}).get("Prefix", item.get("Prefix", "")),
+        prefix=conditions.get("Prefix", item.get("Prefix", "")),
         expire_days=item.get("Expiration", {}).get("Days", 0),
         expire_noncurrent_days=item.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays", 0),
         abort_uploads_days=item.get("AbortIncompleteMultipartUpload", {}).get("DaysAfterInitiation", 0),
         enabled=item.get("Status") == "Enabled",
+        transitions=tuple(
+            sorted((change.get("Days", 0), change["StorageClass"]) for change in item.get("Transitions", []))
+        ),
+        larger_than=conditions.get("ObjectSizeGreaterThan", 0),
     )
 
 
+def _kept_rule(item: dict[str, Any]) -> dict[str, Any]:
+    """A rule of somebody else as it may be put back: Ceph answers a filter of several conditions without the And that it, and
+    S3, want around them."""
+    conditions = item.get("Filter", {})
+    if len(conditions) < 2:
+        return item
+    joined = {name: value for name, value in conditions.items() if name not in ("Tag", "And")}
+    tags = [conditions["Tag"]] if "Tag" in conditions else []
+    return {**item, "Filter": {"And": {**conditions.get("And", {}), **joined, **({"Tags": tags} if tags else {})}}}
+
+
 def _rule_to(rule: LifecycleRule) -> dict[str, Any]:
+    conditions: dict[str, Any] = {"Prefix": rule.prefix}
+    if rule.larger_than:
+        conditions = {"And": {**conditions, "ObjectSizeGreaterThan": rule.larger_than}}
     item: dict[str, Any] = {
         "ID": rule.name,
-        "Filter": {"Prefix": rule.prefix},
+        "Filter": conditions,
         "Status": "Enabled" if rule.enabled else "Disabled",
     }
     if rule.expire_days:
         item["Expiration"] = {"Days": rule.expire_days}
     if rule.expire_noncurrent_days:
         item["NoncurrentVersionExpiration"] = {"NoncurrentDays": rule.expire_noncurrent_days}
+    if rule.transitions:
+        item["Transitions"] = [{"Days": days, "StorageClass": name} for days, name in rule.transitions]
     if rule.abort_uploads_days:
         item["AbortIncompleteMultipartUpload"] = {"DaysAfterInitiation": rule.abort_uploads_days}
     return item

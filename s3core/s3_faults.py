@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 
 from s3core.endpoint import Address, Endpoint
 from s3core.errors import (
+    Archived,
     Corrupt,
     Denied,
     Misconfigured,
@@ -49,6 +50,14 @@ PUT_TAGS = Act("tag", "s3:PutObjectTagging", mutating=True)
 LIST_VERSIONS = Act("list the versions in", "s3:ListBucketVersions", on_bucket=True)
 VERSIONING = Act("ask for the versioning of", "s3:GetBucketVersioning", on_bucket=True)
 ABORT = Act("abort the upload of", "s3:AbortMultipartUpload", mutating=True)
+DELETE_VERSION = Act("delete a version of", "s3:DeleteObjectVersion", mutating=True)
+RETENTION = Act("read the retention of", "s3:GetObjectRetention")
+PUT_RETENTION = Act("set the retention of", "s3:PutObjectRetention", mutating=True)
+LEGAL_HOLD = Act("read the legal hold of", "s3:GetObjectLegalHold")
+PUT_LEGAL_HOLD = Act("set the legal hold of", "s3:PutObjectLegalHold", mutating=True)
+RESTORE = Act("restore", "s3:RestoreObject", mutating=True)
+LIST_UPLOADS = Act("list the uploads in", "s3:ListBucketMultipartUploads", on_bucket=True)
+LIST_PARTS = Act("list the parts of", "s3:ListMultipartUploadParts")
 
 _NOT_BEGUN = frozenset(
     {"SlowDown", "SlowDownRead", "ServiceUnavailable", "RequestLimitExceeded", "TooManyRequests", "Throttling"}
@@ -61,6 +70,10 @@ _WRONG_REGION = frozenset(
 )
 _MOVED = frozenset({"PermanentRedirect", "TemporaryRedirect", "Redirect"})
 _FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity", "XMinioAdminBucketQuotaExceeded"})
+_NOTHING_OF_THAT_KIND = frozenset(
+    {"NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError", "NoSuchTagSet", "NoSuchTagSetError"}
+)
+"""Answered with 404 about an object that is there."""
 _TOO_LARGE = frozenset({"EntityTooLarge", "KeyTooLong", "KeyTooLongError", "MetadataTooLarge", "EntityTooSmall"})
 
 
@@ -107,7 +120,7 @@ def fault(answer: Answer, act: Act, place: Place, key: str, now: float, body: Er
         return Unavailable(what, key=key, hint="the request did not arrive whole; try again")
     if code == "NoSuchBucket":
         return NotFound(
-            f"bucket {place.bucket} does not exist at {place.address.origin}",
+            f"bucket {place.bucket} does not exist at {place.address.origin}{place.address.path}",
             hint="check its name and region, or create it",
         )
     if code in ("RequestTimeTooSkewed", "RequestExpired"):
@@ -125,9 +138,11 @@ def fault(answer: Answer, act: Act, place: Place, key: str, now: float, body: Er
     if code in _TOO_LARGE:
         return Unsupported(what, key=key)
     if code == "InvalidObjectState":
-        return Unsupported(what, key=key, hint="the object lies in an archive tier; restore it first")
+        return Archived(what, key=key, hint="the object lies in an archive tier; restore it first")
     if status in (401, 403):
         return _denied(body, what, act, place, key)
+    if code in _NOTHING_OF_THAT_KIND:
+        return StoreError(what, key=key)
     if status == 404:
         return _not_found(answer, body, what, place, key)
     if status == 416:

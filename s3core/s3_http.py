@@ -26,7 +26,7 @@ from urllib3.exceptions import SSLError as PoolSslError
 from urllib3.util import Timeout, connection, make_headers, parse_url
 from urllib3.util.ssl_ import create_urllib3_context
 
-from s3core.content import byte_views
+from s3core.content import LazyBody, byte_views
 from s3core.endpoint import Address, Endpoint, normalise_fingerprint, shown_fingerprint
 from s3core.errors import Misconfigured, OutcomeUnknown, StoreError, Unavailable
 from s3core.store import Buffer
@@ -259,8 +259,10 @@ class Transport:
         return shown_fingerprint(sha256(certificate).hexdigest())
 
 
-def pieces(data: Buffer | Sequence[Buffer]) -> list[Buffer]:
+def pieces(data: Buffer | Sequence[Buffer]) -> Sequence[Buffer]:
     """A body as the buffers to send one by one: nothing larger than 64 KiB is copied."""
+    if isinstance(data, LazyBody):
+        return data
     out: list[Buffer] = []
     small: list[Buffer] = []
     small_bytes = 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from s3core.clock import Clock, SystemClock
+from s3core.content import LazyBody, byte_count
 from s3core.endpoint import PRESETS, REGION_AUTO, Address, Endpoint
 from s3core.errors import Corrupt, NotFound, StoreError, Unavailable
 from s3core.s3_faults import GET, HEAD, LIST, Act, Place, fault, served_region
@@ -79,7 +80,7 @@ class S3Requests:
         """One request for `key` ("": the bucket itself) that succeeded, or the error it came to. Errors name the key
         as `shown` has it."""
         shown = key if shown is None else shown
-        chunks = pieces(body) if body is not None else []
+        chunks: Sequence[Buffer] = pieces(body) if body is not None else []
         route = self._route
         answer = self._send(route, act, method, key, shown, query, headers or {}, chunks)
         if _succeeded(answer, act):
@@ -135,12 +136,13 @@ class S3Requests:
         if not self._sign_payload:
             payload_hash = UNSIGNED_PAYLOAD
         else:
-            payload_hash = payload_sha256(chunks) if chunks else EMPTY_SHA256
+            looked_at = chunks.peek() if isinstance(chunks, LazyBody) else chunks
+            payload_hash = payload_sha256(looked_at) if chunks else EMPTY_SHA256
         signed = route.signer.headers(
             method, path, query_text, {**headers, "host": route.address.host}, payload_hash, self._clock.time()
         )
         if method in ("PUT", "POST"):
-            signed["content-length"] = str(sum(len(chunk) for chunk in chunks))
+            signed["content-length"] = str(byte_count(chunks))
         signed["user-agent"] = "bucketworks"
         for name, value in headers.items():
             if not value.isascii():

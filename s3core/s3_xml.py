@@ -6,13 +6,17 @@ Source: Amazon S3 API reference, DeleteObjects, CompleteMultipartUpload, "Error 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from s3core.errors import Corrupt
+from s3core.write_options import RestoreTier, Retention
+
+_DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>'
+_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def parse_error(body: bytes) -> ErrorBody:
     except ElementTree.ParseError:
         return ErrorBody()
     # Identity services wrap it: <ErrorResponse><Error>. Below any other root (DeleteResult) it is about a part.
-    kind = _local(root.tag)
+    kind = local_name(root.tag)
     error = root if kind == "Error" else root.find(named_tag(root, "Error")) if kind == "ErrorResponse" else None
     if error is None:
         return ErrorBody()
@@ -63,14 +67,14 @@ def parse_error(body: bytes) -> ErrorBody:
 def parse_result(body: bytes, *elements: str) -> dict[str, str]:
     """The texts directly below a result document whose root must be one of `elements`."""
     root = xml_root(body)
-    if _local(root.tag) not in elements:
+    if local_name(root.tag) not in elements:
         raise Corrupt(f"expected {' or '.join(elements)}, got {shown_body(body)}")
-    return {_local(child.tag): (child.text or "").strip() for child in root}
+    return {local_name(child.tag): (child.text or "").strip() for child in root}
 
 
 def parse_delete_result(body: bytes) -> list[DeleteFailure]:
     root = xml_root(body)
-    if _local(root.tag) != "DeleteResult":
+    if local_name(root.tag) != "DeleteResult":
         raise Corrupt(f"expected DeleteResult, got {shown_body(body)}")
     return [
         DeleteFailure(child_text(error, "Key"), child_text(error, "Code"), child_text(error, "Message"))
@@ -83,7 +87,7 @@ def parse_tags(body: bytes) -> dict[str, str]:
     if not body:
         return {}
     root = xml_root(body)
-    if _local(root.tag) != "Tagging":
+    if local_name(root.tag) != "Tagging":
         raise Corrupt(f"expected Tagging, got {shown_body(body)}")
     return {child_text(tag, "Key"): child_text(tag, "Value") for tag in root.iter(named_tag(root, "Tag"))}
 
@@ -108,14 +112,42 @@ def delete_request(keys: Iterable[str]) -> bytes:
     ).encode()
 
 
-def complete_request(parts: Iterable[tuple[int, str]]) -> bytes:
-    """CompleteMultipartUpload out of (number, ETag), ascending by number."""
+def complete_request(parts: Sequence[tuple[int, str]], checksum: str = "", checksums: Sequence[str] = ()) -> bytes:
+    """CompleteMultipartUpload out of (number, ETag), ascending by number, and with `checksum`, an algorithm, one for each."""
+    name = f"Checksum{checksum.upper()}"
+    sums = [f"<{name}>{text}</{name}>" for text in checksums] if checksum else [""] * len(parts)
     rows = "".join(
-        f'<Part><PartNumber>{number}</PartNumber><ETag>"{_escaped(etag)}"</ETag></Part>' for number, etag in parts
+        f'<Part><PartNumber>{number}</PartNumber><ETag>"{_escaped(etag)}"</ETag>{text}</Part>'
+        for (number, etag), text in zip(parts, sums, strict=True)
     )
     return (
         '<?xml version="1.0" encoding="UTF-8"?>'
         f'<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{rows}</CompleteMultipartUpload>'
+    ).encode()
+
+
+def retention_request(retention: Retention | None) -> bytes:
+    """PutObjectRetention; None takes it away."""
+    rows = (
+        f"<Mode>{retention.mode}</Mode><RetainUntilDate>{retention.until_text}</RetainUntilDate>" if retention else ""
+    )
+    return f'{_DECLARATION}<Retention xmlns="{_NAMESPACE}">{rows}</Retention>'.encode()
+
+
+def legal_hold_request(on: bool) -> bytes:
+    """PutObjectLegalHold."""
+    return (
+        f'{_DECLARATION}<LegalHold xmlns="{_NAMESPACE}"><Status>{"ON" if on else "OFF"}</Status></LegalHold>'
+    ).encode()
+
+
+def restore_request(days: int, tier: RestoreTier) -> bytes:
+    """RestoreObject. ValueError for less than a day."""
+    if days < 1:
+        raise ValueError(f"an object is restored for 1 day or more, not {days}")
+    return (
+        f'{_DECLARATION}<RestoreRequest xmlns="{_NAMESPACE}"><Days>{days}</Days>'
+        f"<GlacierJobParameters><Tier>{tier}</Tier></GlacierJobParameters></RestoreRequest>"
     ).encode()
 
 
@@ -148,7 +180,8 @@ def named_tag(root: ElementTree.Element, name: str) -> str:
     return f"{root.tag[: root.tag.index('}') + 1]}{name}" if root.tag.startswith("{") else name
 
 
-def _local(tag: str) -> str:
+def local_name(tag: str) -> str:
+    """A tag without its namespace."""
     return tag.rpartition("}")[2]
 
 

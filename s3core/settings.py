@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+)
 
 from s3core.credentials import CredentialsError, check_key_source, check_source, find_credentials, require_private
 from s3core.endpoint import PRESETS, Credentials, Endpoint, from_preset
@@ -121,6 +130,19 @@ class PriceSettings(_Table):
 
 class EndpointSettings(_Table):
     """`[endpoint.NAME]`: a server that speaks S3. Places in it are written `s3://NAME/BUCKET/PREFIX`."""
+
+    _origin: str = PrivateAttr("")
+
+    @property
+    def origin(self) -> str:
+        """What errors call it, where it does not stand in the configuration file; else empty."""
+        return self._origin
+
+    def told_by(self, origin: str) -> "EndpointSettings":
+        """A copy with that `origin`."""
+        copy = self.model_copy()
+        copy._origin = origin
+        return copy
 
     preset: Literal["aws", "ceph", "minio", "garage", "r2", "wasabi", "b2", "hetzner", "generic"] = _setting(
         "generic", "provider whose address, habits, quirks and prices to start from"
@@ -367,6 +389,105 @@ class MirrorSettings(_Table):
     guard: GuardSettings = _setting(GuardSettings(), "what is held for an approval")
 
 
+def _origin_or_not(text: str) -> str:
+    if text and (text != text.strip("/") or any(c.isspace() or c == "+" or not c.isprintable() for c in text)):
+        raise ValueError(f"{text!r} is no origin: a URL without scheme, blanks and '+', such as example.com/ledger")
+    return text
+
+
+class LedgerSettings(_Table):
+    """`[ledger.NAME]`: the signed record of what is done to buckets, kept by `s3integrity`."""
+
+    url: StoreUrl = _setting(
+        ...,
+        "where the ledger lies: `s3://ENDPOINT/BUCKET/PREFIX` in a bucket of its own, best with Object Lock, or `file:///DIRECTORY`",
+    )
+    origin: Annotated[str, AfterValidator(_origin_or_not)] = _setting(
+        "",
+        "its name in checkpoints and proofs, such as `example.com/ledger`; empty: `bucketworks/NAME`; fixed with `init`",
+    )
+    covers: Patterns = _setting(
+        (),
+        "buckets whose operations our tools record in it: `s3://ENDPOINT/BUCKET` or `s3://ENDPOINT/BUCKET/PREFIX`",
+        strict=False,
+    )
+    vkey: str = _setting(
+        "", "the ledger's public key, to which all trust goes back (`init` prints it); never read from the bucket"
+    )
+    state_dir: str = _setting(
+        "", "local log, keys and pins; empty: `/var/lib/bucketworks/ledger/NAME`, on a disk that syncs"
+    )
+    writer: Annotated[str, AfterValidator(lambda text: check_name(text) if text else "")] = _setting(
+        "", "this host's name in the ledger; empty: its host name"
+    )
+    slots: int = _setting(8, "processes of this host that may record at once; each has a log and a key", ge=1, le=64)
+    reads: bool = _setting(False, "whether GETs are recorded too; each costs a record")
+    checkpoint_records: int = _setting(1000, "records after which a checkpoint is signed and put in the store", ge=1)
+    checkpoint_s: Seconds = _setting(10.0, "age of an unpublished record that makes a checkpoint", gt=0)
+    heartbeat_s: Seconds = _setting(60.0, "an open writer signs a checkpoint at least this often, idle or not", gt=0)
+    group_s: Seconds = _setting(0.01, "how long records may wait for others to share one sync of the disk", ge=0)
+    epoch_records: int = _setting(1_000_000, "records after which a writer takes a new key", ge=1)
+    epoch_s: Seconds = _setting(86_400.0, "age at which a writer takes a new key", gt=0)
+    seal_s: Seconds = _setting(
+        60.0, "how often `serve` writes the heads of all writers into the ledger's own log", gt=0
+    )
+    silence_s: Seconds = _setting(
+        300.0, "older evidence than this is told as stale: of the ledger's own log, and of a writer that is open", gt=0
+    )
+    retain_s: Seconds = _setting(
+        0.0, "Object Lock retention put on what is written, in compliance mode; 0: the bucket's own default", ge=0
+    )
+    witnesses: Patterns = _setting(
+        (),
+        "who cosigns the ledger's own log: `URL VKEY`, the address before `/add-checkpoint` and the witness's public key",
+        strict=False,
+    )
+    witnesses_needed: int = _setting(0, "cosignatures without which verification fails", ge=0)
+    timestamps: str = _setting("", "address of an RFC 3161 time-stamping authority that `anchor` asks; empty: none")
+    timestamp_roots: str = _setting(
+        "", "PEM file with the root certificates under which its timestamps are believed; empty: kept, but not verified"
+    )
+    listen: Annotated[str, AfterValidator(_listen_or_not)] = _setting(
+        "", "`HOST:PORT` where `serve` answers `/healthz`, `/metrics` and event notifications; empty: off"
+    )
+    webhook_token_file: str = _setting(
+        "", "file (mode 0600) with the token that senders of notifications must show; empty: none is asked"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least important message that is logged")
+    log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")
+
+
+class PveSettings(_Table):
+    """`[pve]`: what a Proxmox VE node keeps locally for storages on S3; they themselves are in storage.cfg."""
+
+    state_dir: str = _setting(
+        "/var/lib/bucketworks/pve", "catalogue, cache and spool of each storage, on a disk that syncs"
+    )
+    run_dir: str = _setting("/run/bucketworks", "sockets")
+    cache_bytes: Bytes = _setting(
+        32 * GIB, "local copies of ISO images, templates and imports, for each storage; the least used go first", ge=MIB
+    )
+    spool_bytes: Bytes = _setting(
+        2 * GIB, "parts of uploads on their way, for each upload; a writer waits when it is full", ge=16 * MIB
+    )
+    upload_wait_s: Seconds = _setting(
+        300.0, "how long a backup waits for a store that takes nothing before it fails", gt=0
+    )
+    read_wait_s: Seconds = _setting(60.0, "how long a read of a backup waits for the store before it fails", gt=0)
+    refresh_s: Seconds = _setting(60.0, "age at which the catalogue is compared with the bucket again", gt=0)
+    probe_s: Seconds = _setting(30.0, "how often each storage is tried; after three misses it counts as inactive", gt=0)
+    metrics_listen: Annotated[str, AfterValidator(_listen_or_not)] = _setting(
+        "", "`HOST:PORT` for Prometheus to scrape, without password or TLS; empty: off"
+    )
+    node: str = _setting("", "name of this node in the cluster; empty: the host's name")
+    gateway_listen: str = _setting("127.0.0.1", "address at which this node's QEMU and kernel find the disks")
+    gateway_peer: str = _setting(
+        "", "address at which other nodes find them (live migration); empty: this node's in the cluster, or none"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least important message that is logged")
+    log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")
+
+
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("endpoint.NAME", EndpointSettings),
     ("endpoint.NAME.prices", PriceSettings),
@@ -374,9 +495,11 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("s3block", S3BlockSettings),
     ("mirror.NAME", MirrorSettings),
     ("mirror.NAME.guard", GuardSettings),
+    ("ledger.NAME", LedgerSettings),
+    ("pve", PveSettings),
 )
 
-_AnyTable = TypeVar("_AnyTable", EndpointSettings, VolumeSettings, MirrorSettings)
+_AnyTable = TypeVar("_AnyTable", EndpointSettings, VolumeSettings, MirrorSettings, LedgerSettings)
 
 
 class Config(_Table):
@@ -385,7 +508,9 @@ class Config(_Table):
     endpoints: dict[Name, EndpointSettings] = Field(default_factory=dict, alias="endpoint")
     volumes: dict[Name, VolumeSettings] = Field(default_factory=dict, alias="volume")
     mirrors: dict[Name, MirrorSettings] = Field(default_factory=dict, alias="mirror")
+    ledgers: dict[Name, LedgerSettings] = Field(default_factory=dict, alias="ledger")
     s3block: S3BlockSettings = S3BlockSettings()
+    pve: PveSettings = PveSettings()
     path: Path = Field(default=DEFAULT_PATH, exclude=True)
     """Where it was read from, or would have been: messages and `endpoint create` name it."""
 
@@ -429,6 +554,30 @@ class Config(_Table):
         state = found.state or f"file://{quote(str((Path(state_dir) / 'state').absolute()))}"
         return found.model_copy(update={"state_dir": state_dir, "state": state})
 
+    def ledger(self, name: str) -> LedgerSettings:
+        """The ledger's settings with its origin and folder filled in."""
+        found = self._find("ledger", name, self.ledgers, "add it to the file, or create it: s3integrity init {}")
+        return found.model_copy(
+            update={
+                "origin": found.origin or f"bucketworks/{name}",
+                "state_dir": found.state_dir or f"/var/lib/bucketworks/ledger/{name}",
+            }
+        )
+
+    def whereabouts(self, url: str) -> str:
+        """A place in words that are the same for two endpoints of one server, without a slash at the end. ValueError for a
+        URL that is none, ConfigError for an endpoint nobody configured. Keys are not asked for."""
+        from s3core.build import parse_store_url
+
+        place = parse_store_url(url)
+        if place.scheme != "s3":
+            return f"{place.scheme}:{place.name}/{place.path.strip('/')}".rstrip("/")
+        settings = self._find("endpoint", place.name, self.endpoints, "create it: bucketworks endpoint create {}")
+        # Servers of one provider differ by region, and names of buckets do not. With and without TLS it is one server.
+        address = settings_to_endpoint(place.name, settings, path=self.path).address("", "region")
+        host = address.host if address.port in (80, 443) else f"{address.host}:{address.port}"
+        return f"{host}{address.path}/{place.bucket}/{place.path}".rstrip("/")
+
     def _find(self, kind: str, name: str, among: Mapping[str, _AnyTable], cure: str) -> _AnyTable:
         if name in among:
             return among[name]
@@ -440,7 +589,7 @@ class Config(_Table):
         if settings.access_key and settings.secret_key is not None:
             token = settings.session_token.get_secret_value() if settings.session_token else ""
             secret = settings.secret_key.get_secret_value()
-            return Credentials(settings.access_key, secret, token, source=f"{self.path}")
+            return Credentials(settings.access_key, secret, token, source=settings.origin or f"{self.path}")
         return find_credentials(name, settings.credentials, os.environ if environ is None else environ)
 
 
@@ -516,7 +665,37 @@ def parse_config(text: str, *, path: Path = DEFAULT_PATH) -> Config:
                     f"{path}: [mirror.{name}]: {setting} {place} is that of [mirror.{other}]",
                     hint="what is known of one mirror is not true of another: give it a place of its own",
                 )
+    _check_covers(config)
     return config
+
+
+def _check_covers(config: Config) -> None:
+    """A ledger that recorded what is written to itself would never come to an end; a place in two ledgers would be in
+    neither whole."""
+    seen: dict[str, tuple[str, str]] = {}
+    for name, ledger in config.ledgers.items():
+        where = f"{config.path}: [ledger.{name}]: covers"
+        for url in ledger.covers:
+            try:
+                covered, own = config.whereabouts(url), config.whereabouts(ledger.url)
+            except ValueError as error:
+                raise ConfigError(f"{where}: {error}") from error
+            if _lies_in(own, covered) or _lies_in(covered, own):
+                raise ConfigError(
+                    f"{where} {url}, and the ledger lies in it, or it in the ledger: {ledger.url}",
+                    hint="a ledger has a bucket of its own",
+                )
+            for other, (holder, as_url) in seen.items():
+                if holder != name and (_lies_in(other, covered) or _lies_in(covered, other)):
+                    raise ConfigError(
+                        f"{where} {url}, and [ledger.{holder}] covers {as_url}",
+                        hint="one place is recorded in one ledger",
+                    )
+            seen[covered] = (name, url)
+
+
+def _lies_in(inner: str, outer: str) -> bool:
+    return f"{inner}/".startswith(f"{outer}/")
 
 
 def _check_chap(where: str, table: "VolumeSettings | S3BlockSettings", prefix: str) -> None:
@@ -554,7 +733,8 @@ def settings_to_endpoint(name: str, settings: EndpointSettings, *, path: Path = 
             prices=replace(plain.prices, **given) if given else plain.prices,
         )
     except ValueError as error:
-        raise ConfigError(f"{path}: [endpoint.{name}]: {error}") from error
+        where = settings.origin or f"{path}: [endpoint.{name}]"
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _problem(error: dict[str, Any], tables: Mapping[str, Any]) -> str:
@@ -562,7 +742,7 @@ def _problem(error: dict[str, Any], tables: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return _unknown(place)
     # Positions within a list or a union follow the setting's own name and say nothing to a reader.
-    depth = 1 if place[0] == "s3block" else 2
+    depth = 1 if place[0] in ("s3block", "pve") else 2
     table, rest = ".".join(place[:depth]), place[depth : depth + 1]
     if rest in (["prices"], ["guard"]) and len(place) > 3:
         table, rest = f"{table}.{rest[0]}", place[3:4]
@@ -579,7 +759,7 @@ def _problem(error: dict[str, Any], tables: Mapping[str, Any]) -> str:
 def _unknown(place: list[str]) -> str:
     *within, word = place
     if not within:
-        known = ["endpoint", "volume", "s3block", "mirror"]
+        known = ["endpoint", "volume", "s3block", "mirror", "ledger", "pve"]
         return f"unknown table [{word}]{_suggest(word, known)}"
     chosen = _model(within)
     close = _suggest(word, list(chosen.model_fields))
@@ -597,8 +777,12 @@ def _suggest(word: str, known: list[str]) -> str:
 def _model(place: list[str]) -> type[BaseModel]:
     if place[0] == "s3block":
         return S3BlockSettings
+    if place[0] == "pve":
+        return PveSettings
     if place[0] == "volume":
         return VolumeSettings
     if place[0] == "mirror":
         return GuardSettings if place[2:3] == ["guard"] else MirrorSettings
+    if place[0] == "ledger":
+        return LedgerSettings
     return PriceSettings if place[2:3] == ["prices"] else EndpointSettings

@@ -31,10 +31,32 @@ Operation = Literal[
     "list_versions",
     "tags",
     "copy_part",
+    "delete_version",
+    "retention",
+    "set_retention",
+    "legal_hold",
+    "set_legal_hold",
+    "restore",
+    "list_uploads",
+    "list_parts",
 ]
 CONDITIONAL: frozenset[Operation] = frozenset({"put_if_absent", "put_if_match"})
 """Asking again could find one's own first attempt in the way."""
-READS: frozenset[Operation] = frozenset({"get", "get_range", "head", "list", "list_prefixes", "list_versions", "tags"})
+READS: frozenset[Operation] = frozenset(
+    {
+        "get",
+        "get_range",
+        "head",
+        "list",
+        "list_prefixes",
+        "list_versions",
+        "tags",
+        "retention",
+        "legal_hold",
+        "list_uploads",
+        "list_parts",
+    }
+)
 PAGE_KEYS = 1000
 """Keys in one page of a listing and in one batch of a removal, in S3; what counts as one request."""
 

@@ -37,6 +37,7 @@ from blockdev.engine.link import (
     Durable,
     Failed,
     Fetched,
+    Happened,
     Lease,
     Operate,
     Operated,
@@ -130,6 +131,7 @@ class Front:
         """Set by the daemon while one connection alone is busy: saves the hand-over to the flush thread."""
         self.on_ready: Callable[[], None] = _nothing
         self.on_stopped: Callable[[Exception], None] = _ignore
+        self.on_happened: Callable[[Happened], None] = _unheard
         self.sequence = 0
         self.kept_reservations: dict[str, Any] | None = None
         self.allocated_bytes = 0
@@ -667,6 +669,9 @@ class Front:
 
     def on_message(self, message: ToFront) -> None:
         """Called by the link for everything the worker says, on this thread."""
+        if isinstance(message, Happened):
+            self.on_happened(message)
+            return
         if self._stopped:
             if isinstance(message, Failed) and self._stopped_by is not None:
                 self.stop(self._stopped_by)
@@ -843,3 +848,7 @@ def _nothing() -> None:
 
 def _ignore(error: Exception) -> None:
     """Default of `on_stopped`."""
+
+
+def _unheard(message: Happened) -> None:
+    """Default of `on_happened`."""

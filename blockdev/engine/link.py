@@ -181,6 +181,15 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Happened:
+    """worker -> front: something was done to the volume as a whole, for a ledger where there is one. Nobody answers, and
+    nothing waits for it. `detail` holds text, whole numbers, and lists and mappings of them."""
+
+    event: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """worker -> front, about once a second: counters for people (`s3block info`, metrics)."""
 
@@ -188,7 +197,9 @@ class Status:
 
 
 ToWorker = Appended | Fetch | CommitNow | Detach | AskAllocated | Operate | Stopped
-ToFront = Fetched | Durable | Detached | Allocated | Ready | Failed | Status | Lease | Stop | Resized | Operated
+ToFront = (
+    Fetched | Durable | Detached | Allocated | Ready | Failed | Status | Lease | Stop | Resized | Operated | Happened
+)
 
 
 class WorkerLink(Protocol):

@@ -172,8 +172,8 @@ class Operations:
         now_us = self._execution.time() * 1e6
         return [s.name for s in self._map.history.snapshots if 0 < s.expires_us <= now_us]
 
-    async def expire(self) -> None:
-        """Take the names of expired snapshots away, but for those that a clone needs."""
+    async def expire(self) -> list[str]:
+        """Take the names of expired snapshots away, but for those that a clone needs; which they were."""
         names = []
         for name in self.expired():
             if not await self._sweeper.children(self._find(name)):
@@ -181,6 +181,7 @@ class Operations:
         if names:
             log.info("snapshots expired: %s", ", ".join(names))
             await self._destager.mark(history.removed(*names))
+        return names
 
     async def _roll_back(self, name: str, keep_as: str) -> dict[str, Any]:
         found = self._find(name)

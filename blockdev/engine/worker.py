@@ -64,6 +64,10 @@ EXPIRY_S = 60.0
 """How often to look for snapshots whose time is over, and whether what clones held is free."""
 LOOK_AROUND_S = 0.25
 """While there is always something to commit, one slice of what otherwise waits for a pause is done so often."""
+TOLD_OPERATIONS = ("snapshot", "snapshot-delete", "rollback", "resize", "gc")
+"""What a ledger hears of; others change nothing, or nothing that outlives the attachment."""
+TOLD_CHECKPOINTS_S = 60.0
+"""A ledger hears of a checkpoint at most so often."""
 PURGE_DEAD_MAX = 100_000
 """Objects that wait for their deletion before a discard is worked further into the map: every root lists them all, which
 takes about 500 bytes of memory for each while it is written."""
@@ -193,6 +197,7 @@ class Worker:
         self._looked_around = 0.0
         self._deleting = False
         self._purge_dead_max = PURGE_DEAD_MAX
+        self._told_checkpoint = -TOLD_CHECKPOINTS_S
 
     # --- attach --------------------------------------------------------------------------------------------------
 
@@ -324,6 +329,27 @@ class Worker:
                 dict(kept) if kept is not None else None,
             )
         )
+        if standing.takes_over and state is not None:
+            self._happened("take-over", former=str(state.fence.get("host", "")), accepted_loss=standing.loses)
+        else:
+            self._happened("attach", standing=standing.value)
+
+    # --- for ledgers ---------------------------------------------------------------------------------------------
+
+    def _happened(self, event: str, **detail: Any) -> None:
+        """Tell of something done, with where the volume stands after it. Costs a message, never a wait."""
+        state = self._map.state
+        where = {"epoch": state.epoch, "commit": state.seq, "digest": state.digest.hex()} if state is not None else {}
+        self._send(link.Happened(event, where | detail))
+
+    async def _checkpoint(self) -> None:
+        """Write one, and tell of it now and then: a ledger is no part of the way that data takes."""
+        assert self._checkpointer is not None
+        await self._checkpointer.write()
+        now = self._execution.monotonic()
+        if now - self._told_checkpoint >= TOLD_CHECKPOINTS_S:
+            self._told_checkpoint = now
+            self._happened("checkpoint")
 
     # --- the lease -----------------------------------------------------------------------------------------------
 
@@ -453,6 +479,7 @@ class Worker:
         log.error(
             "volume %s stops: %s", self._volume.name, error, exc_info=error if _failure_kind(error) == "bug" else None
         )
+        self._happened("stopped", kind=_failure_kind(error), message=str(error) or repr(error))
         if not isinstance(error, Fenced):
             self._send(link.Failed(_failure_kind(error), str(error) or repr(error)))
         self._wake.set()
@@ -543,7 +570,7 @@ class Worker:
         self._send(link.Durable(made.end, made.seq, made.time_us / 1e6))
         await self._look_after_map([entry.extent for entry in made.patches])
         if self._checkpointer.due():
-            await self._checkpointer.write()
+            await self._checkpoint()
         if not (hurried and self._commit_to > made.end):
             self._deleting = bool(await self._checkpointer.delete_dead())
         self._status()
@@ -577,6 +604,8 @@ class Worker:
         except (Refused, CorruptFormat, NotFound, Corrupt) as error:
             self._send(link.Operated(asked.id, {}, str(error), type(error).__name__))
             return
+        if asked.name in TOLD_OPERATIONS:
+            self._happened(asked.name, arguments=asked.arguments)
         self._send(link.Operated(asked.id, result))
         self._status()
 
@@ -613,7 +642,9 @@ class Worker:
             self._looked_for_expired = now
             self._sweeper.look_again()
             if self._operations.expired():
-                await self._operations.expire()
+                names = await self._operations.expire()
+                if names:
+                    self._happened("snapshot-expired", names=names)
                 return True
         return False
 
@@ -637,7 +668,7 @@ class Worker:
         assert self._checkpointer is not None
         for _ in range(2):
             await self._destager_mark({"purpose": "collection"})
-            await self._checkpointer.write()
+            await self._checkpoint()
         self._deleting = True
 
     async def _destager_mark(self, note: dict[str, Any]) -> None:
@@ -677,6 +708,7 @@ class Worker:
         await self._destager.detach()
         await self._checkpointer.write()
         self._stopped = True
+        self._happened("detach")
         self._send(link.Detached())
 
     def _status(self) -> None:

@@ -29,6 +29,7 @@ from cowsync.apply.transfer import Transfer, TransferSettings, UploadLog
 from cowsync.changes import PlanLine
 from cowsync.scan.engine import TRIES, Crew, Hold, WorkerLost
 from cowsync.scan.shard import lines_of, packed
+from integrity.recording import NotRecorded
 from s3core.clock import Clock, SystemClock
 from s3core.errors import (
     Corrupt,
@@ -219,7 +220,11 @@ def _sendable(error: StoreError | None) -> StoreError | None:
 
 
 def _shut_out(carried: Sequence[Carried], source: Place, mirror: Place, pace: "_HeldPace", name: str) -> str:
-    """Objects may be refused one by one; a worker that an end does not let in at all would refuse all it is given."""
+    """Objects may be refused one by one; a worker that an end does not let in at all would refuse all it is given, and one
+    whose host cannot record them fails all of them."""
+    unrecorded = next((one.error for one in carried if isinstance(one.error, NotRecorded)), None)
+    if unrecorded is not None:
+        return f"{name} may not write: {unrecorded}"
     if not any(
         isinstance(one.error, Denied) or (isinstance(one.error, NotFound) and not one.error.key) for one in carried
     ):

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cowsync.feed.message import message_of
+from s3core.log_file import LINE_BYTES_MAX
 
+__all__ = ["COMPLAINTS_MAX", "LINE_BYTES_MAX", "Counts", "Gathered", "Scope"]
 COMPLAINTS_MAX = 5
-LINE_BYTES_MAX = 1 << 20
-"""SQS and SNS carry 256 KiB. A longer line is skipped, never held."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,207 +1,66 @@
-"""A feed in a file that grows, is rotated, and is truncated.
+"""A feed in a file that grows: what its lines name, gathered.
 
-One rule: a place in the file is believed only where the bytes before it are those that were read: file numbers are given
-anew and truncated files grow again. A place that is not found is told, and reading begins at the file's beginning; what was
-missed is the next listing's.
-
-| the file was | and then |
-| --- | --- |
-| renamed, a new one made (logrotate `create`) | the old one is read to its end, then those between, then the new one |
-| copied and truncated (`copytruncate`) | the copy is found by its bytes and read to its end, then the file |
-| rotated and compressed before it was read | told |
-
-Rotated files are looked for beside the file: those whose names begin with its own. The old one is left when the next has
-something in it: the writer has changed over.
+One rule: where reading goes on is `s3core.log_file`'s. A place that is not found is told, and what was missed is the next
+listing's.
 """
 
-import hashlib
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from cowsync.feed.gathered import LINE_BYTES_MAX, Gathered
 from cowsync.feed.message import message_of
+from s3core import log_file
+from s3core.log_file import Position, position_from_json
 
-TAIL_BYTES = 256
-PACKED = (".gz", ".xz", ".zst", ".bz2", ".lz4", ".Z")
-LOOK_EVERY = 256
-"""Lines between two looks at whether to go on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """`offset` bytes and `line` lines of the file with the number `inode` were read; `tail` is the SHA-256 of the last
-    TAIL_BYTES of them, "" at the beginning."""
-
-    inode: int
-    offset: int = 0
-    line: int = 0
-    tail: str = ""
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
-
-
-def position_from_json(document: Any) -> Position | None:
-    """None for anything but what `to_json` gave."""
-    fields: list[Any] = [document.get(name) for name in Position.__slots__] if isinstance(document, dict) else []
-    return Position(*fields) if [type(one) for one in fields] == [int, int, int, str] else None
+__all__ = ["LogFile", "Position", "gather_file", "position_from_json"]
 
 
 class LogFile:
     """`path` need not be there yet."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._lines = log_file.LogFile(path)
 
     def read(
         self, start: Position | None, gathered: Gathered, more: Callable[[], bool] = lambda: True
     ) -> Position | None:
         """Gather whole lines from `start` on (None: from the beginning) to the end, to a flood, or until `more` says no.
         Returns how far it came."""
-        return self._go(start, gathered, more)
+
+        def lost() -> None:
+            gathered.counts.lost += 1
+
+        return self._lines.read(start, _into(gathered), more, lost)
 
     def end(self, start: Position | None) -> Position | None:
         """The place behind the last whole line, without a look at what lies between."""
-        return self._go(start, None, lambda: True)
+        return self._lines.end(start)
 
     def waiting(self, start: Position | None) -> bool:
         """Whether something was written that is not read."""
-        chain, _, offset = self._chain(start)
-        return any(_size(path) > (offset if at == 0 else 0) for at, path in enumerate(chain))
+        return self._lines.waiting(start)
 
     def oldest_sent(self, start: Position | None) -> float | None:
         """When the first notification that is not read was sent, or written where it does not tell."""
-        chain, _, offset = self._chain(start)
-        for at, path in enumerate(chain):
-            try:
-                with path.open("rb") as file:
-                    file.seek(offset if at == 0 else 0)
-                    line = file.readline(LINE_BYTES_MAX)
-                    if line:
-                        sent = [hint.sent for hint in message_of(line).hints if hint.sent is not None]
-                        return min(sent, default=os.fstat(file.fileno()).st_mtime)
-            except FileNotFoundError:
-                continue
-        return None
-
-    def _go(self, start: Position | None, gathered: Gathered | None, more: Callable[[], bool]) -> Position | None:
-        chain, found, offset = self._chain(start)
-        if not found and gathered is not None:
-            gathered.counts.lost += 1
-        reached = start if found else None
-        for at, path in enumerate(chain):
-            last = at == len(chain) - 1
-            line = reached.line if at == 0 and reached is not None else 0
-            try:
-                file = path.open("rb")
-            except FileNotFoundError:
-                # Not there yet, or rotated at this moment: the next look finds it.
-                break
-            with file:
-                file.seek(offset if at == 0 else 0)
-                done = True
-                for number, data in _lines(file, line, whole=last):
-                    line = number
-                    if gathered is not None:
-                        _take(gathered, data, f"{path}:{number}")
-                        if gathered.flooded or (number % LOOK_EVERY == 0 and not more()):
-                            done = False
-                            break
-                reached = _position(file, line)
-            # The writer may go on with a file that was renamed until the next has something in it.
-            if not done or (not last and not any(map(_size, chain[at + 1 :]))):
-                break
-        return reached
-
-    def _chain(self, start: Position | None) -> tuple[list[Path], bool, int]:
-        """The files to read, the oldest first; whether the first is that of `start`; where to begin in it."""
-        if start is None:
-            return [self.path], True, 0
-        files = [*_rotated(self.path), self.path]
-        for same_file in (True, False):
-            for at in range(len(files) - 1, -1, -1):
-                if (same_file or start.offset) and _fits(files[at], start, same_file=same_file):
-                    return files[at:], True, start.offset
-        return [self.path], start.offset == 0, 0
+        found = self._lines.first_waiting(start)
+        if found is None:
+            return None
+        line, written = found
+        return min((hint.sent for hint in message_of(line).hints if hint.sent is not None), default=written)
 
 
 def gather_file(path: Path, gathered: Gathered) -> None:
     """All lines of a file that nobody writes any more, or those up to a flood; the last needs no end. OSError."""
-    with path.open("rb") as file:
-        for number, data in _lines(file, 0, whole=False):
-            _take(gathered, data, f"{path}:{number}")
-            if gathered.flooded:
-                return
+    log_file.read_whole(path, _into(gathered))
 
 
-def _rotated(path: Path) -> list[Path]:
-    """Those beside it that were once it, in the order in which they were last written."""
-    found: list[tuple[int, str]] = []
-    try:
-        with os.scandir(path.parent) as entries:
-            for entry in entries:
-                rest = entry.name.removeprefix(path.name)
-                if rest != entry.name and rest[:1] in (".", "-", "_") and not rest.endswith(PACKED) and entry.is_file():
-                    found.append((entry.stat().st_mtime_ns, entry.name))
-    except FileNotFoundError:
-        return []
-    return [path.parent / name for _, name in sorted(found)]
+def _into(gathered: Gathered) -> log_file.Take:
+    def take(data: bytes | None, path: Path, number: int) -> bool:
+        if data is None:
+            gathered.counts.lines += 1
+            gathered.complain(f"{path}:{number}: is longer than {LINE_BYTES_MAX:,} bytes")
+        else:
+            gathered.add(data, f"{path}:{number}")
+        return not gathered.flooded
 
-
-def _fits(path: Path, start: Position, *, same_file: bool) -> bool:
-    try:
-        with path.open("rb") as file:
-            facts = os.fstat(file.fileno())
-            if facts.st_size < start.offset or (same_file and facts.st_ino != start.inode):
-                return False
-            return _tail(file, start.offset) == start.tail
-    except FileNotFoundError:
-        return False
-
-
-def _tail(file: BinaryIO, offset: int) -> str:
-    length = min(TAIL_BYTES, offset)
-    return hashlib.sha256(os.pread(file.fileno(), length, offset - length)).hexdigest() if length else ""
-
-
-def _position(file: BinaryIO, line: int) -> Position:
-    offset = file.tell()
-    return Position(os.fstat(file.fileno()).st_ino, offset, line, _tail(file, offset))
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _take(gathered: Gathered, data: bytes | None, where: str) -> None:
-    if data is None:
-        gathered.counts.lines += 1
-        gathered.complain(f"{where}: is longer than {LINE_BYTES_MAX:,} bytes")
-    else:
-        gathered.add(data, where)
-
-
-def _lines(file: BinaryIO, before: int, *, whole: bool) -> Iterator[tuple[int, bytes | None]]:
-    """Lines with their numbers, the first of which is `before` + 1; None for one that is too long. When it ends, the file
-    stands behind the last line that was given. `whole`: a line without an end is not given, since it is being written."""
-    while True:
-        at = file.tell()
-        data = file.readline(LINE_BYTES_MAX)
-        ended = data.endswith(b"\n")
-        long = len(data) == LINE_BYTES_MAX and not ended
-        while long and not ended:
-            more = file.readline(LINE_BYTES_MAX)
-            if not more:
-                break
-            ended = more.endswith(b"\n")
-        if not data or (whole and not ended):
-            file.seek(at)
-            return
-        before += 1
-        yield before, None if long else data
+    return take

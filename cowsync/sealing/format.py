@@ -8,12 +8,14 @@ One rule: pure, and one object, one key. The key of an object is drawn from the 
 random bytes, so a nonce can be a number: facts are number 0, frames count from 1, and the last one says so (the STREAM
 construction: Hoang, Reyhanitabar, Rogaway, Vizar, CRYPTO 2015). Whatever is changed, cut off, put in another order or taken
 from another object does not open. A salt is never used for two contents: whoever seals again begins with a new `Sealer`.
+A stream, whose size nobody knows at its beginning, is version 2: its size follows from the object's length, and holds once the
+last frame opened as the last one.
 """
 
 import json
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +33,10 @@ Random = Callable[[int], bytes]
 
 MAGIC = b"BWSO"
 VERSION = 1
+STREAMED = 2
+"""The version whose header does not tell the size."""
+UNTOLD = -1
+"""The size in the header of a stream until the object's length is known."""
 HEADER = struct.Struct("<4sBBHQ16s32s")
 SALT_BYTES = 32
 KEY_BYTES = 32
@@ -76,13 +82,28 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`facts_units`: how many times FACTS_UNIT bytes the sealed facts take. `size` is that of the plain object."""
+    """`facts_units`: how many times FACTS_UNIT bytes the sealed facts take. `size` is that of the plain object; of a stream
+    UNTOLD until `of_length` derives it."""
 
     size: int
     key_id: UUID
     salt: bytes
     facts_units: int
     frame_shift: int = FRAME_SHIFT
+    streamed: bool = False
+
+    def of_length(self, sealed: int) -> "Header":
+        """The header of an object that lies there with `sealed` bytes. NotOpened where no object of this header can. The
+        size of a stream is a claim of the store until the last frame was opened."""
+        if self.streamed and self.size == UNTOLD:
+            frames = -(-(sealed - HEADER.size - self.facts_bytes) // (self.frame_bytes + TAG_BYTES))
+            size = sealed - HEADER.size - self.facts_bytes - TAG_BYTES * frames
+            if size < 0 or sealed_bytes(size, self.facts_units, self.frame_shift) != sealed:
+                raise NotOpened(f"has {sealed} bytes, which no stream has once it is sealed: it was cut off")
+            return replace(self, size=size)
+        if self.sealed_bytes != sealed:
+            raise NotOpened(f"has {sealed} bytes; when it was sealed it had {self.sealed_bytes}")
+        return self
 
     @property
     def frame_bytes(self) -> int:
@@ -133,25 +154,32 @@ class _Object:
         self._packed = encode_header(header)
         self._cipher = AESGCM(HKDFExpand(SHA256(), KEY_BYTES, _KEY_INFO + self._packed).derive(key.material))
 
-    def _nonce(self, number: int) -> bytes:
-        kind = _LAST if number == self.header.frames else _FRAME if number else _FACTS
-        return number.to_bytes(11, "big") + bytes([kind])
+
+def _nonce(number: int, kind: int) -> bytes:
+    return number.to_bytes(11, "big") + bytes([kind])
 
 
-class Sealer(_Object):
+class _Sealing(_Object):
+    """What sealers share: the head, and a frame's number."""
+
+    def __init__(
+        self, key: DataKey, size: int, facts: Facts, random: Random, frame_shift: int, *, streamed: bool
+    ) -> None:
+        plain = encode_facts(facts)
+        units = facts_units(facts)
+        super().__init__(key, Header(size, key.id, random(SALT_BYTES), units, frame_shift, streamed))
+        padded = plain.ljust(self.header.facts_bytes - TAG_BYTES)
+        self.head = self._packed + self._cipher.encrypt(_nonce(0, _FACTS), padded, None)
+        """Header and facts: what a sealed object begins with."""
+        self._next = 1
+
+
+class Sealer(_Sealing):
     """Seals one object once. Frames are asked for in order, each once."""
 
     def __init__(self, key: DataKey, size: int, facts: Facts, random: Random, frame_shift: int = FRAME_SHIFT) -> None:
         """ValueError for facts that do not fit, which no object of S3 has."""
-        plain = encode_facts(facts)
-        units = -(-(len(plain) + TAG_BYTES) // FACTS_UNIT)
-        if units > FACTS_UNITS_MAX:
-            raise ValueError(f"the facts of {facts.key!r} have {len(plain)} bytes, which is more than can be sealed")
-        super().__init__(key, Header(size, key.id, random(SALT_BYTES), units, frame_shift))
-        padded = plain.ljust(self.header.facts_bytes - TAG_BYTES)
-        self.head = self._packed + self._cipher.encrypt(self._nonce(0), padded, None)
-        """Header and facts: what a sealed object begins with."""
-        self._next = 1
+        super().__init__(key, size, facts, random, frame_shift, streamed=False)
 
     def frame(self, plain: Buffer) -> bytes:
         """The next frame. RuntimeError after the last: nothing is sealed twice. ValueError for another length."""
@@ -161,7 +189,26 @@ class Sealer(_Object):
         if len(plain) != self.header.frame_length(number):
             raise ValueError(f"frame {number} has {self.header.frame_length(number)} bytes, not {len(plain)}")
         self._next += 1
-        return self._cipher.encrypt(self._nonce(number), plain, None)
+        return self._cipher.encrypt(_nonce(number, _LAST if number == self.header.frames else _FRAME), plain, None)
+
+
+class StreamSealer(_Sealing):
+    """As `Sealer`, of a size that nobody knows yet: whoever asks says which frame is the last."""
+
+    def __init__(self, key: DataKey, facts: Facts, random: Random, frame_shift: int = FRAME_SHIFT) -> None:
+        super().__init__(key, UNTOLD, facts, random, frame_shift, streamed=True)
+        self._ended = False
+
+    def frame(self, plain: Buffer, *, last: bool = False) -> bytes:
+        """The next frame: a whole one but for the last, which has at least one byte unless it is the only one. RuntimeError
+        after the last, ValueError for another length."""
+        if self._ended:
+            raise RuntimeError("all frames of this object are sealed")
+        least = (0 if self._next == 1 else 1) if last else self.header.frame_bytes
+        if not least <= len(plain) <= self.header.frame_bytes:
+            raise ValueError(f"frame {self._next} has {least} to {self.header.frame_bytes} bytes, not {len(plain)}")
+        number, self._next, self._ended = self._next, self._next + 1, last
+        return self._cipher.encrypt(_nonce(number, _LAST if last else _FRAME), plain, None)
 
 
 class Opener(_Object):
@@ -177,23 +224,28 @@ class Opener(_Object):
         return decode_facts(self._open(0, sealed, "the facts"))
 
     def frame(self, number: int, sealed: Buffer) -> bytes:
-        """The plain bytes of frame `number` (from 1)."""
-        plain = self._open(number, sealed, f"frame {number} of {self.header.frames}")
+        """The plain bytes of frame `number` (from 1). Of a stream the size must be known (`Header.of_length`)."""
+        if self.header.size == UNTOLD:
+            raise ValueError("the size of this stream is not known")
+        plain = self._open(number, sealed, f"frame {number} of {self.header.frames}", number == self.header.frames)
         if len(plain) != self.header.frame_length(number):
             raise NotOpened(f"frame {number} has {len(plain)} bytes, not {self.header.frame_length(number)}")
         return plain
 
-    def _open(self, number: int, sealed: Buffer, what: str) -> bytes:
+    def next_frame(self, number: int, sealed: Buffer, *, last: bool) -> bytes:
+        """As `frame`, for who reads a stream from front to back and sees its end coming."""
+        return self._open(number, sealed, f"frame {number}", last)
+
+    def _open(self, number: int, sealed: Buffer, what: str, last: bool = False) -> bytes:
         try:
-            return self._cipher.decrypt(self._nonce(number), sealed, None)
+            return self._cipher.decrypt(_nonce(number, _LAST if last else _FRAME if number else _FACTS), sealed, None)
         except (InvalidTag, ValueError) as error:
             raise NotOpened(f"{what}: is not what was sealed") from error
 
 
 def encode_header(header: Header) -> bytes:
-    return HEADER.pack(
-        MAGIC, VERSION, header.frame_shift, header.facts_units, header.size, header.key_id.bytes, header.salt
-    )
+    version, size = (STREAMED, 0) if header.streamed else (VERSION, header.size)
+    return HEADER.pack(MAGIC, version, header.frame_shift, header.facts_units, size, header.key_id.bytes, header.salt)
 
 
 def decode_header(data: Buffer) -> Header:
@@ -201,11 +253,24 @@ def decode_header(data: Buffer) -> Header:
     if len(data) < HEADER.size or bytes(data[:4]) != MAGIC:
         raise NotOpened("is not a sealed object: it does not begin as one")
     _, version, shift, units, size, key_id, salt = HEADER.unpack_from(data)
-    if version != VERSION:
-        raise NotOpened(f"is sealed in format version {version}, and this program knows {VERSION}")
+    if version not in (VERSION, STREAMED):
+        raise NotOpened(f"is sealed in format version {version}, and this program knows {VERSION} and {STREAMED}")
     if not FRAME_SHIFT_MIN <= shift <= FRAME_SHIFT_MAX or not 1 <= units <= FACTS_UNITS_MAX:
         raise NotOpened("the header of the sealed object makes no sense")
-    return Header(size, UUID(bytes=key_id), salt, units, shift)
+    if version == STREAMED and size:
+        raise NotOpened("the header of a sealed stream tells no size, and this one does")
+    streamed = version == STREAMED
+    return Header(UNTOLD if streamed else size, UUID(bytes=key_id), salt, units, shift, streamed)
+
+
+def facts_units(facts: Facts) -> int:
+    """How many times FACTS_UNIT bytes `facts` take once they are sealed. ValueError where they do not fit."""
+    units = -(-(len(encode_facts(facts)) + TAG_BYTES) // FACTS_UNIT)
+    if units > FACTS_UNITS_MAX:
+        raise ValueError(
+            f"the facts of {facts.key!r} take {units * FACTS_UNIT} bytes, which is more than can be sealed"
+        )
+    return units
 
 
 def encode_facts(facts: Facts) -> bytes:

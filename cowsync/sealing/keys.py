@@ -22,7 +22,18 @@ from typing import Literal
 from uuid import UUID
 
 from cowsync.errors import Refused, StateDamaged
-from cowsync.sealing.format import FRAME_SHIFT, KEY_BYTES, DataKey, Facts, Header, NotOpened, Opener, Random, Sealer
+from cowsync.sealing.format import (
+    FRAME_SHIFT,
+    KEY_BYTES,
+    DataKey,
+    Facts,
+    Header,
+    NotOpened,
+    Opener,
+    Random,
+    Sealer,
+    StreamSealer,
+)
 from s3core import key_slot
 from s3core.bucket import Bucket
 from s3core.errors import NotFound, OutcomeUnknown, PreconditionFailed
@@ -59,6 +70,10 @@ class Keyring:
     def sealer(self, size: int, facts: Facts) -> Sealer:
         """For one object, once; what is sealed again has another salt."""
         return Sealer(self.current, size, facts, self.random, self.frame_shift)
+
+    def stream_sealer(self, facts: Facts) -> StreamSealer:
+        """As `sealer`, for what has no size yet."""
+        return StreamSealer(self.current, facts, self.random, self.frame_shift)
 
     def opener(self, header: Header) -> Opener:
         """NotOpened where the key is not here."""

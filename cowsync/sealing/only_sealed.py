@@ -13,7 +13,9 @@ from cowsync.sealing.keys import MIRROR_SLOTS, OWN
 from s3core.bucket import NO_ATTRIBUTES, Attributes, Bucket, CopySource, Written
 from s3core.bucket_wrapper import BucketWrapper
 from s3core.content import byte_views
+from s3core.digests import NO_DIGESTS, Digests
 from s3core.store import Buffer
+from s3core.write_options import NO_OPTIONS, WriteOptions
 
 PROBES = f"{OWN}probe/"
 """What a doctor, or a look at what the server honours, writes: made-up bytes."""
@@ -36,22 +38,52 @@ class OnlySealed(BucketWrapper):
         attributes: Attributes = NO_ATTRIBUTES,
         if_match: str = "",
         if_absent: bool = False,
+        options: WriteOptions = NO_OPTIONS,
+        digests: Digests = NO_DIGESTS,
     ) -> Written:
         self._check(key, data)
-        return super().put(key, data, attributes=attributes, if_match=if_match, if_absent=if_absent)
+        return super().put(
+            key, data, attributes=attributes, if_match=if_match, if_absent=if_absent, options=options, digests=digests
+        )
 
-    def upload_part(self, key: str, upload_id: str, number: int, data: Buffer | Sequence[Buffer]) -> str:
+    def upload_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        data: Buffer | Sequence[Buffer],
+        *,
+        options: WriteOptions = NO_OPTIONS,
+        digests: Digests = NO_DIGESTS,
+    ) -> str:
         if number == 1:
             self._check(key, data)
-        return super().upload_part(key, upload_id, number, data)
+        return super().upload_part(key, upload_id, number, data, options=options, digests=digests)
 
-    def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None) -> Written:
+    def copy(
+        self,
+        source: CopySource,
+        key: str,
+        *,
+        attributes: Attributes | None = None,
+        options: WriteOptions = NO_OPTIONS,
+    ) -> Written:
         self._check_source(source, key)
-        return super().copy(source, key, attributes=attributes)
+        return super().copy(source, key, attributes=attributes, options=options)
 
-    def copy_part(self, key: str, upload_id: str, number: int, source: CopySource, *, offset: int, length: int) -> str:
+    def copy_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        source: CopySource,
+        *,
+        offset: int,
+        length: int,
+        options: WriteOptions = NO_OPTIONS,
+    ) -> str:
         self._check_source(source, key)
-        return super().copy_part(key, upload_id, number, source, offset=offset, length=length)
+        return super().copy_part(key, upload_id, number, source, offset=offset, length=length, options=options)
 
     def _check(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         first = bytes(islice((byte for view in byte_views(data) for byte in view), len(MAGIC)))

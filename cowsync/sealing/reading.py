@@ -15,6 +15,7 @@ from s3core.bucket import Attributes, Bucket, BucketProperties, ObjectFacts
 from s3core.bucket_wrapper import BucketWrapper
 from s3core.errors import Corrupt, Unsupported
 from s3core.wrapper import Call, T
+from s3core.write_options import CustomerKey
 
 FIRST_BYTES = 64 << 10
 """Read at once from the beginning of an object: header, facts, and all of a small object."""
@@ -43,10 +44,13 @@ def open_object(bucket: Bucket, key: str, held: ObjectFacts, keyring: Keyring, v
         if held.size < HEADER.size:
             raise NotOpened("is not a sealed object: it is too short")
         first = get(0, min(held.size, FIRST_BYTES))
-        header = decode_header(first)
-        if header.sealed_bytes != held.size:
-            raise NotOpened(f"has {held.size} bytes; when it was sealed it had {header.sealed_bytes}")
+        header = decode_header(first).of_length(held.size)
         opener = keyring.opener(header)
+        if header.streamed:
+            # Its size is the store's word until the last frame opens as the last one.
+            at = header.frame_offset(header.frames)
+            last = first[at:] if held.size == len(first) else get(at, held.size - at)
+            opener.frame(header.frames, last)
         end = HEADER.size + header.facts_bytes
         sealed = first[HEADER.size : end]
         if end > len(first):
@@ -78,9 +82,11 @@ class OpenedBucket(BucketWrapper):
             raise Unsupported("an encrypted mirror is only read this way", key=call.key)
         return action()
 
-    def head(self, key: str, *, version_id: str = "", part_number: int = 0) -> ObjectFacts:
+    def head(
+        self, key: str, *, version_id: str = "", part_number: int = 0, customer_key: CustomerKey | None = None
+    ) -> ObjectFacts:
         """`part_number`: as the source's object was uploaded; 1 tells the first part and how many there were."""
-        held = self.inner.head(key, version_id=version_id)
+        held = self.inner.head(key, version_id=version_id, customer_key=customer_key)
         opened = self._opened(key, version_id, held)
         facts, size = opened.facts, opened.header.size
         with_parts = part_number == 1 and facts.parts > 0
@@ -100,7 +106,16 @@ class OpenedBucket(BucketWrapper):
     def tags(self, key: str, *, version_id: str = "") -> dict[str, str]:
         return dict(self._of(key, "", version_id).facts.attributes.tags)
 
-    def get(self, key: str, *, offset: int = 0, length: int = -1, if_match: str = "", version_id: str = "") -> bytes:
+    def get(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int = -1,
+        if_match: str = "",
+        version_id: str = "",
+        customer_key: CustomerKey | None = None,
+    ) -> bytes:
         opened = self._of(key, if_match, version_id)
         header = opened.header
         end = header.size if length < 0 else offset + length

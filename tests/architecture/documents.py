@@ -10,6 +10,11 @@ from blockdev.metrics import metrics_markdown
 from blockdev.scsi import document as scsi_document
 from blockdev.tcmu import document as tcmu_document
 from cowsync.watch_health import mirror_metrics_markdown
+from integrity.service import ledger_metrics_markdown
+from plugin.command_documents import commands_markdown
+from plugin.property_documents import properties_markdown, properties_perl
+from plugin.protocol_document import socket_markdown
+from plugin.service.metrics import pve_metrics_markdown
 from s3core.exit_codes import exit_codes_markdown
 from s3core.settings_table import settings_markdown
 
@@ -18,7 +23,13 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS: dict[str, Callable[[], str]] = {
     "docs/settings.md": settings_markdown,
     "docs/exit-codes.md": exit_codes_markdown,
-    "docs/metrics.md": lambda: metrics_markdown() + mirror_metrics_markdown(),
+    "docs/metrics.md": lambda: (
+        metrics_markdown() + mirror_metrics_markdown() + ledger_metrics_markdown() + pve_metrics_markdown()
+    ),
+    "docs/plugin/properties.md": properties_markdown,
+    "plugin/perl/PVE/Bucketworks/Properties.pm": properties_perl,
+    "docs/protocol/pve-socket.md": socket_markdown,
+    "docs/plugin/commands.md": commands_markdown,
     "docs/protocol/scsi.md": scsi_document.render,
     "docs/protocol/tcmu.md": tcmu_document.render,
 }

@@ -57,6 +57,7 @@ def status(name: str = "vm1", **more: Any) -> dict[str, Any]:
         "sessions": [{"initiator": "iqn.x"}],
         "latency": latency.snapshot(),
         "lio": {source: number for number, source in enumerate(sources("lio."), 1)},
+        "ledger": {source: number for number, source in enumerate(sources("ledger."), 1)},
         "front": {source: number for number, source in enumerate(sources("front."), 1)},
         "worker": {source: number for number, source in enumerate(sources("worker."), 1)},
     }

@@ -24,6 +24,7 @@ from cowsync.errors import Refused
 from cowsync.mirror import opened
 from cowsync.scan.engine import Hold, InlineEngine
 from cowsync.work import Applied, apply, apply_settings, make_plan
+from integrity.recording import NotRecorded
 from s3core.bucket import Bucket
 from s3core.bucket_stack import open_bucket
 from s3core.console import run
@@ -31,6 +32,7 @@ from s3core.exit_codes import ExitCode
 from s3core.s3_control import S3Control
 from s3core.settings import load_config
 from tests.cowsync.test_dask import Cluster, cluster_of, engine_on
+from tests.integrity.ledgers import adopted, join, ledger_settings, records
 from tests.servers.moto_server import MotoServer
 from tests.servers.processes import end
 
@@ -200,3 +202,55 @@ def test_a_worker_with_another_target_touches_nothing(site: Site, tmp_path: Path
             assert heard == [("begun", "key", "id"), ("over", "key", "id")]
             assert apply(mirror, planned.plan.digest, crew=engine).result.complete
         assert site.listed("m") == site.expected()
+
+
+# --- a ledger ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_worker_records_in_a_slot_of_its_host_and_one_that_is_killed_leaves_named_unknowns(
+    site: Site, tmp_path: Path
+) -> None:
+    target = load_config(site.config).mirror("m").target
+    site.config.write_text(site.config.read_text() + ledger_settings(tmp_path, target))
+    with cluster_of(tmp_path, 2, 3) as cluster:
+        with opened(load_config(site.config), "m") as mirror, engine_on(cluster) as engine:
+            planned = make_plan(mirror, InlineEngine())
+            with pytest.raises(NotRecorded, match="this host is no writer of ledger audit"):
+                apply(mirror, planned.plan.digest, approve=planned.plan.digest, crew=engine)
+        assert site.listed("m") == {}
+        join(site.config, writers=6)
+        applied, struck = site.run_on(cluster, strike=cluster.kill_a_busy_worker)
+        assert struck == 1
+        assert applied.result.counts == {Op.ADD: {Outcome.DONE: OBJECTS}}
+    writers = adopted(site.config)
+    assert len(writers) >= 2, "the workers', in slots of their own"
+    done: dict[bytes, set[bytes]] = {}
+    unknown = set()
+    for writer in writers:
+        found = records(site.config, writer)
+        intents = {one["n"]: one["key"] for one in found if one["phase"] == "intent"}
+        outcomes = [one for one in found if one["phase"] != "intent"]
+        assert sorted(one["intent"] for one in outcomes) == sorted(intents)
+        for one in outcomes:
+            if one["phase"] == "done":
+                done.setdefault(one["key"].encode(), set()).add(one["etag"].encode())
+            elif one["phase"] == "unknown":
+                unknown.add(one["key"].encode())
+    assert all(etag in done.get(key, ()) or key in unknown for key, etag in site.listed("m").items())
+    assert len(unknown) <= 4, "what was under way on the worker that was killed"
+
+
+def test_a_worker_whose_host_cannot_record_ends_the_apply(site: Site, tmp_path: Path) -> None:
+    target = load_config(site.config).mirror("m").target
+    site.config.write_text(site.config.read_text() + ledger_settings(tmp_path, target))
+    join(site.config, writers=1)  # the command's
+    with (
+        cluster_of(tmp_path, 2, 3) as cluster,
+        opened(load_config(site.config), "m") as mirror,
+        engine_on(cluster) as engine,
+    ):
+        planned = make_plan(mirror, InlineEngine())
+        applied = apply(mirror, planned.plan.digest, approve=planned.plan.digest, crew=engine)
+    assert "nothing was sent: ledger audit cannot record" in applied.result.stopped
+    assert "all 1 slots of this host in ledger audit are in use" in applied.result.stopped
+    assert site.listed("m") == {}

@@ -162,6 +162,7 @@ class Unconditional(BucketWrapper):
         attributes: Attributes = NO_ATTRIBUTES,
         if_match: str = "",
         if_absent: bool = False,
+        **other: Any,
     ) -> Written:
         return self.inner.put(key, data, attributes=attributes)
 
@@ -169,17 +170,17 @@ class Unconditional(BucketWrapper):
 class Careless(BucketWrapper):
     """A server that does not look at the condition of a copy, and copies no attributes."""
 
-    def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None) -> Written:
+    def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None, **other: Any) -> Written:
         return self.inner.copy(replace(source, if_match=""), key, attributes=attributes)
 
 
 class Bare(BucketWrapper):
-    def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None) -> Written:
+    def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None, **other: Any) -> Written:
         return self.inner.copy(source, key, attributes=Attributes())
 
 
 class NoCopies(BucketWrapper):
-    def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None) -> Written:
+    def copy(self, source: CopySource, key: str, *, attributes: Attributes | None = None, **other: Any) -> Written:
         raise Unsupported("CopyObject is not known here")
 
 

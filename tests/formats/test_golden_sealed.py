@@ -6,7 +6,16 @@ One rule: a golden file, once committed, is kept for ever. `python -m tests.form
 from pathlib import Path
 from uuid import UUID
 
-from cowsync.sealing.format import FRAME_SHIFT_MIN, HEADER, DataKey, Facts, Opener, Sealer, decode_header
+from cowsync.sealing.format import (
+    FRAME_SHIFT_MIN,
+    HEADER,
+    DataKey,
+    Facts,
+    Opener,
+    Sealer,
+    StreamSealer,
+    decode_header,
+)
 from s3core.bucket import Attributes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -20,19 +29,29 @@ FACTS = Facts(
     Attributes({"content-type": "image/jpeg"}, {"who": "mé"}, {"kind": "holiday"}),
 )
 PLAIN = (b"The quick brown fox jumps over the lazy dog. " * 1500)[: (1 << 16) + 5]
-OBJECTS = {"sealed-object.v1.bin": (PLAIN, FACTS), "sealed-object-empty.v1.bin": (b"", Facts("empty"))}
+OBJECTS = {
+    "sealed-object.v1.bin": (PLAIN, FACTS),
+    "sealed-object-empty.v1.bin": (b"", Facts("empty")),
+    "sealed-object.v2.bin": (PLAIN, FACTS),
+    "sealed-object-empty.v2.bin": (b"", Facts("empty")),
+}
 
 
-def sealed(plain: bytes, facts: Facts) -> bytes:
+def sealed(name: str, plain: bytes, facts: Facts) -> bytes:
+    places = range(0, max(1, len(plain)), 1 << FRAME_SHIFT_MIN)
+    step = 1 << FRAME_SHIFT_MIN
+    if ".v2." in name:
+        stream = StreamSealer(KEY, facts, lambda count: bytes(range(count)), FRAME_SHIFT_MIN)
+        frames = [stream.frame(plain[at : at + step], last=at + step >= len(plain)) for at in places]
+        return stream.head + b"".join(frames)
     sealer = Sealer(KEY, len(plain), facts, lambda count: bytes(range(count)), FRAME_SHIFT_MIN)
-    step = sealer.header.frame_bytes
-    return sealer.head + b"".join(sealer.frame(plain[at : at + step]) for at in range(0, max(1, len(plain)), step))
+    return sealer.head + b"".join(sealer.frame(plain[at : at + step]) for at in places)
 
 
 def test_todays_code_reads_the_golden_objects() -> None:
     for name, (plain, facts) in OBJECTS.items():
         data = (GOLDEN / name).read_bytes()
-        header = decode_header(data)
+        header = decode_header(data).of_length(len(data))
         assert (header.sealed_bytes, header.size, header.key_id) == (len(data), len(plain), KEY.id)
         opener = Opener(KEY, header)
         assert opener.facts(data[HEADER.size : HEADER.size + header.facts_bytes]) == facts
@@ -45,13 +64,13 @@ def test_todays_code_reads_the_golden_objects() -> None:
 
 def test_todays_code_writes_the_golden_objects() -> None:
     for name, (plain, facts) in OBJECTS.items():
-        assert sealed(plain, facts) == (GOLDEN / name).read_bytes()
+        assert sealed(name, plain, facts) == (GOLDEN / name).read_bytes()
 
 
 def write_missing() -> None:
     for name, (plain, facts) in OBJECTS.items():
         if not (GOLDEN / name).exists():
-            (GOLDEN / name).write_bytes(sealed(plain, facts))
+            (GOLDEN / name).write_bytes(sealed(name, plain, facts))
 
 
 if __name__ == "__main__":

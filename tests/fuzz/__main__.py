@@ -29,7 +29,7 @@ from tests.fuzz.targets import TARGETS, Target, mutated
 FOUND = Path(__file__).parents[2] / ".results" / "fuzz"
 RUN_SECONDS = 10.0
 MEMORY_BYTES = 4 << 30
-PACKAGES = tuple(str(Path(__file__).parents[2] / name) for name in ("blockdev", "cowsync"))
+PACKAGES = tuple(str(Path(__file__).parents[2] / name) for name in ("blockdev", "cowsync", "integrity", "plugin"))
 
 
 class Lines:
@@ -120,7 +120,7 @@ def libfuzzer(target: Target, seconds: int, more: list[str]) -> bool:
 def _functions() -> Iterator[FunctionType]:
     """Of the product's modules that are loaded."""
     for name, module in list(sys.modules.items()):
-        if name.startswith(("blockdev.", "cowsync.")):
+        if name.startswith(("blockdev.", "cowsync.", "integrity.", "plugin.")):
             places = [module, *(each for each in vars(module).values() if isinstance(each, type))]
             for place in places:
                 for found in list(vars(place).values()):

@@ -51,7 +51,7 @@ from tests.blockdev.scsi.test_extended_copy import cdb as copy_cdb
 from tests.blockdev.scsi.test_extended_copy import within
 from tests.blockdev.tcmu.kernel import CMDR_OFFSET, KernelRing
 from tests.formats.test_golden_plan import GOLDEN, HEAD, LINES
-from tests.fuzz import base_decoders
+from tests.fuzz import archive_decoders, base_decoders, feed_decoders, ledger_decoders
 from tests.protocol.conversations import CONVERSATIONS, RECORDED, fresh_world
 
 MEMORY_MAX = 48 << 20
@@ -545,6 +545,23 @@ TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         Target("apply-journal", apply_journal, (_apply_journal_seed(),)),
+        Target("archive", archive_decoders.archive, archive_decoders.ARCHIVE_SEEDS, 1 << 17),
+        Target("archive-entrances", archive_decoders.entrances, archive_decoders.ENTRANCE_SEEDS, 1 << 14),
+        Target("archive-vma-header", archive_decoders.machine_header, archive_decoders.HEADER_SEEDS, 64),
+        Target("archive-vma-extents", archive_decoders.machine_extents, archive_decoders.EXTENT_SEEDS, 2048),
+        Target("archive-tar", archive_decoders.container_archive, archive_decoders.TAR_SEEDS, 8192),
+        Target("archive-lzo", archive_decoders.lzo_stream, archive_decoders.LZO_SEEDS),
+        Target("archive-seek-table", archive_decoders.seek_table, archive_decoders.SEEK_SEEDS),
+        Target("archive-index", archive_decoders.archive_index, archive_decoders.INDEX_SEEDS),
+        Target("archive-index-rows", archive_decoders.index_rows, archive_decoders.ROW_SEEDS),
+        *(Target(f"feed-{name}", feed_decoders.feed(name), seeds) for name, seeds in feed_decoders.SEEDS.items()),
+        Target("ledger-note", ledger_decoders.signed, ledger_decoders.NOTE_SEEDS),
+        Target("ledger-key", ledger_decoders.vkey, ledger_decoders.VKEY_SEEDS),
+        Target("ledger-record", ledger_decoders.one_record, ledger_decoders.RECORD_SEEDS),
+        Target("ledger-bundle", ledger_decoders.bundle, ledger_decoders.BUNDLE_SEEDS),
+        Target("ledger-tile", ledger_decoders.tile, ledger_decoders.TILE_SEEDS, 9000),
+        Target("ledger-proof", ledger_decoders.proved, ledger_decoders.PROOF_SEEDS),
+        Target("witness-request", ledger_decoders.request, ledger_decoders.REQUEST_SEEDS),
         Target("header", header, (*map(pdu.pack, Opcode), bytes(48))),
         Target(
             "pairs",

@@ -28,6 +28,23 @@ PLACES = (
     "cowsync/base/head.py",
     "cowsync/base/segment.py",
     "cowsync/base/snapshot.py",
+    "integrity/ingest/access_logs.py",
+    "integrity/ingest/batch_reports.py",
+    "integrity/ingest/cloudtrail.py",
+    "integrity/ingest/events.py",
+    "integrity/ingest/minio_audit.py",
+    "integrity/ingest/notifications.py",
+    "integrity/ingest/rgw_ops_log.py",
+    "s3core/notifications.py",
+    "integrity/record.py",
+    "integrity/tlog",
+    "plugin/archive/compression.py",
+    "plugin/archive/index.py",
+    "plugin/archive/indexer.py",
+    "plugin/archive/lzo.py",
+    "plugin/archive/tar.py",
+    "plugin/archive/vma.py",
+    "plugin/archive/zstd_frames.py",
 )
 BYTES = re.compile(r"(?<!\[\[int\], )\b(bytes|bytearray|memoryview|Buffer|dict\[str, str\]|StreamReader)\b")
 
@@ -37,6 +54,11 @@ OURS = {
     "blockdev/scsi/mode.py": "_subpage",
     "blockdev/tcmu/netlink.py": "_request _attribute",
     "cowsync/base/segment.py": "name_of salted",
+    "integrity/record.py": "encode",
+    "integrity/tlog/note.py": "NoteVerifier.holds",
+    "integrity/tlog/tree.py": "Frontier.append Frontier.extend",
+    "plugin/archive/compression.py": "Decoder.feed",
+    "plugin/archive/zstd_frames.py": "SeekableWriter.feed SeekableWriter._frame",
 }
 """Functions whose bytes are our own, or that only carry a peer's to one that is run here: module -> names."""
 

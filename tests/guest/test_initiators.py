@@ -10,7 +10,7 @@ import pytest
 
 from tests.guest.doors import MIB, Door, GuestDoor, PortalDoor, Volume
 from tests.guest.guest import Guest, GuestFailed, Hardware, answer_of
-from tests.guest.inside import filesystems, fio, initiator, multipath
+from tests.guest.inside import filesystems, fio, initiator, multipath, pve_kernel
 
 SECRET, MUTUAL_SECRET = "one way secret 1", "other way secret"
 SECRET_FILE, MUTUAL_SECRET_FILE = "one-way", "mutual"
@@ -28,6 +28,7 @@ def volumes(secrets: str) -> list[Volume]:
         Volume("sectors", 384, "disk", lun=1, sector_bytes=4096),
         Volume("grows", 320, "grows"),
         Volume("secret", 16, "secret", settings=chap),
+        Volume("container", 64, "container"),
     ]
 
 
@@ -177,3 +178,10 @@ def test_io_goes_on_when_one_of_two_paths_dies(door: Door, disks: dict[int, str]
     guest.call(multipath.wait_for_states, device=device, states={disks[512]: "active", second: "active"})
     guest.call(multipath.dissolve, device=device)
     door.log_out("disk", door.portals[1])
+
+
+def test_a_proxmox_node_has_a_disk_as_a_device(door: Door) -> None:
+    """What containers and raw exports get of a disk: `plugin.disks.kernel` with the real open-iscsi and udev."""
+    target, before = door.volumes["container"].iqn, door.status("container")["front"]["write_bytes"]
+    assert door.guest.call(pve_kernel.used_as_a_container_does, portal=door.portal, target=target, seconds=300) == []
+    assert door.status("container")["front"]["write_bytes"] > before

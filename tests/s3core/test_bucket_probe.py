@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,7 @@ class Server(BucketWrapper):
         attributes: Attributes = NO_ATTRIBUTES,
         if_match: str = "",
         if_absent: bool = False,
+        **other: Any,
     ) -> Written:
         try:
             held: str | None = self.inner.head(key).etag

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from s3core.bucket import Attributes, CopySource, Written
+from s3core.digests import digests_of
 from s3core.endpoint import Credentials, Endpoint
 from s3core.errors import (
+    Archived,
     Corrupt,
     Denied,
     Misconfigured,
@@ -20,6 +22,7 @@ from s3core.errors import (
     Unavailable,
 )
 from s3core.s3_bucket import S3Bucket
+from s3core.write_options import Retention, WriteOptions
 from tests.servers.scripted import Reply, Request, ScriptedServer, refusal, reply
 
 Serve = Callable[..., tuple[S3Bucket, list[Request]]]
@@ -314,3 +317,117 @@ def test_bytes_that_change_on_the_way_are_refused_by_the_server(serve: Serve) ->
     assert requests[0].headers["content-md5"] == base64.b64encode(md5(b"bytes").digest()).decode()
     bucket.put("k", b"")
     assert requests[1].headers["content-md5"] == base64.b64encode(md5(b"").digest()).decode()
+
+
+# --- write options, locks, archives ------------------------------------------------------------------------------------
+
+COMPLETED = reply(
+    200,
+    b"<CompleteMultipartUploadResult><ETag>&quot;e-1&quot;</ETag></CompleteMultipartUploadResult>",
+    {"x-amz-version-id": "v"},
+)
+UNTIL = Retention("COMPLIANCE", 1_700_000_000.0)
+LOCKED = {
+    "x-amz-object-lock-mode": "COMPLIANCE",
+    "x-amz-object-lock-retain-until-date": "2023-11-14T22:13:20Z",
+    "x-amz-version-id": "v",
+    "etag": '"e-1"',
+}
+
+
+def test_a_checksum_stands_in_place_of_content_md5(serve: Serve) -> None:
+    body = b"part"
+    options, made = WriteOptions(checksum="sha256"), digests_of(body, "sha256")
+    bucket, requests = serve(
+        reply(200, b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"),
+        reply(200, b"", {"etag": '"p"'}),
+        COMPLETED,
+    )
+    upload = bucket.begin_upload("k", options=options)
+    etag = bucket.upload_part("k", upload, 1, body, options=options, digests=made)
+    with pytest.raises(ValueError, match="sha256 of each part"):
+        bucket.complete_upload("k", upload, [(1, etag)], options=options)
+    bucket.complete_upload("k", upload, [(1, etag)], options=options, digests={1: made})
+    begun, part, completed = requests
+    assert (begun.headers["x-amz-checksum-algorithm"], begun.headers["x-amz-checksum-type"]) == ("SHA256", "COMPOSITE")
+    shown = base64.b64encode(made.sha256).decode()
+    assert part.headers["x-amz-checksum-sha256"] == shown
+    assert "content-md5" not in part.headers
+    assert f"<ChecksumSHA256>{shown}</ChecksumSHA256>".encode() in completed.body
+
+
+def test_where_checksums_are_not_known_content_md5_is_sent(serve: Serve) -> None:
+    bucket, requests = serve(reply(200, b"", {"etag": '"e"', "x-amz-version-id": "v"}), preset="ceph")
+    bucket.put("k", b"x", options=WriteOptions(checksum="sha256"))
+    assert requests[0].headers["content-md5"] == base64.b64encode(md5(b"x").digest()).decode()
+    assert not [name for name in requests[0].headers if name.startswith("x-amz-checksum")]
+
+
+def test_a_lock_that_an_upload_loses_is_given_afterwards(serve: Serve) -> None:
+    options = WriteOptions(retention=UNTIL, legal_hold=True)
+    nothing = {"x-amz-version-id": "v", "etag": '"e-1"'}
+    bucket, requests = serve(COMPLETED, reply(200, b"", nothing), reply(200), reply(200), preset="ceph")
+    assert bucket.complete_upload("k", "u", [(1, "p")], options=options) == Written("e-1", "v")
+    assert [(one.method, one.target) for one in requests[1:]] == [
+        ("HEAD", "/bucket/k?versionId=v"),
+        ("PUT", "/bucket/k?retention=&versionId=v"),
+        ("PUT", "/bucket/k?legal-hold=&versionId=v"),
+    ]
+    assert b"<RetainUntilDate>2023-11-14T22:13:20Z</RetainUntilDate>" in requests[2].body
+    assert b"<Status>ON</Status>" in requests[3].body
+
+
+def test_a_lock_that_came_along_is_left_alone(serve: Serve) -> None:
+    bucket, requests = serve(COMPLETED, reply(200, b"", LOCKED), preset="generic")
+    bucket.complete_upload("k", "u", [(1, "p")], options=WriteOptions(retention=UNTIL))
+    assert len(requests) == 2
+
+
+def test_a_lock_that_cannot_be_given_leaves_the_outcome_open(serve: Serve) -> None:
+    nothing = {"x-amz-version-id": "v", "etag": '"e-1"'}
+    bucket, _ = serve(COMPLETED, reply(200, b"", nothing), refusal(403, "AccessDenied"), preset="ceph")
+    with pytest.raises(OutcomeUnknown, match="may not be locked"):
+        bucket.complete_upload("k", "u", [(1, "p")], options=WriteOptions(retention=UNTIL))
+
+
+def test_what_servers_say_of_objects_without_a_lock(serve: Serve) -> None:
+    for status, code, message in (
+        (404, "NoSuchObjectLockConfiguration", ""),
+        (404, "ObjectLockConfigurationNotFoundError", ""),
+        (400, "InvalidRequest", "<Message>Bucket is missing Object Lock Configuration</Message>"),
+        (400, "InvalidRequest", "<Message>bucket object lock not configured</Message>"),
+    ):
+        answer = refusal(status, code, message)
+        bucket, _ = serve(answer, answer)
+        assert bucket.retention("k") is None
+        assert bucket.legal_hold("k") is False
+    bucket, _ = serve(refusal(404, "NoSuchKey"), refusal(403, "AccessDenied"))
+    with pytest.raises(NotFound):
+        bucket.retention("k")
+    with pytest.raises(Denied):
+        bucket.legal_hold("k")
+
+
+def test_restoring(serve: Serve) -> None:
+    bucket, requests = serve(
+        reply(202),
+        refusal(409, "RestoreAlreadyInProgress"),
+        reply(200),
+        refusal(403, "InvalidObjectState"),
+    )
+    assert [bucket.restore("k", days=3, tier="Bulk") for _ in range(3)] == [False, False, True]
+    assert requests[0].target == "/bucket/k?restore="
+    assert b"<Days>3</Days><GlacierJobParameters><Tier>Bulk</Tier>" in requests[0].body
+    with pytest.raises(Archived):
+        bucket.get("k")
+
+
+def test_a_version_that_is_kept_is_denied_and_one_that_is_gone_is_done(serve: Serve) -> None:
+    bucket, requests = serve(refusal(403, "AccessDenied"), refusal(404, "NoSuchVersion"), reply(204))
+    with pytest.raises(Denied):
+        bucket.delete_version("k", "v")
+    bucket.delete_version("k", "v")
+    bucket.delete_version("k", "v", bypass_governance=True)
+    assert requests[0].target == "/bucket/k?versionId=v"
+    assert "x-amz-bypass-governance-retention" not in requests[0].headers
+    assert requests[2].headers["x-amz-bypass-governance-retention"] == "true"

@@ -4,6 +4,7 @@ import pytest
 
 from s3core.endpoint import Credentials, Endpoint
 from s3core.errors import (
+    Archived,
     Corrupt,
     Denied,
     Misconfigured,
@@ -56,7 +57,7 @@ def refused(
         (400, "RequestTimeout", Unavailable, Unavailable),
         (400, "EntityTooLarge", Unsupported, Unsupported),
         (400, "InvalidArgument", StoreError, StoreError),
-        (403, "InvalidObjectState", Unsupported, Unsupported),
+        (403, "InvalidObjectState", Archived, Archived),
         (404, "NoSuchKey", NotFound, NotFound),
         (404, "", NotFound, NotFound),
         (404, "NoSuchUpload", NotFound, NotFound),

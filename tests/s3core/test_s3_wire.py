@@ -1,7 +1,11 @@
 """The adapter against a server that answers from a script: cut bodies, resets, silence, and lies."""
 
+import base64
 import socket
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from hashlib import md5
 from typing import Any
 
 import pytest
@@ -38,7 +42,9 @@ def serve() -> Iterator[Serve]:
             "credentials": Credentials("AKID", "secret"),
             "read_timeout_s": 0.3,
         } | changes
-        stores.append(open_s3_store(Endpoint("script", server.url, **settings), "bucket", "top/sub"))
+        retain_s = settings.pop("retain_s", None)
+        store = open_s3_store(Endpoint("script", server.url, **settings), "bucket", "top/sub", retain_s=retain_s)
+        stores.append(store)
         return stores[-1], server.requests
 
     yield start
@@ -442,3 +448,22 @@ def test_unsupported_is_told_apart_from_not_found(serve: Serve) -> None:
     with pytest.raises(NotFound) as caught:
         store.put("key", BODY)
     assert caught.value.key == ""
+
+
+def test_what_is_put_in_a_bucket_with_object_lock_says_its_digest_and_until_when(serve: Serve) -> None:
+    told = reply(200, b"", {"etag": '"e"'})
+    plain, plain_requests = serve(told)
+    plain.put("k", b"x")
+    assert "content-md5" not in plain_requests[0].headers
+    default, default_requests = serve(told, retain_s=0)
+    default.put_if_absent("k", [b"x", b"y"])
+    assert default_requests[0].headers["content-md5"] == base64.b64encode(md5(b"xy").digest()).decode()
+    assert "x-amz-object-lock-mode" not in default_requests[0].headers
+    locked, locked_requests = serve(told, retain_s=3600.0)
+    began = time.time()
+    locked.put_if_match("k", b"x", "e")
+    headers = locked_requests[0].headers
+    assert headers["x-amz-object-lock-mode"] == "COMPLIANCE"
+    until = datetime.fromisoformat(headers["x-amz-object-lock-retain-until-date"]).timestamp()
+    assert 3598 < until - began < 3605
+    assert headers["content-md5"] == base64.b64encode(md5(b"x").digest()).decode()

@@ -71,11 +71,13 @@ osd_crush_update_on_start = false
 rgw_data = {directory}/rgw
 rgw_frontends = beast endpoint=127.0.0.1:{http_port} tcp_nodelay=1 {tls}
 rgw_enable_usage_log = false
-rgw_enable_ops_log = false
 rgw_thread_pool_size = 64
 objecter_tick_interval = 0.5
 rgw_dns_name = s3.localhost
 rgw_crypt_require_ssl = false
+rgw_crypt_s3_kms_backend = testing
+rgw_crypt_s3_kms_encryption_keys = test-key=YmluCmJvb3N0CmJvb3N0LWJ1aWxkCmNlcGguY29uZgo=
+{gateway}
 """
 
 
@@ -84,11 +86,13 @@ def missing_binaries() -> list[str]:
 
 
 class Radosgw:
-    """A running cluster. `durable` keeps objects on disk, so that they outlive `kill`."""
+    """A running cluster. `durable` keeps objects on disk, so that they outlive `kill`. `gateway` has further settings of the
+    gateway, a line each."""
 
-    def __init__(self, directory: Path, *, durable: bool = False) -> None:
+    def __init__(self, directory: Path, *, durable: bool = False, gateway: str = "") -> None:
         self._root = directory
         self.durable = durable
+        self._gateway = gateway
         self._processes: dict[str, subprocess.Popen[bytes]] = {}  # by daemon, in the order of their start
         for attempt in range(3):
             # Another process may have taken a port between our asking and the daemon's binding.
@@ -115,6 +119,7 @@ class Radosgw:
                 directory=directory,
                 objectstore="bluestore" if self.durable else "memstore",
                 http_port=self.http_port,
+                gateway=self._gateway or "rgw_enable_ops_log = false",
                 tls=f"ssl_endpoint=127.0.0.1:{self.tls_port} ssl_certificate={self.certificate.certificate_file}"
                 f" ssl_private_key={self.certificate.key_file}",
             )
@@ -134,6 +139,12 @@ class Radosgw:
     def create_user(self, uid: str, access_key: str, secret_key: str) -> None:
         keys = ["--access-key", access_key, "--secret-key", secret_key]
         self._run("radosgw-admin", "-n", "client.rgw", "user", "create", "--uid", uid, "--display-name", uid, *keys)
+
+    def limit_objects(self, bucket: str, objects: int) -> None:
+        """A quota: what would be one more is answered 403 QuotaExceeded, after a moment."""
+        chosen = ("--quota-scope=bucket", f"--bucket={bucket}")
+        self._run("radosgw-admin", "quota", "set", *chosen, f"--max-objects={objects}")
+        self._run("radosgw-admin", "quota", "enable", *chosen)
 
     def endpoint(self, *, tls: bool = False, **changes: Any) -> Endpoint:
         """This server as settings would describe it (TLS with its authority as ca_file), with `changes`."""

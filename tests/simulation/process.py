@@ -190,6 +190,8 @@ class SimQueue:
         """Messages sent before that time come at that time."""
 
     def send(self, message: Any) -> None:
+        if isinstance(message, link.Happened):
+            return  # for a ledger, of which there is none: what a seed brings stays what it was
         self._messages.append(message)
         held = max(0.0, self.held_until - self._loop.time())
         self._loop.call_later(held + self._random.expovariate(1.0) * self._delay_s, self._next)

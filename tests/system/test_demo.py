@@ -57,6 +57,8 @@ def test_the_demo_and_what_it_says_to_type_next(tmp_path: Path) -> None:
     assert 0 < int(cut[3]) <= int(cut[1]) < int(cut[2])
     assert said.count("bytes equal, e2fsck -fn clean, SHA-256 of all") == 4
     assert f"all {cut[3]} MiB that had been flushed are there" in said
+    assert "ok  VERIFIED: ledger demo, full" in said
+    assert "ok  one bit flipped: TAMPERED: ledger demo, full" in said
     assert processes_of(directory) == []
 
     again = next(line for line in said.splitlines() if "s3block serve file:" in line and "--listen" not in line)

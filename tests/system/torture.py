@@ -364,6 +364,7 @@ class Episode:
                 in_order = self._one_run(number, server, fate)
                 self.figures["runs"] += 1
             server = self._serve(fate, in_order)
+            self._one_snapshot_at_least(server)
             assert server.stop() == 0, server.log()
             self._last_look(server.state)
         finally:
@@ -565,6 +566,14 @@ class Episode:
         kept = Kept(f"s{self._named}", judge, judge.acknowledged, made=False)
         self._snapshots.append(kept)
         return Question(server, "snapshot", name=kept.name), kept
+
+    def _one_snapshot_at_least(self, server: Server) -> None:
+        """An episode that deleted them all, or lost each to a kill, would look at none, delete none and roll back to none."""
+        if not any(kept.made and kept.deleted is False for kept in self._snapshots):
+            asking, kept = self._ask_about_snapshots(server)
+            asking.join()
+            self._answered(asking, kept)
+            assert asking.granted, f"nothing was killed, and no snapshot was made: {asking.result}"
 
     def _answered(self, asking: Question, kept: Kept | None) -> None:
         """What an answer promises, or the lack of one allows. Call before anything else is written."""

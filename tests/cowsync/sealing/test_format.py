@@ -17,6 +17,7 @@ from cowsync.sealing.format import (
     NotOpened,
     Opener,
     Sealer,
+    StreamSealer,
     decode_header,
     encode_header,
     may_be,
@@ -188,3 +189,69 @@ def test_a_header_beyond_reason_is_refused(place: int, value: int) -> None:
     header[place] = value
     with pytest.raises(NotOpened):
         decode_header(bytes(header))
+
+
+def seal_stream(plain: bytes, facts: Facts = FACTS, key: DataKey = KEY) -> bytes:
+    sealer = StreamSealer(key, facts, os.urandom, FRAME_SHIFT_MIN)
+    places = range(0, max(1, len(plain)), FRAME)
+    return sealer.head + b"".join(sealer.frame(plain[at : at + FRAME], last=at + FRAME >= len(plain)) for at in places)
+
+
+def unseal_stream(data: bytes, key: DataKey = KEY) -> tuple[bytes, Facts]:
+    header = decode_header(data).of_length(len(data))
+    opener = Opener(key, header)
+    facts = opener.facts(data[HEADER.size : HEADER.size + header.facts_bytes])
+    frames = []
+    for number in range(1, header.frames + 1):
+        begin = header.frame_offset(number)
+        frames.append(opener.frame(number, data[begin : begin + header.frame_length(number) + 16]))
+    return b"".join(frames), facts
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES)
+def test_a_stream_comes_out_with_a_size_that_only_its_length_told(size: int) -> None:
+    plain = os.urandom(size)
+    sealed = seal_stream(plain)
+    assert unseal_stream(sealed) == (plain, FACTS)
+    assert len(sealed) == sealed_bytes(size, 1, FRAME_SHIFT_MIN)
+
+
+@pytest.mark.parametrize("size", [0, 1, FRAME, 2 * FRAME, 2 * FRAME + 9])
+def test_every_cut_of_a_stream_is_seen(size: int) -> None:
+    """At the boundary of two frames too: what is left ends with a frame that is not the last one."""
+    sealed = seal_stream(os.urandom(size))
+    boundaries = {64 + 256, *range(64 + 256, len(sealed), FRAME + 16)}
+    for length in sorted(boundaries | {boundary + 16 for boundary in boundaries} | {len(sealed) - 1, 63, 0}):
+        if length < len(sealed):
+            with pytest.raises(NotOpened):
+                unseal_stream(sealed[:length])
+    with pytest.raises(NotOpened):
+        unseal_stream(sealed + bytes(16))
+
+
+def test_a_stream_is_not_taken_for_an_object_of_known_size() -> None:
+    sealed = bytearray(seal_stream(b"x" * 100))
+    assert decode_header(sealed).streamed
+    sealed[4], sealed[8] = 1, 100
+    with pytest.raises(NotOpened):
+        unseal_stream(bytes(sealed))
+    known = bytearray(seal(b"x" * 100))
+    known[4] = 2
+    with pytest.raises(NotOpened, match="tells no size"):
+        decode_header(known)
+    known[8] = 0
+    with pytest.raises(NotOpened):
+        unseal_stream(bytes(known))
+
+
+def test_a_stream_is_sealed_once_and_in_whole_frames() -> None:
+    sealer = StreamSealer(KEY, FACTS, os.urandom, FRAME_SHIFT_MIN)
+    with pytest.raises(ValueError, match="has 65536 to 65536 bytes"):
+        sealer.frame(b"x")
+    sealer.frame(bytes(FRAME))
+    with pytest.raises(ValueError, match="1 to 65536"):
+        sealer.frame(b"", last=True)
+    sealer.frame(b"x", last=True)
+    with pytest.raises(RuntimeError):
+        sealer.frame(b"y", last=True)

@@ -1,0 +1,5 @@
+"""`python -m integrity`."""
+
+from integrity.cli import main
+
+main()
