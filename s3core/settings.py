@@ -488,6 +488,73 @@ class PveSettings(_Table):
     log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")
 
 
+class EnvctlDriverSettings(_Table):
+    """`[envctl.driver.NAME]`: where machines are made. `kind = "pve"`: a Proxmox VE cluster; `qemu`: this host."""
+
+    kind: Literal["pve", "qemu"] = _setting("pve", "what makes machines")
+    url: str = _setting("", "`https://NODE:8006` of any node of the cluster (pve)")
+    token: str = _setting("", "where the API token is: `file:PATH` or `systemd:NAME`; `USER@REALM!NAME=SECRET` in it (pve)")
+    ca_file: str = _setting("", "PEM file of authorities to trust in place of the system's (pve)")
+    fingerprint: str = _setting("", "SHA-256 of the server's certificate, trusted whoever signed it (pve)")
+    verify_tls: bool = _setting(True, "off: anybody on the way can read the token; `doctor` says so (pve)")
+    pool: str = _setting("", "resource pool that machines go into (pve)")
+    storage: str = _setting("", "storage of full clones; empty: the template's (pve)")
+    vmid_first: int = _setting(90_000, "first number of the range that is ours alone (pve)", ge=100)
+    vmid_last: int = _setting(98_999, "last number of it (pve)", ge=100)
+    clones_at_once: int = _setting(2, "of one template", ge=1)
+    bridge: str = _setting("", "`qemu-bridge-helper`'s bridge; empty: user networking behind this host (qemu)")
+    state_dir: str = _setting("/var/lib/bucketworks/envctl/machines", "disks and sockets of machines (qemu)")
+    accelerator: Literal["auto", "kvm", "tcg"] = _setting("auto", "`auto`: KVM where there is /dev/kvm (qemu)")
+
+
+class OidcSettings(_Table):
+    """`[envctl.oidc]`: sign in with an identity provider (OpenID Connect, code flow with PKCE)."""
+
+    issuer: str = _setting("", "its address; empty: local accounts alone")
+    client_id: str = _setting("", "as the provider knows the console")
+    client_secret: str = _setting("", "where the secret is: `file:PATH` or `systemd:NAME`; empty: a public client")
+    title: str = _setting("Single sign-on", "the button's text")
+    groups_claim: str = _setting("groups", "claim whose values make members of groups")
+    name_claim: str = _setting("preferred_username", "claim that a new account is called by")
+    create_users: bool = _setting(True, "make an account at the first sign-in; else an admin does it before")
+    scopes: Patterns = _setting(("openid", "profile", "email"), "what is asked for")
+
+
+class EnvctlSettings(_Table):
+    """`[envctl]`: the console that gives each user a machine and keeps the homes in a bucket."""
+
+    listen: Listen = _setting("127.0.0.1:8480", "where the console listens")
+    url: str = _setting("", "address at which browsers and guests find it; empty: http://`listen`")
+    certificate: str = _setting("", "PEM file to serve https itself; empty: a proxy in front does, or loopback alone")
+    private_key: str = _setting("", "PEM file of its key, mode 0600")
+    proxies: Patterns = _setting((), "addresses of proxies whose X-Forwarded-For and -Proto are believed")
+    state_dir: str = _setting("/var/lib/bucketworks/envctl", "database, key file")
+    database: str = _setting("", "`postgresql+psycopg://USER@HOST/NAME`; empty: SQLite in `state_dir`")
+    homes: str = _setting("", "`s3://ENDPOINT/BUCKET/PREFIX` or `file:///DIRECTORY` where homes are kept")
+    ledger: str = _setting("", "name of a `[ledger.NAME]` that gets a record of each change too; empty: none")
+    backup_interval_s: Seconds = _setting(300.0, "how often a home is saved", ge=30)
+    keep_deleted_s: Seconds = _setting(30 * 86400.0, "how long the home of a deleted environment is kept", ge=0)
+    orphan_grace_s: Seconds = _setting(86400.0, "how long a machine that no environment has is left before it is destroyed", ge=0)
+    idle_stop_s: Seconds = _setting(0.0, "a machine that nobody uses is stopped after this; 0: never", ge=0)
+    shutdown_s: Seconds = _setting(180.0, "how long a machine may take to shut down in order", gt=0)
+    boot_s: Seconds = _setting(600.0, "how long a new machine may take until its agent answers", gt=0)
+    restore_s: Seconds = _setting(6 * 3600.0, "how long a home may take to come back", gt=0)
+    retention_fine_s: Seconds = _setting(86400.0, "every snapshot is kept for this long", ge=0)
+    retention_hourly_s: Seconds = _setting(7 * 86400.0, "one an hour for this long", ge=0)
+    retention_daily_s: Seconds = _setting(30 * 86400.0, "one a day for this long", ge=0)
+    retention_weekly_s: Seconds = _setting(365 * 86400.0, "one a week for this long", ge=0)
+    guard_fraction: float = _setting(0.3, "part of the files that changes at once before the snapshot before it is pinned", gt=0, le=1)
+    bandwidth_bytes_per_s: Bytes = _setting(0, "most a guest sends or fetches in a second; 0: no limit", ge=0)
+    session_idle_s: Seconds = _setting(8 * 3600.0, "a sign-in ends when nobody used it for this long", gt=0)
+    session_s: Seconds = _setting(7 * 86400.0, "a sign-in ends after this at the latest", gt=0)
+    require_totp: Literal["nobody", "admins", "everybody"] = _setting("nobody", "who must have a second factor")
+    metrics_token: str = _setting("", "where the token for /metrics is: `file:PATH`; empty: loopback alone may read them")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least important message that is logged")
+    log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")
+    oidc: OidcSettings = _setting(OidcSettings(), "sign in with an identity provider")
+    driver: dict[Name, EnvctlDriverSettings] = Field(default_factory=dict, description="what makes machines, by name")
+
+
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("endpoint.NAME", EndpointSettings),
     ("endpoint.NAME.prices", PriceSettings),
@@ -497,6 +564,9 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("mirror.NAME.guard", GuardSettings),
     ("ledger.NAME", LedgerSettings),
     ("pve", PveSettings),
+    ("envctl", EnvctlSettings),
+    ("envctl.oidc", OidcSettings),
+    ("envctl.driver.NAME", EnvctlDriverSettings),
 )
 
 _AnyTable = TypeVar("_AnyTable", EndpointSettings, VolumeSettings, MirrorSettings, LedgerSettings)
@@ -511,6 +581,7 @@ class Config(_Table):
     ledgers: dict[Name, LedgerSettings] = Field(default_factory=dict, alias="ledger")
     s3block: S3BlockSettings = S3BlockSettings()
     pve: PveSettings = PveSettings()
+    envctl: EnvctlSettings = EnvctlSettings()
     path: Path = Field(default=DEFAULT_PATH, exclude=True)
     """Where it was read from, or would have been: messages and `endpoint create` name it."""
 

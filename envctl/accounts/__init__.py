@@ -1,0 +1,1 @@
+"""Who may do what: passwords, second factors, sign-ins, tokens, rights, quotas."""

@@ -1,0 +1,1 @@
+"""What makes machines: a port (`port`), Proxmox VE (`pve`), QEMU on this host (`qemu`)."""

@@ -1,0 +1,1 @@
+"""What moves environments: jobs with leases, their steps, the comparison with what hypervisors have, schedules."""
