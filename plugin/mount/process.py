@@ -222,9 +222,10 @@ def clear_mountpoint(mountpoint: Path) -> None:
     for _ in range(16):
         try:
             mountpoint.mkdir(mode=0o755, parents=True, exist_ok=True)
-            os.stat(mountpoint)
+            # Not stat(2): the kernel answers it from its cache for a while after the process has died.
+            os.statvfs(mountpoint)
         except OSError as error:
-            if error.errno != errno.ENOTCONN:
+            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
                 raise ConfigError(f"{mountpoint}: {error.strerror}", hint="it has to be a directory") from error
             log.warning("%s: the process of the last mount is dead; taking its mount away", mountpoint)
             unmount(mountpoint)

@@ -13,7 +13,7 @@ import pytest
 
 from plugin.mount import process
 from plugin.mount.control import call, socket_path
-from plugin.mount.process import is_ours
+from plugin.mount.process import clear_mountpoint, is_ours
 from tests.plugin.mount.mounted import done, needs_fuse, run
 from tests.plugin.mount.node import ID, Node
 from tests.plugin.mount.test_filesystem import BASE, ZSTD
@@ -91,6 +91,16 @@ def test_it_is_killed_in_the_middle_of_an_upload(node: Node, tmp_path: Path) -> 
     assert [one for one in (node.root / "state" / ID / "uploads").iterdir() if one.stat().st_size] == []
     done("cp {d} {m}/{b}.vma.dat && mv {m}/{b}.vma.dat {m}/{b}.vma.zst", d=archive(tmp_path, 1), m=node.mount, b=BASE)
     assert node.objects() == [f"{BASE}.vma.zst"]
+
+
+def test_the_next_process_need_not_wait_until_the_kernel_has_forgotten_the_last_one(node: Node) -> None:
+    """The kernel answers for a dead mount from its cache."""
+    node.start()
+    os.stat(node.mount)
+    node.stop(signal.SIGKILL)
+    os.stat(node.mount)
+    clear_mountpoint(node.mount)
+    assert not is_ours(node.mount)
 
 
 def test_stopping_waits_for_a_writer_and_refuses_others(node: Node) -> None:
