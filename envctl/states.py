@@ -2,8 +2,8 @@
 
     REQUESTED → CLONING → CONFIGURING → BOOTING → RESTORING → READY ⇄ STOPPING → STOPPED → DELETING → DELETED
 
-and FAILED from any of them while a job runs; an environment that failed keeps the step and the reason, and offers Retry, Stop and
-Delete. A job is what moves an environment; at most one that is not over belongs to an environment.
+and FAILED from any of them while a job runs; an environment that failed keeps the step and the reason, and offers Retry,
+Stop and Delete. A job is what moves an environment; at most one that is not over belongs to an environment.
 """
 
 from enum import StrEnum

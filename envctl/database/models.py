@@ -1,8 +1,9 @@
 """Rows. One set of models for SQLite and PostgreSQL; a change here comes with a migration (`migrations/`).
 
-One rule: the database is what the console decided and was told; what a hypervisor or a bucket holds is asked there. Moments are Unix
-seconds as floats (`*_at`), sizes are in the unit at the end of the name, identifiers are ULIDs (`envctl.identifiers`). Secrets are
-hashed (tokens, logins, tickets: SHA-256 of 256 random bits; passwords: argon2id) or sealed (`totp_secret`).
+One rule: the database is what the console decided and was told; what a hypervisor or a bucket holds is asked there.
+Moments are Unix seconds as floats (`*_at`), sizes are in the unit at the end of the name, identifiers are ULIDs
+(`envctl.identifiers`). Secrets are hashed (tokens, logins, tickets: SHA-256 of 256 random bits; passwords: argon2id) or
+sealed (`totp_secret`).
 """
 
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text

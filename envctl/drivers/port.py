@@ -1,8 +1,8 @@
 """The port to what makes machines. Values and a protocol; no I/O.
 
-One rule: nothing here waits for a task. A call that begins something long gives back its name at the hypervisor (`TaskRef`, a UPID), the
-caller writes it down, then asks `task`. So a console that dies asks the same task again. A call whose answer was lost raises
-DriverBusy (outcome unknown): the caller looks (`find`), never repeats blindly.
+One rule: nothing here waits for a task. A call that begins something long gives back its name at the hypervisor
+(`TaskRef`, a UPID), the caller writes it down, then asks `task`. So a console that dies asks the same task again. A call
+whose answer was lost raises DriverBusy (outcome unknown): the caller looks (`find`), never repeats blindly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -142,7 +142,8 @@ class EnvDriver(Protocol):
         ...
 
     async def inventory(self) -> Sequence[MachineFound]:
-        """All machines with a tag of ours (`env-...`). Complete, or DriverBusy: a node that does not answer never looks empty."""
+        """All machines with a tag of ours (`env-...`). Complete, or DriverBusy: a node that does not
+        answer never looks empty."""
         ...
 
     async def find(self, tag: str) -> Sequence[MachineFound]: ...

@@ -1,4 +1,5 @@
-"""All verbs, each once. The REST API, the command and docs/envctl/verbs.md are made from this; the pages call the same functions.
+"""All verbs, each once. The REST API, the command and docs/envctl/verbs.md are made from this; the pages call the
+same functions.
 
 Each module of verbs has a tuple `VERBS`; a test finds modules that are missing here.
 """
