@@ -7,33 +7,26 @@ name among one's own; operators see those of everybody, by id or as `owner/name`
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from envctl.states import EnvironmentState, JobKind, JobState
-
-
-class Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Empty(Asked):
-    """Nothing to say."""
+from envctl.verbs.verb import Answer, Request
 
 
 # What is asked.
 
 
-class Schedule(Asked):
+class Schedule(Request):
     """When it starts and stops by itself: days and a moment (`MON-FRI 08:00`, `MON,WED 18:30`, `* 20:00`), empty: never."""
 
-    start: str = Field("", max_length=64)
-    stop: str = Field("", max_length=64)
+    start: str = Field("", max_length=64, description="days and a moment")
+    stop: str = Field("", max_length=64, description="days and a moment")
     timezone: str = Field(
         "UTC", max_length=64, description="a name of the IANA time zone database, such as Europe/Berlin"
     )
 
 
-class CreateEnvironment(Asked):
+class CreateEnvironment(Request):
     name: str = Field(description="a-z, 0-9 and '-'; it becomes the host name")
     template: str = Field(description="name or id of a template")
     cores: int | None = Field(None, ge=1, description="empty: the template's")
@@ -45,22 +38,22 @@ class CreateEnvironment(Asked):
     idle_stop_s: int | None = Field(
         None, ge=0, description="stopped after this without anybody; 0: never; empty: the console's"
     )
-    schedule: Schedule | None = None
+    schedule: Schedule | None = Field(None, description="when it starts and stops by itself")
     expires_at: float | None = Field(None, description="stopped then and deleted after the grace; the home is kept")
     from_environment: str | None = Field(None, description="its home comes from a backup of this one")
     from_snapshot: int | None = Field(None, ge=1, description="number of that backup; empty: the newest")
     owner: str | None = Field(None, description="name of the user it is for; empty: who asks (others: operators alone)")
 
 
-class ListEnvironments(Asked):
+class ListEnvironments(Request):
     everybody: bool = Field(False, description="those of all users (operators)")
     deleted: bool = Field(False, description="deleted ones too, while their home is kept")
-    state: EnvironmentState | None = None
+    state: EnvironmentState | None = Field(None, description="in this state alone")
     owner: str | None = Field(None, description="of this user (operators)")
     search: str | None = Field(None, max_length=64, description="part of the name")
 
 
-class OneEnvironment(Asked):
+class OneEnvironment(Request):
     environment: str = Field(description="id, or name among one's own, or OWNER/NAME")
 
 
@@ -82,8 +75,8 @@ class DeleteEnvironment(StopEnvironment):
 
 
 class ResizeEnvironment(OneEnvironment):
-    cores: int | None = Field(None, ge=1)
-    memory_mib: int | None = Field(None, ge=64)
+    cores: int | None = Field(None, ge=1, description="empty: as now")
+    memory_mib: int | None = Field(None, ge=64, description="empty: as now")
     disk_gib: int | None = Field(None, ge=1, description="disks only grow")
 
 
@@ -92,33 +85,33 @@ class ExtendEnvironment(OneEnvironment):
 
 
 class FreezeEnvironment(OneEnvironment):
-    reason: str = Field("", max_length=200)
+    reason: str = Field("", max_length=200, description="shown to its owner")
 
 
 class UpdateEnvironment(OneEnvironment):
     """What is not named stays as it is."""
 
     idle_stop_s: int | None = Field(None, ge=0, description="0: never")
-    schedule: Schedule | None = None
+    schedule: Schedule | None = Field(None, description="when it starts and stops by itself")
 
 
-class ListJobs(Asked):
-    environment: str | None = None
-    state: JobState | None = None
+class ListJobs(Request):
+    environment: str | None = Field(None, description="of this one alone")
+    state: JobState | None = Field(None, description="in this state alone")
     everybody: bool = Field(False, description="of all users (operators)")
-    limit: int = Field(100, ge=1, le=1000)
+    limit: int = Field(100, ge=1, le=1000, description="at most so many, the newest first")
 
 
-class OneJob(Asked):
-    job: str
+class OneJob(Request):
+    job: str = Field(description="id of the job")
 
 
 class JobLog(OneJob):
     after: int = Field(0, ge=0, description="lines with a greater number")
-    limit: int = Field(500, ge=1, le=5000)
+    limit: int = Field(500, ge=1, le=5000, description="at most so many")
 
 
-class OneOrphan(Asked):
+class OneOrphan(Request):
     machine: str = Field(description="as `admin orphans` shows it")
 
 
@@ -129,7 +122,7 @@ class AdoptOrphan(OneOrphan):
 # What is answered.
 
 
-class Offer(BaseModel):
+class Offer(Answer):
     """A verb for a button: whether it is possible now, and if not, why."""
 
     verb: str
@@ -140,7 +133,7 @@ class Offer(BaseModel):
     """Ask before: what runs stops, or the machine is thrown away."""
 
 
-class JobView(BaseModel):
+class JobView(Answer):
     id: str
     environment_id: str
     environment_name: str
@@ -164,7 +157,7 @@ class JobView(BaseModel):
     may_cancel: bool = False
 
 
-class StepView(BaseModel):
+class StepView(Answer):
     name: str
     state: Literal["waiting", "running", "done", "failed"]
     attempt: int = 0
@@ -173,7 +166,7 @@ class StepView(BaseModel):
     ended_at: float | None = None
 
 
-class Line(BaseModel):
+class Line(Answer):
     id: int
     job_id: str | None
     at: float
@@ -181,14 +174,14 @@ class Line(BaseModel):
     text: str
 
 
-class LogView(BaseModel):
+class LogView(Answer):
     lines: list[Line]
     last_id: int
     over: bool
     """Nothing more comes for this job."""
 
 
-class EnvironmentView(BaseModel):
+class EnvironmentView(Answer):
     id: str
     name: str
     owner_id: str
@@ -250,17 +243,13 @@ class EnvironmentView(BaseModel):
         return next((offer for offer in self.offers if offer.verb == verb), None)
 
 
-class EnvironmentList(BaseModel):
-    environments: list[EnvironmentView]
-
-
-class EnvironmentAnswer(BaseModel):
+class EnvironmentAnswer(Answer):
     environment: EnvironmentView
     job: JobView | None = None
     """What was begun."""
 
 
-class OpenView(BaseModel):
+class OpenView(Answer):
     """How to get in."""
 
     environment: EnvironmentView
@@ -272,15 +261,11 @@ class OpenView(BaseModel):
     """Page with screen and terminal."""
 
 
-class JobAnswer(BaseModel):
+class JobAnswer(Answer):
     job: JobView
 
 
-class JobList(BaseModel):
-    jobs: list[JobView]
-
-
-class OrphanView(BaseModel):
+class OrphanView(Answer):
     machine: str
     driver: str
     name: str
@@ -294,11 +279,7 @@ class OrphanView(BaseModel):
     """Of its tag, where there is such a row."""
 
 
-class OrphanList(BaseModel):
-    orphans: list[OrphanView]
-
-
-class NodeView(BaseModel):
+class NodeView(Answer):
     name: str
     driver: str
     online: bool
@@ -312,11 +293,7 @@ class NodeView(BaseModel):
     at: float
 
 
-class NodeList(BaseModel):
-    nodes: list[NodeView]
-
-
-class ReconcileAnswer(BaseModel):
+class ReconcileAnswer(Answer):
     machines: int
     orphans: int
     missing: int
