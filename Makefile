@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 # The system packages that tests drive: real initiators, a real file system checker, a real S3 server;
 # and what builds and boots a Debian of its own, for initiators and targets that live in a kernel.
 TEST_PACKAGES := qemu-utils qemu-block-extra libiscsi-bin e2fsprogs radosgw ceph-mon ceph-osd ceph-common openssl \
-	qemu-system-x86 seabios mmdebstrap debian-archive-keyring kmod rclone chromium fuse3 libfuse3-3 lzop zstd perl libjson-perl libjson-xs-perl
+	qemu-system-x86 seabios mmdebstrap debian-archive-keyring kmod rclone chromium fuse3 libfuse3-3 lzop zstd perl libjson-perl libjson-xs-perl \
+	postgresql acl attr libcap2-bin
 DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
 BENCH_PACKAGES := qemu-utils qemu-block-extra tgt rclone
 UV_VERSION := 0.13.8
@@ -18,7 +19,7 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check lint test demo bench deb sim torture blackout lock docs clean
+.PHONY: help venv assets check lint test demo demo-envctl bench deb sim torture blackout lock docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -34,24 +35,31 @@ $(READY): requirements-dev.txt pyproject.toml .ci/find-python
 	@$(PIP) install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
+assets: $(READY) ## browser code of others (htmx, noVNC, xterm.js), pinned, for the console's pages
+	@$(PY) -m envctl.web.assets
+
 lint: $(READY)
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
 
-check: lint ## format, lint, types, imports and the fast tests: run it before every commit
+check: lint assets ## format, lint, types, imports and the fast tests: run it before every commit
 	@$(PY) -m pytest -q -m "not slow and not rgw and not initiator and not guest and not browser"
 
 test: ## everything, set-up included: what continuous integration runs
 	@.ci/system-packages $(TEST_PACKAGES)
-	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory lint assets
 	@$(PY) -m tests.lanes
 
 demo: ## a disk in an object store, written and read by a real initiator, in under three minutes
 	@.ci/system-packages $(DEMO_PACKAGES)
 	@$(MAKE) --no-print-directory venv
 	@$(PY) deploy/demo.py
+
+demo-envctl: ## the console on a cluster that is not there, with people, machines and backups to click through
+	@$(MAKE) --no-print-directory assets
+	@$(PY) deploy/envctl_demo.py
 
 bench: ## figures of this machine, beside tgt and rclone in the same run, and what writes and sizes cost
 	@.ci/system-packages $(BENCH_PACKAGES)
