@@ -4,9 +4,9 @@ One rule: a verb is a plain function `(context, caller, request) -> answer`. It 
 session, writes its audit row (refused too), and knows no HTTP.
 """
 
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from secrets import token_bytes
 from typing import TYPE_CHECKING, Literal
 
 from envctl.identifiers import new_id
@@ -53,7 +53,7 @@ class Context:
     """Tell the runner that there is a job."""
     told: Callable[[str], None] = lambda environment_id: None
     """Tell who watches an environment that it changed."""
-    random: Callable[[int], bytes] = field(default=secrets.token_bytes)
+    random: Callable[[int], bytes] = field(default=token_bytes)
 
     def now(self) -> float:
         return self.clock.time()
