@@ -21,15 +21,17 @@ from envctl.verbs.verb import Stream, Verb
 log = logging.getLogger(__name__)
 
 PREFIX: Final = "/api/v1"
+GetCaller = Callable[[Request], Caller]
+"""Raises NotSignedIn."""
 ROLES: Final = ("user", "operator", "admin")
 
 
 def router(
     verbs: tuple[Verb, ...],
     get_context: Callable[[], Context],
-    get_caller: Callable[[Request], Caller],
+    get_caller: GetCaller,
 ) -> APIRouter:
-    """A route for each verb. `get_caller` raises NotSignedIn."""
+    """A route for each verb."""
     made = APIRouter(prefix=PREFIX)
     for verb in verbs:
         made.add_api_route(
@@ -87,9 +89,7 @@ def stream_answer(stream: Stream) -> StreamingResponse:
     return StreamingResponse(stream.pieces, media_type="application/octet-stream", headers=headers)
 
 
-def _endpoint(
-    verb: Verb, get_context: Callable[[], Context], get_caller: Callable[[Request], Caller]
-) -> Callable[..., Any]:
+def _endpoint(verb: Verb, get_context: Callable[[], Context], get_caller: GetCaller) -> Callable[..., Any]:
     in_path = path_fields(verb)
     in_query = verb.method in ("GET", "DELETE")
     rest = {name: field for name, field in verb.request.model_fields.items() if name not in in_path}

@@ -1,0 +1,89 @@
+"""The console's ASGI application, put together. Each part is a router; this says in which order, and what is so for all of them.
+
+One rule: whatever an application raises becomes an answer of ours: JSON for machines, a page for people; never a traceback.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from envctl.calling import Context
+from envctl.errors import EnvctlError, Invalid, NoSuchThing
+from envctl.verbs.table import VERBS
+from envctl.web import api
+from s3core.console import program_version
+from s3core.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+MACHINE_PREFIXES: Final = ("/api/", "/guest/", "/seed/", "/healthz", "/readyz", "/metrics")
+"""Who asks below these reads JSON."""
+
+ErrorPage = Callable[[Request, EnvctlError], Response]
+
+
+def new_app() -> FastAPI:
+    """Without routes. Its documentation is at /api/docs (no page of others' servers is loaded: JSON alone)."""
+    return FastAPI(
+        title="s3-envctl",
+        version=program_version(),
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+
+
+def add_errors(app: FastAPI, error_page: ErrorPage | None = None) -> None:
+    """Answers for what goes wrong."""
+
+    def told(request: Request, error: EnvctlError) -> Response:
+        if error_page is None or request.url.path.startswith(MACHINE_PREFIXES):
+            return api.error_answer(error)
+        return error_page(request, error)
+
+    @app.exception_handler(EnvctlError)
+    def ours(request: Request, error: EnvctlError) -> Response:
+        if error.status >= 500 and not error.retryable:
+            log.error("%s %s: %s", request.method, request.url.path, error)
+        return told(request, error)
+
+    @app.exception_handler(StoreError)
+    def store(request: Request, error: StoreError) -> Response:
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+        return told(request, StoreAway(f"the homes' store did not do it: {error}", hint="nothing was lost; try again"))
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(request: Request, error: RequestValidationError) -> Response:
+        details = {str(one["loc"][-1]): str(one["msg"]) for one in error.errors()}
+        first = next(iter(details.items()), ("", "it cannot be read"))
+        return told(request, Invalid(f"{first[0]}: {first[1]}", details=details))
+
+    @app.exception_handler(HTTPException)
+    def http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return told(request, NoSuchThing("there is no such page"))
+        made = EnvctlError(str(error.detail))
+        made.status, made.code = error.status_code, "http"
+        return told(request, made)
+
+    @app.exception_handler(Exception)
+    def bug(request: Request, error: Exception) -> Response:
+        log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+        return told(
+            request, EnvctlError("the console failed at this", hint="its log says how; what was asked may be done")
+        )
+
+
+class StoreAway(EnvctlError):
+    code = "store-away"
+    status = 503
+    retryable = True
+
+
+def add_api(app: FastAPI, get_context: Callable[[], Context], get_caller: api.GetCaller) -> None:
+    app.include_router(api.router(VERBS, get_context, get_caller))
