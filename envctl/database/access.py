@@ -70,7 +70,8 @@ register(DatabaseUnavailable, ExitCode.UNAVAILABLE)
 class Database:
     """Threads share it. Rows stay readable after their session has ended (they are not expired by a commit).
 
-    Errors never show the values of a statement: they may be hashes of passwords. A JSON column counts as changed when it is assigned: `row.ssh_keys = [*row.ssh_keys, key]`, never `append`."""
+    Errors never show the values of a statement: they may be hashes of passwords. A JSON column counts as changed when it is
+    assigned: `row.ssh_keys = [*row.ssh_keys, key]`, never `append`."""
 
     def __init__(self, url: str, *, wait_s: float = WAIT_S) -> None:
         """`url`: as SQLAlchemy has it, `sqlite:////DIRECTORY/FILE` or `postgresql+psycopg://...`. Nothing is opened yet.
