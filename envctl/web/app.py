@@ -1,4 +1,4 @@
-"""The console's ASGI application, put together. Each part is a router; this says in which order, and what is so for all of them.
+"""The console's ASGI application, put together. Each part is a router; this says in which order, and what is so for all.
 
 One rule: whatever an application raises becomes an answer of ours: JSON for machines, a page for people; never a traceback.
 """
