@@ -524,7 +524,8 @@ class EnvctlSettings(_Table):
     """`[envctl]`: the console that gives each user a machine and keeps the homes in a bucket."""
 
     listen: Listen = _setting("127.0.0.1:8480", "where the console listens")
-    url: str = _setting("", "address at which browsers and guests find it; empty: http://`listen`")
+    url: str = _setting("", "address at which browsers (and guests) find it; empty: http://`listen`")
+    guest_url: str = _setting("", "address for guests, where it is another: http://10.0.2.2:8480 behind QEMU's user network")
     certificate: str = _setting("", "PEM file to serve https itself; empty: a proxy in front does, or loopback alone")
     private_key: str = _setting("", "PEM file of its key, mode 0600")
     proxies: Patterns = _setting((), "addresses of proxies whose X-Forwarded-For and -Proto are believed")
