@@ -6,7 +6,8 @@ end of (an answer that was lost, a process that died) is a `maybe`: with it and 
 
 One rule: no order is made up. Versions with an id need none. Of the one version without an id the last act counts, and
 where two acts cannot be put in order, by sequencer, by one writer's numbers or by times that do not overlap, the outcome
-of either is right.
+of either is right. Where an event may be of several acts that leave the same, one of them stands for it, and is put in
+order by the event alone: what the writer's own records say of that act may be true of another event.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,7 +42,8 @@ class State(StrEnum):
 @dataclass(slots=True)
 class Act:
     """One operation. It took effect between `low` and `high` (Unix seconds, by the clocks of those who told). `size` is
-    -1, the texts "" where nobody told them. `client`: one of our tools told it, not a feed alone."""
+    -1, the texts "" where nobody told them. `client`: one of our tools told it, not a feed alone. `swapped`: it stands for
+    an event that may be another act's, so its writer's numbers do not put it in order."""
 
     kind: Kind
     state: State
@@ -55,6 +57,7 @@ class Act:
     requests: set[str] = field(default_factory=set)
     client: bool = False
     in_parts: bool = False
+    swapped: bool = False
     told: list[Mention] = field(default_factory=list)
 
     @property
@@ -101,13 +104,21 @@ def acts_of(mentions: Iterable[Mention], *, observed_counts: bool, skew_s: float
     if not observed:
         return acts
     by_version = {(act.kind, act.version): act for act in acts if act.version}
-    # Those that name their version first: they leave the others less to choose from.
-    for mention in sorted(observed, key=lambda m: (not m.version, not m.request, m.time or m.at)):
+    # Those that name their version first: they leave the others less to choose from. Then those that tell an event from all
+    # others: an access log, which fits more acts than that, then finds its own by the request.
+    for mention in sorted(observed, key=lambda m: (not m.version, not m.request, not m.sequencer, m.time or m.at)):
         kind = _kind(mention)
-        act = by_version.get((kind, mention.version)) if mention.version else None
-        act = act or _same(mention, kind, acts, skew_s)
-        if act is not None:
+        act, alone = by_version.get((kind, mention.version)) if mention.version else None, True
+        if act is None:
+            act, alone = _same(mention, kind, acts, skew_s)
+        if act is not None and (alone or mention.version or act.state is State.CLAIMED):
             _add(act, mention)
+        elif act is not None and mention.sequencer and (mention.etag or kind == "delete"):
+            # All that it may be leave the same, so which of them it was makes no difference.
+            _add(act, mention)
+            act.swapped = True
+        elif act is not None:
+            _point_to(act, mention)
         else:
             act = _observed_act(mention, kind)
             echo = any(other.client and _is_echo(act, other, skew_s) for other in acts)
@@ -178,8 +189,8 @@ def before(one: Act, other: Act, skew_s: float) -> bool:
         # S3 User Guide: hexadecimal texts of one key, the shorter padded with zeros on its right.
         width = max(len(one.sequencer), len(other.sequencer))
         return one.sequencer.ljust(width, "0").upper() < other.sequencer.ljust(width, "0").upper()
-    mine = [mention.n for mention in one.told if mention.phase != "observed"]
-    theirs = [mention.n for mention in other.told if mention.phase != "observed"]
+    mine = [mention.n for mention in one.told if mention.phase != "observed" and not one.swapped]
+    theirs = [mention.n for mention in other.told if mention.phase != "observed" and not other.swapped]
     if mine and theirs and one.state is State.DONE and one.told[0].writer == other.told[0].writer:
         return max(mine) < min(theirs)
     return one.high + skew_s < other.low
@@ -271,10 +282,17 @@ def _add(act: Act, mention: Mention) -> None:
             act.high = max(act.low, min(act.high, mention.time + LATE_S))
 
 
-def _same(mention: Mention, kind: Kind, acts: list[Act], skew_s: float) -> Act | None:
-    """The act that the event most likely is, where it may be one at all."""
+def _point_to(act: Act, mention: Mention) -> None:
+    """Keep the event beside an act that it may be, of several that may have left different things: nothing is concluded."""
+    act.told.append(mention)
+    if mention.request:
+        act.requests.add(mention.request)
+
+
+def _same(mention: Mention, kind: Kind, acts: list[Act], skew_s: float) -> tuple[Act | None, bool]:
+    """The act that the event most likely is, where it may be one at all, and whether it can be no other."""
     low, high = _moments(mention)
-    fitting = [
+    alike = [
         act
         for act in acts
         if act.kind == kind
@@ -282,30 +300,35 @@ def _same(mention: Mention, kind: Kind, acts: list[Act], skew_s: float) -> Act |
         and _agree(act.etag, mention.etag)
         and (act.size < 0 or mention.size < 0 or act.size == mention.size)
         and act.state is not State.NOT_DONE
-        and (
-            mention.request in act.requests
-            if mention.request and mention.request in act.requests
-            else act.low - skew_s <= high and low <= act.high + skew_s and not _other_event(act, mention)
-        )
+        and (mention.request in act.requests or (act.low - skew_s <= high and low <= act.high + skew_s))
     ]
+    fitting = [act for act in alike if mention.request in act.requests or not _other_event(act, mention)]
     if not fitting:
-        return None
+        return None, False
     middle = mention.time or mention.at
-    return min(
+    act = min(
         fitting,
         key=lambda act: (
             mention.request not in act.requests if mention.request else False,
             not (act.version and act.version == mention.version),
             any(told.source == mention.source for told in act.told),
+            # What surely happened has an event, though its clock be off; what may never have happened can do without.
+            act.state is not State.DONE,
+            # Events come by time: where each takes what ends first, as many of these as can be have one.
+            act.high if act.state is State.DONE else 0.0,
             max(act.low - middle, middle - act.high, 0.0),
             act.high,
         ),
     )
+    # An act that another event was taken for may be this one for all that, unless that event is all there is of it.
+    rivals = [one for one in alike if one in fitting or any(told.phase != "observed" for told in one.told)]
+    named = any(told.phase != "observed" and told.request == mention.request != "" for told in act.told)
+    return act, named or len(rivals) == 1
 
 
 def _other_event(act: Act, mention: Mention) -> bool:
-    """Whether the act was told by the same feed as another event already: a sequencer is of one event only."""
-    return bool(mention.sequencer and act.sequencer and mention.sequencer != act.sequencer)
+    """Whether the act was told as another event already: a sequencer is of one event only."""
+    return bool(mention.sequencer) and any(told.sequencer not in ("", mention.sequencer) for told in act.told)
 
 
 def _agree(one: str, other: str) -> bool:

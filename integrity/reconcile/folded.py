@@ -27,7 +27,7 @@ from integrity.reconcile.mentions import Mention, Place, mention_of
 from integrity.record import after_of
 from integrity.tlog.tree import leaf_hash
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH = 20_000
 """Records sorted in memory before they are put into the tree."""
 _LINES = 5_000

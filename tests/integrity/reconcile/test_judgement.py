@@ -1,7 +1,7 @@
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from integrity.reconcile.findings import Code
@@ -223,6 +223,7 @@ def test_a_put_that_neither_bucket_nor_feed_knows_of_is_a_ghost() -> None:
 # --- histories at random --------------------------------------------------------------------------------------
 
 KEYS = ("a", "b", "c/d")
+Step = tuple[str, str, int, int, str, float]
 answers = st.sampled_from(["done"] * 6 + ["lost", "never", "twice", "refused", "died"])
 steps = st.lists(
     st.tuples(
@@ -237,7 +238,7 @@ steps = st.lists(
 )
 
 
-def play(world: World, drawn: list[tuple[str, str, int, int, str, float]], random: Random) -> None:
+def play(world: World, drawn: list[Step], random: Random) -> None:
     for op, key, number, writer, answer, pause in drawn:
         if op == "put":
             world.put(key, b"%d" % number * (number + 1), writer=writer, answer=answer)
@@ -254,10 +255,48 @@ def play(world: World, drawn: list[tuple[str, str, int, int, str, float]], rando
     world.deliver(random)
 
 
+# What was never done and left the same is not what a feed saw, though its clock be nearer.
+RETRIED: list[Step] = [("put", "b", 0, 0, "never", 0.0), ("put", "b", 0, 1, "done", 0.0)]
+# Several that leave the same, within the skew of clocks: whose event is which, nobody can tell; its order holds for all that.
+DELETED_TWICE: list[Step] = [
+    ("delete", "b", 0, 0, "twice", 0.0),
+    ("put", "b", 1, 0, "done", 0.0),
+    ("delete", "b", 2, 0, "done", 0.0),
+]
+PUT_BACK: list[Step] = [
+    ("put", "a", 3, 1, "done", 0.0),
+    ("put", "a", 0, 1, "done", 0.0),
+    ("put", "a", 3, 0, "done", 0.0),
+]
+PUT_BACK_UNSURELY: list[Step] = [
+    ("put", "a", 0, 1, "twice", 0.0),
+    ("put", "a", 1, 0, "done", 0.0),
+    ("put", "a", 0, 0, "lost", 1200.0),
+]
+ALL_TWICE: list[Step] = [
+    ("put", "a", 0, 0, "twice", 0.0),
+    ("put", "a", 0, 1, "twice", 0.0),
+    ("delete", "a", 0, 1, "twice", 0.0),
+    ("put", "a", 0, 0, "done", 0.0),
+]
+SEEN_FOR_NEVER: list[Step] = [
+    ("put", "a", 0, 1, "twice", 0.0),
+    ("put", "a", 1, 1, "twice", 0.0),
+    ("put", "a", 0, 0, "done", 0.0),
+    ("put", "a", 1, 0, "never", 0.0),
+]
+
+
 @settings(max_examples=300, deadline=None)
 @given(steps, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99))
+@example([("put", "a", 0, 0, "done", 0.0)] * 12 + RETRIED, True, True, False, False, 0)
+@example(DELETED_TWICE, False, True, False, False, 10)
+@example(PUT_BACK, False, True, False, False, 1)
+@example(PUT_BACK_UNSURELY, False, True, True, False, 10)
+@example(ALL_TWICE, False, True, True, True, 5)
+@example(SEEN_FOR_NEVER, False, True, False, False, 5)
 def test_no_legitimate_history_gives_a_finding(
-    drawn: list[tuple[str, str, int, int, str, float]],
+    drawn: list[Step],
     versioned: bool,
     feeds: bool,
     counts: bool,
@@ -270,6 +309,40 @@ def test_no_legitimate_history_gives_a_finding(
     found = world.codes(observed_counts=counts)
     assert set(found) <= {Code.DANGLING_INTENT}
     assert len(found) <= died
+
+
+@pytest.mark.parametrize("ahead", [-4.0, -2.0, 0.0, 2.0, 4.0])
+def test_a_clock_that_is_off_by_less_than_the_skew_leaves_each_act_its_event(ahead: float) -> None:
+    world = World(versioned=True, ahead=(ahead, 0.0), feeds=True, tells_versions=False)
+    answers = ("done", "done", "never", "done")
+    play(world, [("put", "a", 0, 0, answer, 0.0) for answer in answers], Random(0))
+    assert world.codes() == []
+
+
+@pytest.mark.parametrize(
+    ("attack", "code"),
+    [("purge", Code.VERSION_PURGED), ("delete", Code.UNLOGGED_DELETE), ("put", Code.UNLOGGED_OVERWRITE)],
+)
+def test_what_was_seen_beside_an_answer_that_was_lost_is_watched_as_ever(attack: str, code: Code) -> None:
+    world = World(versioned=True, ahead=(0.0, 4.0), feeds=True, tells_versions=False)
+    play(world, RETRIED, Random(0))
+    if attack == "purge":
+        world.bucket.delete_version("b", world.version("b").version_id)
+    elif attack == "delete":
+        world.bucket.delete("b")
+    else:
+        world.bucket.put("b", b"evil")
+    assert world.codes() == [code]
+
+
+@pytest.mark.parametrize("history", [DELETED_TWICE, PUT_BACK, PUT_BACK_UNSURELY, ALL_TWICE, SEEN_FOR_NEVER])
+def test_among_several_that_leave_the_same_what_else_was_put_is_seen(history: list[Step]) -> None:
+    for seed in range(20):
+        world = World(versioned=False, ahead=(0.0, 4.0), feeds=True)
+        play(world, history, Random(seed))
+        world.bucket.put(history[0][1], b"evil")
+        (code,) = world.codes()
+        assert code in (Code.UNLOGGED_OVERWRITE, Code.UNLOGGED_PUT)
 
 
 @settings(max_examples=300, deadline=None)
