@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +129,7 @@ def remove_unused(cache: Path, since: float) -> list[str]:
     removed = []
     with _locked(cache / "lock"):
         for entry in sorted(cache.iterdir()):
-            if not entry.name.startswith(("root-", "packages-", _BUILDING)):
+            if not entry.name.startswith(("root-", "packages-", "template-", _BUILDING)):
                 continue
             if entry.stat().st_mtime >= since:
                 continue
@@ -146,6 +146,14 @@ def remove_unused(cache: Path, since: float) -> list[str]:
             finally:
                 os.close(lock)
     return removed
+
+
+def find_or_build_entry(entry_name: str, build: Callable[[Path], None]) -> tuple[Path, int]:
+    """An entry that another module describes; its name begins with a prefix that `remove_unused` knows, and ends with a hash of
+    what it is made from. The descriptor keeps it there until it is closed. ImageFailed."""
+    cache = cache_directory()
+    cache.mkdir(parents=True, exist_ok=True)
+    return _entry(cache, cache / entry_name, build)
 
 
 def build_program(image: Path) -> None:
@@ -169,7 +177,7 @@ def build_program(image: Path) -> None:
                 f"#!/usr/bin/python3\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
             )
             script.chmod(0o755)
-        _make_file_system(image, tree, 64 << 20)
+        make_file_system(image, tree, 64 << 20)
 
 
 # --- building
@@ -228,6 +236,16 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _build_root(directory: Path) -> None:
+    tree = install_debian(directory, _PACKAGES)
+    _put_own_files(tree)
+    make_file_system(directory / "root.img", tree, 4 << 30)
+    shutil.rmtree(tree)
+
+
+def install_debian(directory: Path, packages: Sequence[str], *options: str) -> Path:
+    """A tree of Debian with these packages and the kernel's modules in `directory`, and `vmlinuz` beside it.
+
+    `options` are mmdebstrap's. ImageFailed."""
     tree = directory / "tree"
     # The kernel comes from where the guest's packages come from, whatever the host's own sources are. It is unpacked
     # and not installed: its scripts would build an initial RAM disk that nobody boots from.
@@ -241,11 +259,12 @@ def _build_root(directory: Path) -> None:
         "--variant=minbase",
         "--mode=root",
         "--format=directory",
-        f"--include={','.join(_PACKAGES)}",
+        f"--include={','.join(packages)}",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT),
         '--aptopt=Acquire::Languages "none"',
         '--aptopt=Acquire::Retries "3"',
         f"--customize-hook={fetch_kernel}",
+        *options,
         _SUITE,
         str(tree),
     )
@@ -257,11 +276,9 @@ def _build_root(directory: Path) -> None:
     (tree / "usr/lib/modules").mkdir(exist_ok=True)
     (kernel / "lib/modules" / release).rename(tree / "usr/lib/modules" / release)
     _run("depmod", "-b", str(tree), release)
-    _put_own_files(tree)
-    _make_file_system(directory / "root.img", tree, 4 << 30)
     kernel_package.unlink()
     shutil.rmtree(kernel)
-    shutil.rmtree(tree)
+    return tree
 
 
 def _put_own_files(tree: Path) -> None:
@@ -301,7 +318,7 @@ def _build_packages(directory: Path) -> None:
         *("-r", str(ROOT / "requirements.txt")),
     )
     _compile(tree)
-    _make_file_system(directory / "packages.img", tree, 512 << 20)
+    make_file_system(directory / "packages.img", tree, 512 << 20)
     shutil.rmtree(tree)
 
 
@@ -311,11 +328,13 @@ def _compile(tree: Path) -> None:
         compileall.compile_dir(tree, quiet=2, workers=os.cpu_count() or 1, invalidation_mode=unchecked, stripdir=tree)
 
 
-def _make_file_system(image: Path, tree: Path, size: int) -> None:
+def make_file_system(image: Path, tree: Path, size: int, *, journal: bool = False) -> None:
+    """An ext4 image of `tree`. Without a journal what a power cut leaves has to be checked. ImageFailed."""
+    features = "has_journal" if journal else "^has_journal"
     with image.open("wb") as file:
         file.truncate(size)
     _run(
-        *("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", "lazy_itable_init=1,root_owner=0:0"),
+        *("mke2fs", "-q", "-t", "ext4", "-O", features, "-m", "0", "-E", "lazy_itable_init=1,root_owner=0:0"),
         *("-d", str(tree), str(image)),
     )
 

@@ -1,0 +1,133 @@
+"""Disk images by `qemu-img`, and other programs that are run to their end.
+
+One rule: a format is named, never guessed, once an image was looked at: a raw disk whose guest wrote a header of another format
+into it would else be read as that, with any file of this host behind it.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from envctl.errors import DriverBusy, DriverFailed
+
+_TIMEOUT_S: Final = 60.0
+_FORMATS: Final = ("raw", "qcow2")
+_COPY: Final = """\
+{ qemu-img convert -q -f "$1" -O qcow2 "$2" "$3" && sync "$3" && mv "$3" "$4"; } >"$5" 2>&1 </dev/null &
+"""
+"""Goes on when who began it has died; the whole disk appears by the rename. qemu-img itself flushes nothing."""
+
+
+class ImageUnreadable(Exception):
+    """There is no image at that path, or none that can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    path: str
+    format: str
+    virtual_bytes: int
+    stamp: str
+
+
+def stamp_of(path: str) -> str:
+    """Changes when the file does. OSError."""
+    status = os.stat(path)
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+async def look_at(path: str) -> Image:
+    """ImageUnreadable, DriverFailed."""
+    if not os.path.isabs(path):
+        raise ImageUnreadable(f"{path!r} is not an absolute path")
+    if not os.path.isfile(path):
+        raise ImageUnreadable(f"{path} is not a file")
+    status, said = await run("qemu-img", "info", "--output=json", "--force-share", path)
+    if status:
+        raise ImageUnreadable(f"{path}: {said}")
+    facts = json.loads(said)
+    if facts["format"] not in _FORMATS:
+        raise ImageUnreadable(f"{path} has format {facts['format']}, and is needed as one of {', '.join(_FORMATS)}")
+    return Image(path, facts["format"], int(facts["virtual-size"]), stamp_of(path))
+
+
+async def create_layer(image: Image, target: Path) -> None:
+    """A new qcow2 file `target` over the image. DriverFailed, DriverBusy."""
+    await _must("qemu-img", "create", "-q", "-f", "qcow2", "-F", image.format, "-b", image.path, str(target))
+
+
+async def begin_copy(image: Image, target: Path, whole: Path) -> None:
+    """`whole` will be a copy of the image, in `target` until then. Returns at once; nothing begins where a copy is under way.
+
+    What copies holds a lock on the file `copy` beside them, which was taken before it began: `copying`."""
+    lock = os.open(target.with_name("copy"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        words = (image.format, image.path, str(target), str(whole), str(target.with_name("copy.log")))
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", _COPY, "sh", *words), start_new_session=True, pass_fds=(lock,)
+        )
+        await process.wait()
+    except BlockingIOError:
+        return
+    finally:
+        os.close(lock)
+
+
+def copying(folder: Path) -> bool:
+    """Does what `begin_copy` began still run? OSError."""
+    try:
+        lock = os.open(folder / "copy", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+async def grow(disk: Path, size: int) -> None:
+    """Make the disk at least so large; repeating it changes nothing. DriverFailed, DriverBusy."""
+    status, said = await run("qemu-img", "info", "--output=json", str(disk))
+    if status:
+        raise DriverFailed(f"{disk}: {said}")
+    if int(json.loads(said)["virtual-size"]) < size:
+        await _must("qemu-img", "resize", "-q", "-f", "qcow2", str(disk), str(size))
+
+
+async def run(*command: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, str]:
+    """Exit status and what it printed. In a session of its own: a key pressed at the console's terminal is not meant for it.
+
+    DriverFailed where there is no such program; DriverBusy after `timeout_s`: it was killed, and may have done its work."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise DriverFailed(f"{command[0]} is not installed", hint="`s3-envctl doctor` says what is needed") from error
+    try:
+        async with asyncio.timeout(timeout_s):
+            said, _ = await process.communicate()
+    except TimeoutError as error:
+        process.kill()
+        await process.wait()
+        raise DriverBusy(f"{command[0]} took longer than {timeout_s:g} s") from error
+    assert process.returncode is not None
+    return process.returncode, said.decode(errors="replace").strip()
+
+
+async def _must(*command: str) -> None:
+    status, said = await run(*command)
+    if status:
+        raise DriverFailed(f"{' '.join(command[:2])}: {said or f'exit status {status}'}")
