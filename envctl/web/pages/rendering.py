@@ -75,10 +75,24 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        size=shown.size, memory=shown.memory, duration=shown.duration, exact=shown.exact, q=lambda text: quote(str(text), safe="")
+        size=shown.size,
+        memory=shown.memory,
+        duration=shown.duration,
+        exact=shown.exact,
+        machine=shown.machine_time,
+        clock=shown.clock,
+        local=shown.local,
+        sentence=shown.sentence,
+        q=lambda text: quote(str(text), safe=""),
     )
     made.globals.update(
-        static=static_url, count=shown.count, state_badge=shown.state, is_busy=shown.is_busy, rpo_badge=shown.rpo, percent=shown.percent, when=when
+        static=static_url,
+        count=shown.count,
+        state_badge=shown.state,
+        is_busy=shown.is_busy,
+        rpo_badge=shown.rpo,
+        percent=shown.percent,
+        when=when,
     )
     return made
 

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from envctl.states import BUSY, EnvironmentState
+from envctl.verbs.environment_models import EnvironmentView
 from s3core.quantities import shown_size
 
 Tone = Literal["ok", "warn", "bad", "info", "plain"]
 
-RPO_LATE: Final = 2.0
-"""Intervals without a good backup until the badge warns; one may be under way."""
 RPO_BAD: Final = 6.0
+"""Intervals without a good backup until the badge no longer warns but alarms."""
 
 _STEPS: Final = ((86400.0 * 365, "y"), (86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -101,25 +101,42 @@ def is_busy(name: str) -> bool:
     return name in BUSY or name in ("queued", "running")
 
 
-def rpo(environment_state: str, last_good_at: float | None, interval_s: float, now: float, *, error: str | None = None) -> Badge:
-    """How much work would be lost if the machine were lost now."""
-    if environment_state in (EnvironmentState.DELETED, EnvironmentState.PURGED, EnvironmentState.STOPPED):
-        if last_good_at is None:
-            return Badge("No backup", "warn", "Nothing of this home was ever saved.")
-        return Badge("Saved", "plain", f"The home was last saved {ago(last_good_at, now)}; the machine does not run.")
-    if last_good_at is None:
-        if environment_state == EnvironmentState.READY:
-            return Badge("No backup yet", "warn", "Nothing of this home is saved yet. The first backup follows the first start.")
-        return Badge("No backup yet", "plain", "The first backup follows the first start.")
-    age = now - last_good_at
-    lost = f"If the machine were lost now, the last {duration(age)} of work would be lost."
-    if environment_state != EnvironmentState.READY and age >= interval_s * RPO_LATE:
-        return Badge(f"Saved {ago(last_good_at, now)}", "plain", f"The home was last saved {ago(last_good_at, now)}.")
-    if age < interval_s * RPO_LATE and not error:
-        return Badge(f"Saved {ago(last_good_at, now)}", "ok", lost)
-    if age < interval_s * RPO_BAD:
-        return Badge(f"Backup late: {ago(last_good_at, now)}", "warn", lost)
-    return Badge(f"Not saved for {duration(age)}", "bad", lost)
+def rpo(environment: EnvironmentView, now: float) -> Badge:
+    """How much work would be lost if the machine were lost now; what the answer of the verb says, as words."""
+    good_at = environment.last_backup_at
+    if good_at is None:
+        lost = environment.state is EnvironmentState.READY
+        return Badge("No backup yet", "warn" if lost else "plain", "Nothing of this home is saved yet.")
+    saved = f"Saved {ago(good_at, now)}"
+    if environment.rpo_badge == "stopped":
+        return Badge(saved, "plain", f"The machine is off; its home was last saved {exact(good_at)}.")
+    age = now - good_at
+    about = f"Last good backup {exact(good_at)}. If the machine were lost now, the last {duration(age)} of work would be lost."
+    if environment.rpo_badge == "good":
+        return Badge(saved, "ok", about)
+    if age < environment.backup_interval_s * RPO_BAD:
+        return Badge(f"Backup late: {ago(good_at, now)}", "warn", about)
+    return Badge(f"Not saved for {duration(age)}", "bad", about)
+
+
+def sentence(text: str) -> str:
+    """Messages of errors begin in lower case and have no full stop; on a page they are sentences."""
+    text = str(text).strip()
+    return text if not text else text[0].upper() + text[1:] + ("" if text[-1] in ".!?:" else ".")
+
+
+def clock(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%H:%M:%S")
+
+
+def local(moment: float) -> str:
+    """For an `<input type=datetime-local>` that is labelled UTC."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M")
+
+
+def moment_of(text: str) -> float:
+    """The other way; ValueError."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M").replace(tzinfo=UTC).timestamp()
 
 
 def percent(used: float, total: float) -> int:
