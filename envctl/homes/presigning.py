@@ -72,18 +72,18 @@ class Grant:
 
 class ConsolePresigner:
     """For stores without addresses of their own (a directory, the memory): the console serves the objects itself, below
-    OBJECTS_PATH. `secret` is the same for all workers of a console. Tokens are HMAC-SHA256 over what they allow."""
+    OBJECTS_PATH. Addresses have no host: a guest finds them where it found the console. `secret` is the same for all workers
+    of a console. Tokens are HMAC-SHA256 over what they allow."""
 
-    def __init__(self, console_url: str, secret: bytes) -> None:
-        self._base = console_url.rstrip("/") + OBJECTS_PATH
+    def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
     def get(self, key: str, now: float, life_s: int) -> SignedUrl:
-        return SignedUrl(self._base + self._token(Grant("GET", key, now + life_s)))
+        return SignedUrl(OBJECTS_PATH + self._token(Grant("GET", key, now + life_s)))
 
     def put(self, key: str, size: int, sha256: str, now: float, life_s: int) -> SignedUrl:
         headers = {"content-length": str(size), "if-none-match": "*"}
-        return SignedUrl(self._base + self._token(Grant("PUT", key, now + life_s, size, sha256)), headers)
+        return SignedUrl(OBJECTS_PATH + self._token(Grant("PUT", key, now + life_s, size, sha256)), headers)
 
     def grant_of(self, token: str, now: float) -> Grant:
         """What the token allows. NoSuchThing for one that is not ours or has expired."""
