@@ -60,8 +60,8 @@ SOCKET_PATH_BYTES_MAX: Final = 107
 def qemu_command(machine: Machine, places: Places, *, program: str, accelerator: str, bridge: str) -> list[str]:
     """ValueError for an option that is none.
 
-    `accelerator`: `kvm` or `tcg`. The process detaches itself (`-daemonize`) once all its sockets listen; what it has to say
-    before goes to standard error. It holds a lock on the pid file for as long as it lives."""
+    `accelerator`: `kvm` or `tcg`. The process holds a lock on the pid file for as long as it lives. It does not detach itself:
+    a process that may start no other (`spawn=deny`) could not."""
     options = machine.options
     network = options.get("network") or ("bridge" if bridge else "user")
     disk = options.get("disk") or "virtio"
@@ -71,7 +71,7 @@ def qemu_command(machine: Machine, places: Places, *, program: str, accelerator:
         raise ValueError(f"disk {disk!r} is none of: virtio, nvme")
     if network == "bridge" and not bridge:
         raise ValueError("network `bridge` needs the driver's setting `bridge`")
-    words = [program, "-nodefaults", "-no-user-config", "-display", "none", "-daemonize"]
+    words = [program, "-nodefaults", "-no-user-config", "-display", "none"]
     words += ["-pidfile", places.pid_file]
     words += ["-name", _value(machine.name) + ",debug-threads=on"]
     words += ["-machine", _value(options.get("machine") or "q35") + f",accel={accelerator}"]

@@ -37,18 +37,9 @@ from envctl.drivers.port import (
 )
 from envctl.drivers.qemu.command import DISK_ID, OPTIONS, SOCKET_NAME_BYTES, SOCKET_PATH_BYTES_MAX, qemu_command
 from envctl.drivers.qemu.folder import MachineFolder, machine_folders, process_fields
-from envctl.drivers.qemu.image import (
-    Image,
-    ImageUnreadable,
-    begin_copy,
-    copying,
-    create_layer,
-    grow,
-    look_at,
-    run,
-    stamp_of,
-)
+from envctl.drivers.qemu.image import Image, ImageUnreadable, begin_copy, copying, create_layer, grow, look_at, stamp_of
 from envctl.drivers.qemu.machine import Machine, parse_ref, ref_of
+from envctl.drivers.qemu.programs import has_ended, launch, run
 from envctl.drivers.qemu.qmp import MonitorGone, MonitorRefused, ask
 from envctl.errors import DriverBusy, DriverFailed
 
@@ -192,7 +183,7 @@ class QemuDriver:
         return DONE
 
     async def resize(self, machine: MachineRef, cores: int, memory_mib: int, disk_gib: int) -> TaskRef:
-        """The disk grows at once, also under a running machine."""
+        """The disk grows at once, also under a running machine, unless it is attached as NVMe: then with the next start."""
         async with self._alone(machine) as folder:
             there = await self._machine(folder)
             larger = max(disk_gib, there.disk_gib)
@@ -200,10 +191,10 @@ class QemuDriver:
         return DONE
 
     async def _make_so(self, folder: MachineFolder, wanted: Machine) -> None:
-        # The disk first: a record that promises more than there is would never be looked at again.
+        # The disk first, so that a record never promises what there was no room for.
         if await _in_thread(folder.holder):
-            bytes_now = await self._disk_bytes(folder)
-            if bytes_now < wanted.disk_gib * GIB:
+            # QEMU cannot tell a guest that an NVMe disk has grown; `start` makes that good.
+            if wanted.options.get("disk") != "nvme" and await self._disk_bytes(folder) < wanted.disk_gib * GIB:
                 await self._ask(folder, "block_resize", {"device": DISK_ID, "size": wanted.disk_gib * GIB})
         else:
             await grow(Path(folder.places.disk), wanted.disk_gib * GIB)
@@ -254,12 +245,34 @@ class QemuDriver:
                 )
             except ValueError as error:
                 raise DriverFailed(f"machine {machine}: {error}", hint="change the template's options") from error
+            await grow(Path(folder.places.disk), there.disk_gib * GIB)
             await _in_thread(folder.remove_sockets)
-            status, said = await run(*command, timeout_s=START_S)
-            # Another worker may have been quicker: then QEMU says that the pid file is locked, and all is well.
-            if status and not await _in_thread(folder.holder):
-                raise DriverFailed(f"QEMU did not start machine {machine}: {said or f'exit status {status}'}")
+            await self._launch(folder, command)
         return DONE
+
+    async def _launch(self, folder: MachineFolder, command: Sequence[str]) -> None:
+        log = folder.path / "log"
+        try:
+            alive = await launch(command, log)
+        except OSError as error:
+            raise DriverFailed(f"this host: {error}") from error
+        try:
+            give_up = self._monotonic() + START_S
+            while True:
+                with suppress(MonitorGone):
+                    await ask(folder.places.monitor, "query-status", timeout_s=START_S)
+                    return
+                # Another worker may have been quicker: then this one could not have the lock, and the other answers soon.
+                if await _in_thread(has_ended, alive) and not await _in_thread(folder.holder):
+                    said = (await _in_thread(log.read_text, "utf-8", "replace")).strip()[-1000:]
+                    raise DriverFailed(f"QEMU did not start {folder.path.name}: {said or 'it said nothing'}")
+                if self._monotonic() > give_up:
+                    raise DriverBusy(f"QEMU of {folder.path.name} started, and does not answer after {START_S:g} s")
+                await asyncio.sleep(0.05)
+        except MonitorRefused as error:
+            raise DriverFailed(f"QEMU of {folder.path.name}: {error}") from error
+        finally:
+            os.close(alive)
 
     async def shutdown(self, machine: MachineRef, timeout_s: float) -> TaskRef:
         async with self._alone(machine) as folder:

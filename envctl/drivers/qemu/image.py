@@ -1,4 +1,4 @@
-"""Disk images by `qemu-img`, and other programs that are run to their end.
+"""Disk images by `qemu-img`.
 
 One rule: a format is named, never guessed, once an image was looked at: a raw disk whose guest wrote a header of another format
 into it would else be read as that, with any file of this host behind it.
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from envctl.errors import DriverBusy, DriverFailed
+from envctl.drivers.qemu.programs import run
+from envctl.errors import DriverFailed
 
-_TIMEOUT_S: Final = 60.0
 _FORMATS: Final = ("raw", "qcow2")
 _COPY: Final = """\
 { qemu-img convert -q -f "$1" -O qcow2 "$2" "$3" && sync "$3" && mv "$3" "$4"; } >"$5" 2>&1 </dev/null &
@@ -100,31 +100,6 @@ async def grow(disk: Path, size: int) -> None:
         raise DriverFailed(f"{disk}: {said}")
     if int(json.loads(said)["virtual-size"]) < size:
         await _must("qemu-img", "resize", "-q", "-f", "qcow2", str(disk), str(size))
-
-
-async def run(*command: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, str]:
-    """Exit status and what it printed. In a session of its own: a key pressed at the console's terminal is not meant for it.
-
-    DriverFailed where there is no such program; DriverBusy after `timeout_s`: it was killed, and may have done its work."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise DriverFailed(f"{command[0]} is not installed", hint="`s3-envctl doctor` says what is needed") from error
-    try:
-        async with asyncio.timeout(timeout_s):
-            said, _ = await process.communicate()
-    except TimeoutError as error:
-        process.kill()
-        await process.wait()
-        raise DriverBusy(f"{command[0]} took longer than {timeout_s:g} s") from error
-    assert process.returncode is not None
-    return process.returncode, said.decode(errors="replace").strip()
 
 
 async def _must(*command: str) -> None:
