@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from envctl.database.models import Backup, Environment, Guest, GuestCommand, JobStep
 from envctl.drivers.port import MachineFound
+from envctl.homes.requests import ask_in
 from envctl.provision.work import Facts, StepFailed, Work, last_step
 from envctl.states import JobKind, StepName
 
@@ -162,18 +163,11 @@ async def _ask_guest(work: Work, facts: Facts, machine: MachineFound) -> str | N
         await work.say("Saving the home before the machine goes off.")
 
         def ask(session: Session) -> str:
-            command = GuestCommand(
-                id=work.context.new_id(),
-                environment_id=work.environment_id,
-                generation=facts.environment.generation,
-                kind="backup",
-                parameters={"kind": "final"},
-                created_at=work.context.now(),
-            )
-            session.add(command)
-            work.detail = work.detail | {"command": command.id}
+            environment = session.get_one(Environment, work.environment_id)
+            asked = ask_in(session, work.context, environment, "backup", {"kind": "final"})
+            work.detail = work.detail | {"command": asked}
             session.get_one(JobStep, work.step_id).detail = work.detail
-            return command.id
+            return asked
 
         command_id = await work.write(ask)
         work.point("after-act")

@@ -8,7 +8,6 @@ a crash in RESIZE      repeated
 """
 
 import base64
-import hashlib
 import re
 
 from sqlalchemy import select
@@ -17,6 +16,7 @@ from sqlalchemy.orm import Session
 from envctl.database.models import Environment, Guest, Job, JobStep
 from envctl.drivers.port import DONE, CloneSpec, MachineFound, MachineSpec, TaskRef
 from envctl.errors import DriverBusy, DriverFailed
+from envctl.homes.requests import hash_of
 from envctl.provision.steps.reserving import claim, disown
 from envctl.provision.work import Facts, StepFailed, Work
 from envctl.states import JobState, StepName
@@ -116,7 +116,7 @@ async def give_seed(work: Work) -> None:
         guest = session.get(Guest, (work.environment_id, environment.generation))
         if guest is None or guest.revoked_at is not None:
             raise StepFailed("this machine has no identity any more", "reset makes a new machine; the home stays")
-        guest.seed_hash = hashlib.sha256(token.encode()).hexdigest()
+        guest.seed_hash = hash_of(token)
         guest.seed_expires_at = work.context.now() + settings.boot_s
         guest.seed_address = None
         environment.machine_uuid = guest.machine_uuid
