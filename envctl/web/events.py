@@ -24,10 +24,10 @@ from sqlalchemy.orm import Session
 
 from envctl.calling import Caller, Context
 from envctl.database.models import Environment, Job, JobLine
-from envctl.errors import EnvctlError, NotSignedIn, TooMany
+from envctl.errors import EnvctlError, TooMany
 from envctl.verbs.table import verb
 from envctl.web.api import call, error_answer
-from envctl.web.security import current_caller
+from envctl.web.security import current_caller, still_signed_in
 
 HEARTBEAT_S: Final = 15.0
 POLL_S: Final = 1.0
@@ -226,13 +226,10 @@ def _look(context: Context, environment_id: str, after: int) -> tuple[Sequence[L
 
 
 def _why_over(context: Context, request: Request, caller: Caller, environment_id: str) -> str | None:
-    try:
-        again = current_caller(request)
-        if again.user_id != caller.user_id:
-            return "signed-out"
-        _visible(context, again, environment_id)
-    except NotSignedIn:
+    if not still_signed_in(context, request):
         return "signed-out"
+    try:
+        _visible(context, caller, environment_id)
     except EnvctlError as error:
         return error.code
     return None

@@ -104,7 +104,7 @@ def overview_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
         acts=ACTS,
         open=way_in,
         lines=lines,
-        has_keys=bool(visit.ssh_keys()),
+        has_keys=bool(visit.user.ssh_keys),
         tab_now="overview",
     )
 
@@ -124,7 +124,7 @@ def ask(visit: Visit, problem: EnvctlError | None = None) -> Response:
         problem=problem,
         env=environment_of(visit),
         ask=act,
-        keep_s=visit.setting("keep_deleted_s"),
+        keep_s=visit.context.settings.keep_deleted_s,
         partial=visit.partial,
     )
 

@@ -42,7 +42,7 @@ def render(
     """
     text = _templates().get_template(template).render(
         now=now,
-        caller=caller,
+        me=caller,
         csrf=csrf,
         theme=theme,
         path=path,

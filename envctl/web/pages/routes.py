@@ -8,15 +8,17 @@ from fastapi.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 from envctl.calling import Context
-from envctl.web.pages import rendering
+from envctl.web import events
+from envctl.web.pages import consoles, environments, rendering
 from envctl.web.pages.visit import Page, add
 
-PAGES: Final[Sequence[Page]] = ()
+PAGES: Final[Sequence[Page]] = (*environments.PAGES, *consoles.PAGES)
 
 
-def router(get_context: Callable[[], Context]) -> APIRouter:
-    """Every page below `/`, and `/static`. Signing in and out is `web.signing_in`'s."""
+def router(get_context: Callable[[], Context], watchers: events.Watchers) -> APIRouter:
+    """Every page below `/`, `/static`, and the streams of live logs. Signing in and out is `web.signing_in`'s."""
     made = APIRouter()
+    made.include_router(events.router(get_context, watchers))
     add(made, PAGES, get_context)
     files = StaticFiles(directory=rendering.STATIC)
 

@@ -23,7 +23,7 @@ from envctl.verbs.table import verb
 from envctl.web.api import call, invalid, stream_answer
 from envctl.web.pages.notices import NOTICES
 from envctl.web.pages.rendering import render
-from envctl.web.security import csrf_token, current_caller
+from envctl.web.security import csrf_token, current_caller, who_of
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,14 @@ class Visit:
     request: Request
     context: Context
     caller: Caller
-    theme: str
+    user: User
     form: FormData
+
+    @property
+    def must(self) -> str:
+        """`password` or `totp`: what this user has to see to before anything else."""
+        signed_in = who_of(self.request).signed_in
+        return signed_in.must if signed_in is not None else ""
 
     @property
     def now(self) -> float:
@@ -120,7 +126,7 @@ class Visit:
             now=self.now,
             caller=self.caller,
             csrf=csrf_token(self.request),
-            theme=self.theme,
+            theme=self.user.theme,
             path=self.path,
             problem=problem,
             status=status,
@@ -179,7 +185,15 @@ def visited(page: Page, context: Context, request: Request, form: FormData) -> R
         caller = current_caller(request)
     except NotSignedIn:
         return to_sign_in(request)
-    visit = Visit(request, context, caller, theme_of(context, caller), form)
+    signed_in = who_of(request).signed_in
+    if signed_in is not None and signed_in.must and not request.url.path.startswith("/profile"):
+        # A new password, or a second factor, before anything else; verbs refuse the rest anyhow.
+        return RedirectResponse("/profile", status_code=303)
+    try:
+        user = user_of(context, caller)
+    except NotSignedIn:
+        return to_sign_in(request)
+    visit = Visit(request, context, caller, user, form)
     try:
         return page.function(visit)
     except NotSignedIn:
@@ -187,11 +201,13 @@ def visited(page: Page, context: Context, request: Request, form: FormData) -> R
     except EnvctlError as error:
         if error.status >= 500:
             log.warning("page %s: %s", request.url.path, error)
-        return error_page(context.now(), error, caller=caller, csrf=csrf_token(request), theme=visit.theme, path=visit.path)
+        return error_page(context.now(), error, caller=caller, csrf=csrf_token(request), theme=visit.user.theme, path=visit.path)
 
 
 def to_sign_in(request: Request) -> Response:
     """To the page for signing in, and from there back here; a part of a page tells htmx to go as a whole."""
+    if who_of(request).signed_in is not None:
+        return RedirectResponse("/login/second-factor", status_code=303, headers={"Cache-Control": "no-store"})
     wanted = request.url.path if request.method == "GET" else "/environments"
     if request.method == "GET" and request.url.query:
         wanted += "?" + request.url.query
@@ -201,10 +217,12 @@ def to_sign_in(request: Request) -> Response:
     return RedirectResponse(address, status_code=303, headers={"Cache-Control": "no-store"})
 
 
-def theme_of(context: Context, caller: Caller) -> str:
+def user_of(context: Context, caller: Caller) -> User:
     with context.database.read() as session:
         user = session.get(User, caller.user_id)
-        return user.theme if user is not None else "system"
+    if user is None:
+        raise NotSignedIn("this user is gone")
+    return user
 
 
 def error_page(

@@ -105,7 +105,7 @@ function follow(log) {
     const time = document.createElement("time");
     const text = document.createElement("span");
     const moment = new Date(line.at * 1000).toISOString();
-    item.className = line.level;
+    item.className = "level-" + line.level;
     time.dateTime = moment;
     time.title = moment.slice(0, 19).replace("T", " ") + " UTC";
     time.textContent = moment.slice(11, 19);
