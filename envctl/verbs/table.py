@@ -6,9 +6,14 @@ Each module of verbs has a tuple `VERBS`; a test finds modules that are missing 
 
 from typing import Final
 
+from envctl.verbs import console, doctor, settings
 from envctl.verbs.verb import Verb
 
-VERBS: Final[tuple[Verb, ...]] = ()
+VERBS: Final[tuple[Verb, ...]] = (
+    *console.VERBS,
+    *doctor.VERBS,
+    *settings.VERBS,
+)
 
 
 def verb(name: str) -> Verb:
