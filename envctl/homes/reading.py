@@ -166,16 +166,17 @@ def listing(reader: Reader, directory: bytes, after: bytes, limit: int) -> Listi
     return Listing(tuple(found), b"")
 
 
-def difference(older: Reader, newer: Reader, prefix: bytes, after: bytes, limit: int) -> Difference:
+def difference(older: Reader | None, newer: Reader, prefix: bytes, after: bytes, limit: int) -> Difference:
     """Segments of both hold the same rows, so leaving them out on both sides changes nothing. A folder of which only the
     time changed is not told: what changed in it is."""
     limit = _checked(limit)
     start = sort_key(after) + b"\0" if after else sort_key(prefix)
     stop = subtree_end(prefix)
-    common = set(older.snapshot.trees) & set(newer.snapshot.trees)
+    common = set(older.snapshot.trees) & set(newer.snapshot.trees) if older else set()
     found: list[Change] = []
     try:
-        for before, now in _merged(_unlike(older, common, start, stop), _unlike(newer, common, start, stop)):
+        old = _unlike(older, common, start, stop) if older else iter(())
+        for before, now in _merged(old, _unlike(newer, common, start, stop)):
             change = _change(before, now)
             if change is None:
                 continue

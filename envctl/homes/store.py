@@ -308,6 +308,12 @@ class HomeStore:
         one, other = self.reader(environment_id, older), self.reader(environment_id, newer)
         return reading.difference(one, other, prefix, after, limit)
 
+    def contents(
+        self, environment_id: str, number: int, *, prefix: bytes = b"", after: bytes = b"", limit: int = 1000
+    ) -> reading.Difference:
+        """The difference to nothing: everything below `prefix`, as added."""
+        return reading.difference(None, self.reader(environment_id, number), prefix, after, limit)
+
     def open_file(
         self, environment_id: str, number: int, path: bytes, *, offset: int = 0, length: int = -1
     ) -> reading.OpenFile:
