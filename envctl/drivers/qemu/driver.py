@@ -12,6 +12,7 @@ Everything else is done when the call returns.
 """
 
 import asyncio
+import logging
 import os
 import shutil
 import socket
@@ -45,6 +46,8 @@ from envctl.errors import DriverBusy, DriverFailed
 
 if TYPE_CHECKING:
     from s3core.settings import EnvctlDriverSettings
+
+_log = logging.getLogger(__name__)
 
 GIB: Final = 1 << 30
 QEMU: Final = "qemu-system-x86_64"
@@ -235,23 +238,29 @@ class QemuDriver:
                     f"the image {there.source} is not the one that machine {machine} is a layer over",
                     hint="images of templates are never changed: add a new template, and reset the environment to rebuild it",
                 )
-            try:
-                command = qemu_command(
-                    there,
-                    folder.places,
-                    program=QEMU,
-                    accelerator=await _in_thread(self._accelerator),
-                    bridge=self._settings.bridge,
-                )
-            except ValueError as error:
-                raise DriverFailed(f"machine {machine}: {error}", hint="change the template's options") from error
             await grow(Path(folder.places.disk), there.disk_gib * GIB)
-            await _in_thread(folder.remove_sockets)
-            await self._launch(folder, command)
+            accelerators = self._accelerators()
+            for accelerator in accelerators:
+                try:
+                    await self._launch(folder, there, accelerator)
+                    break
+                except DriverBusy:
+                    raise
+                except DriverFailed as error:
+                    if accelerator == accelerators[-1]:
+                        raise
+                    # A /dev/kvm that is there and does not work, as in some machines within machines.
+                    _log.warning("machine %s does not start with %s, trying the next: %s", machine, accelerator, error)
         return DONE
 
-    async def _launch(self, folder: MachineFolder, command: Sequence[str]) -> None:
+    async def _launch(self, folder: MachineFolder, machine: Machine, accelerator: str) -> None:
         log = folder.path / "log"
+        try:
+            command = qemu_command(
+                machine, folder.places, program=QEMU, accelerator=accelerator, bridge=self._settings.bridge
+            )
+        except ValueError as error:
+            raise DriverFailed(f"machine {machine.ref}: {error}", hint="change the template's options") from error
         try:
             alive = await launch(command, log)
         except OSError as error:
@@ -467,7 +476,7 @@ class QemuDriver:
 
     def _host_findings(self) -> list[DriverFinding]:
         findings = []
-        accelerator = self._accelerator()
+        accelerator = self._accelerators()[0]
         if accelerator == "kvm" and not os.access(_KVM, os.R_OK | os.W_OK):
             findings.append(
                 DriverFinding("error", f"{_KVM} cannot be opened", "add the console's user to the group kvm")
@@ -509,11 +518,12 @@ class QemuDriver:
 
     # --- inside
 
-    def _accelerator(self) -> str:
+    def _accelerators(self) -> tuple[str, ...]:
+        """In the order in which they are tried."""
         wanted = self._settings.accelerator
         if wanted != "auto":
-            return wanted
-        return "kvm" if os.access(_KVM, os.R_OK | os.W_OK) else "tcg"
+            return (wanted,)
+        return ("kvm", "tcg") if os.access(_KVM, os.R_OK | os.W_OK) else ("tcg",)
 
     def _folder(self, machine: MachineRef) -> MachineFolder:
         try:

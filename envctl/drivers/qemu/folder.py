@@ -8,7 +8,8 @@
 
 One rule: whether a machine runs is asked of the kernel. QEMU holds a POSIX lock on its pid file, so the lock's owner *is* the
 process, whatever number stands in the file; a number that was given to somebody else meanwhile has no lock. The same lock keeps
-two QEMUs from one machine. To end a process: open it (pidfd), look again that it still has the lock, then signal.
+two QEMUs from one machine: the second ends before it touches the sockets of the first. To end a process: open it (pidfd), look
+again that it still has the lock, then signal.
 
 Killed anywhere:
     made the folder, wrote no machine.json     found by its name; `clone` goes on
@@ -21,7 +22,6 @@ import fcntl
 import os
 import shutil
 import signal
-import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -85,12 +85,6 @@ class MachineFolder:
         with suppress(FileNotFoundError):  # another worker did it
             shutil.rmtree(self.path)
         _sync_folder(self.path.parent)
-
-    def remove_sockets(self) -> None:
-        """What a killed QEMU left; a new one would refuse to listen on some of them. Only where none runs."""
-        for name in (self.places.monitor, self.places.screen, self.places.serial):
-            if os.path.lexists(name) and stat.S_ISSOCK(os.lstat(name).st_mode):
-                os.unlink(name)
 
     # --- processes
 
