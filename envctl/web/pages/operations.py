@@ -1,0 +1,121 @@
+"""Pages for operators: jobs, orphans, nodes with the headroom of storages, the health of all backups."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from fastapi import Response
+
+from envctl.errors import EnvctlError, NoSuchThing
+from envctl.states import JobState
+from envctl.verbs.environment_models import EnvironmentView
+from envctl.web.pages.visit import Page, Visit
+
+
+def jobs(visit: Visit) -> Response:
+    return jobs_of(visit)
+
+
+def jobs_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
+    state = visit.query("state")
+    found = visit.ask("job.list", everybody=visit.may("admin.nodes"), state=state or None, limit=200)
+    return visit.page(
+        "jobs_rows.html" if visit.partial else "jobs.html",
+        problem=problem,
+        jobs=found,
+        states=list(JobState),
+        state=state,
+        here=visit.here(),
+    )
+
+
+def job(visit: Visit) -> Response:
+    return job_of(visit)
+
+
+def job_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
+    answer = visit.ask("job.show", job=visit.part("job"))
+    told = visit.ask("job.log", job=visit.part("job"), limit=2000)
+    return visit.page("job.html", problem=problem, job=getattr(answer, "job", answer), lines=told.lines)
+
+
+def job_act(visit: Visit) -> Response:
+    what = visit.part("act")
+    if what not in ("retry", "cancel"):
+        raise NoSuchThing("there is no such page")
+    try:
+        visit.ask(f"job.{what}", job=visit.part("job"))
+    except NoSuchThing:
+        raise
+    except EnvctlError as problem:
+        return job_of(visit, problem)
+    return visit.go(f"/admin/jobs/{visit.part('job')}", f"job.{what}")
+
+
+def orphans(visit: Visit) -> Response:
+    return orphans_of(visit)
+
+
+def orphans_of(visit: Visit, problem: EnvctlError | None = None, reconciled: object = None) -> Response:
+    return visit.page("orphans.html", problem=problem, orphans=visit.ask("admin.orphans"), reconciled=reconciled)
+
+
+def orphan_act(visit: Visit) -> Response:
+    """Keep, destroy or adopt a machine that no environment has; or look at the hypervisors now."""
+    what = visit.part("act")
+    try:
+        if what == "reconcile":
+            return orphans_of(visit, reconciled=visit.ask("admin.reconcile"))
+        if what == "adopt":
+            visit.ask("admin.orphan_adopt", machine=visit.field("machine"), environment=visit.field("environment"))
+        elif what in ("keep", "destroy"):
+            visit.ask(f"admin.orphan_{what}", machine=visit.field("machine"))
+        else:
+            raise NoSuchThing("there is no such page")
+    except EnvctlError as problem:
+        return orphans_of(visit, problem)
+    return visit.go("/admin/orphans", f"admin.orphan_{what}")
+
+
+def orphan_ask(visit: Visit) -> Response:
+    """The question before a machine is destroyed."""
+    found = next((one for one in visit.ask("admin.orphans") if one.machine == visit.query("machine")), None)
+    if found is None:
+        raise NoSuchThing("that machine is no longer among the orphans")
+    return visit.page("orphan_ask.html", orphan=found, partial=visit.partial)
+
+
+def nodes(visit: Visit) -> Response:
+    return visit.page("nodes.html", nodes=visit.ask("admin.nodes"))
+
+
+def backup_health(visit: Visit) -> Response:
+    """Every environment with its last good backup, the worst first."""
+    found = visit.ask("env.list", everybody=True)
+    return visit.page(
+        "backup_health.html",
+        environments=sorted(found, key=badness(visit.now)),
+        late=sum(1 for one in found if one.rpo_badge == "late" or (one.rpo_badge == "none" and one.running)),
+        stored=sum(one.stored_bytes for one in found),
+    )
+
+
+def badness(now: float) -> Callable[[EnvironmentView], tuple[int, float]]:
+    order: Sequence[str] = ("late", "none", "good", "stopped")
+
+    def key(one: EnvironmentView) -> tuple[int, float]:
+        silent = one.rpo_badge == "none" and not one.running
+        return (len(order) if silent else order.index(one.rpo_badge), (one.last_backup_at or now) - now)
+
+    return key
+
+
+PAGES: Final = (
+    Page("GET", "/admin/jobs", jobs),
+    Page("GET", "/admin/jobs/{job}", job),
+    Page("POST", "/admin/jobs/{job}/{act}", job_act),
+    Page("GET", "/admin/orphans", orphans),
+    Page("GET", "/admin/orphans/destroy", orphan_ask),
+    Page("POST", "/admin/orphans/{act}", orphan_act),
+    Page("GET", "/admin/nodes", nodes),
+    Page("GET", "/admin/backups", backup_health),
+)
