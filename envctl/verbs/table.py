@@ -6,12 +6,15 @@ Each module of verbs has a tuple `VERBS`; a test finds modules that are missing 
 
 from typing import Final
 
-from envctl.verbs import console, doctor, settings
+from envctl.verbs import auditing, console, doctor, people, profile, settings
 from envctl.verbs.verb import Verb
 
 VERBS: Final[tuple[Verb, ...]] = (
+    *auditing.VERBS,
     *console.VERBS,
     *doctor.VERBS,
+    *people.VERBS,
+    *profile.VERBS,
     *settings.VERBS,
 )
 
