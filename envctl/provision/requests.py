@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from envctl.calling import Context
-from envctl.database.models import Environment, Job, JobLine, JobStep
+from envctl.database.models import Environment, Guest, Job, JobLine, JobStep
 from envctl.errors import Invalid, Refused
 from envctl.states import BUSY, MAY_START, OVER, STEPS, EnvironmentState, JobKind, JobState, StepName
 
@@ -75,6 +75,7 @@ def retry(
     if (reason := why_no_retry(session, environment, job)) is not None:
         raise Refused(f"{environment.name}: {reason}")
     job.state = JobState.QUEUED
+    job.step = resume_at(session, environment, job)
     job.attempt += 1
     job.error = None
     job.ended_at = None
@@ -116,8 +117,13 @@ def cancel(session: Session, context: Context, job: Job, caller_name: str) -> No
 
 def why_not(session: Session, environment: Environment, kind: JobKind) -> str | None:
     """Why this cannot be begun now, in words for a person; None: it can."""
+    return reason_against(environment, kind, open_job(session, environment.id))
+
+
+def reason_against(environment: Environment, kind: JobKind, under_way: Job | None) -> str | None:
+    """As `why_not`, with the job under way as the caller knows it."""
     state = EnvironmentState(environment.state)
-    if (under_way := open_job(session, environment.id)) is not None:
+    if under_way is not None:
         return f"{TITLES[JobKind(under_way.kind)].lower()} is under way"
     if state not in MAY_START[kind]:
         return f"it is {state}"
@@ -128,14 +134,19 @@ def why_not(session: Session, environment: Environment, kind: JobKind) -> str | 
 
 def why_no_retry(session: Session, environment: Environment, job: Job) -> str | None:
     """Why this job cannot be tried again, in words for a person; None: it can."""
-    if job.state not in (JobState.FAILED, JobState.CANCELLED):
-        return f"the job is {job.state}"
     newest = newest_job(session, environment.id)
     if newest is None or newest.id != job.id:
         return "another job came after this one"
+    return no_retry_reason(environment, job)
+
+
+def no_retry_reason(environment: Environment, newest: Job) -> str | None:
+    """As `why_no_retry`, of the environment's newest job."""
+    if newest.state not in (JobState.FAILED, JobState.CANCELLED):
+        return f"the job is {newest.state}"
     if environment.state != EnvironmentState.FAILED:
         return f"it is {environment.state}"
-    if environment.frozen and job.kind not in (JobKind.STOP, JobKind.DELETE):
+    if environment.frozen and newest.kind not in (JobKind.STOP, JobKind.DELETE):
         return "it is frozen; an operator must unfreeze it"
     return None
 
@@ -149,6 +160,21 @@ def open_job(session: Session, environment_id: str) -> Job | None:
 
 def newest_job(session: Session, environment_id: str) -> Job | None:
     return session.scalar(select(Job).where(Job.environment_id == environment_id).order_by(Job.id.desc()).limit(1))
+
+
+def resume_at(session: Session, environment: Environment, job: Job) -> str:
+    """The step a retry begins with: the one that failed, or an earlier one whose work may be void by now. A machine that may
+    have been started meanwhile is saved again before it goes; one that never reported needs a new seed."""
+    failed = job.step or job.steps[0]
+    if failed in (StepName.SHUTDOWN, StepName.DESTROY) and StepName.BACKUP in job.steps:
+        return StepName.BACKUP
+    if failed in (StepName.START, StepName.BOOT) and StepName.SEED in job.steps:
+        guest = session.get(Guest, (environment.id, environment.generation))
+        if guest is None or guest.enrolled_at is None:
+            return StepName.SEED
+    if failed == StepName.BOOT and StepName.SEED not in job.steps:
+        return StepName.START
+    return failed
 
 
 def steps_of(environment: Environment, kind: JobKind) -> tuple[StepName, ...]:

@@ -12,7 +12,6 @@ from pydantic import Field
 from envctl.states import EnvironmentState, JobKind, JobState
 from envctl.verbs.verb import Answer, Request
 
-
 # What is asked.
 
 
@@ -104,6 +103,11 @@ class ListJobs(Request):
 
 class OneJob(Request):
     job: str = Field(description="id of the job")
+
+
+class RetryJob(OneJob):
+    accept_loss: bool = Field(False, description="go on where the last minutes cannot be saved")
+    force: bool = Field(False, description="power off where the machine does not shut down")
 
 
 class JobLog(OneJob):
