@@ -171,6 +171,25 @@ def decode(path: bytes, body: bytes) -> Row:
         raise Corrupt(f"row {path!r} cannot be read: {error}") from error
 
 
+def chunks_in(body: bytes) -> Iterator[Chunk]:
+    """The chunks of an encoded row, holes among them."""
+    chunks = _BODY.unpack_from(body)[-1]
+    return map(Chunk._make, _CHUNK.iter_unpack(body[len(body) - chunks * _CHUNK.size :]))
+
+
+def with_packs(body: bytes, named: Callable[[bytes], bytes]) -> bytes:
+    """`body` with each chunk's pack renamed by `named`; holes stay."""
+    chunks = list(chunks_in(body))
+    head = body[: len(body) - len(chunks) * _CHUNK.size]
+    renamed = (chunk if chunk.is_hole else chunk._replace(pack=named(chunk.pack)) for chunk in chunks)
+    return head + b"".join(_CHUNK.pack(*chunk) for chunk in renamed)
+
+
+def is_file(body: bytes) -> bool:
+    """Whether an encoded row is one of a file, without decoding the rest."""
+    return body[0] == _CODES[FILE]
+
+
 def _facts(body: bytes) -> tuple[bool, int, int]:
     """(is a file, its size, number of its chunks), without decoding the rest."""
     code, _, _, _, _, _, size, _, _, _, _, chunks = _BODY.unpack_from(body)
