@@ -141,11 +141,12 @@ def make_world(
     database.migrate()
     woken: list[str] = []
     told: list[str] = []
+    absent: Any = Absent("homes")
     context = Context(
         settings=EnvctlSettings.model_validate(settings),
         database=database,
         audit=Audit(database, records, clock, host="console"),
-        homes=homes if homes is not None else Absent("homes"),
+        homes=homes if homes is not None else absent,
         drivers=drivers if drivers is not None else {},
         secrets=SecretBox.open_file(directory / "key"),
         clock=clock,
