@@ -37,7 +37,7 @@ from envctl.drivers.port import (
     TaskStatus,
 )
 from envctl.drivers.qemu.command import DISK_ID, OPTIONS, SOCKET_NAME_BYTES, SOCKET_PATH_BYTES_MAX, qemu_command
-from envctl.drivers.qemu.folder import MachineFolder, machine_folders, process_fields
+from envctl.drivers.qemu.folder import MachineFolder, machine_folders, process_fields, sweep
 from envctl.drivers.qemu.image import Image, ImageUnreadable, begin_copy, copying, create_layer, grow, look_at, stamp_of
 from envctl.drivers.qemu.machine import Machine, parse_ref, ref_of
 from envctl.drivers.qemu.programs import has_ended, launch, run
@@ -55,6 +55,8 @@ QEMU_IMG: Final = "qemu-img"
 END_S: Final = 10.0
 """How long QEMU gets to end by itself (it flushes the disk) before it is killed."""
 START_S: Final = 60.0
+BEGUN_S: Final = 3600.0
+"""What was begun so long ago and never became a machine is nobody's."""
 _KVM: Final = "/dev/kvm"
 _Answer = TypeVar("_Answer")
 
@@ -100,10 +102,10 @@ class QemuDriver:
         return [found for found in await self.inventory() if found.tag == tag]
 
     def _inventory(self) -> list[MachineFound]:
-        try:
-            folders = list(machine_folders(self._root))
-        except FileNotFoundError:
+        if not self._root.exists():
             return []  # the first clone makes it
+        sweep(self._root, self._now() - BEGUN_S, copying)
+        folders = list(machine_folders(self._root))
         return [self._found(folder) for folder in folders]
 
     def _found(self, folder: MachineFolder) -> MachineFound:
@@ -115,7 +117,7 @@ class QemuDriver:
             # Shown, and destroyed like any other: what stands in the file is not needed for that.
             machine, locked = None, f"damaged: {error}"
         else:
-            locked = "" if folder.whole() else "clone"
+            locked = "clone" if copying(folder.path) else ""
         return MachineFound(
             machine=MachineRef(folder.path.name),
             tag=parsed[0],
@@ -133,19 +135,18 @@ class QemuDriver:
     # --- making and unmaking
 
     async def clone(self, spec: CloneSpec) -> TaskRef:
-        """A layer is there at once, a copy (`full`) is a task. The same environment and generation again: it goes on with what
-        there is. DriverFailed: an image that cannot be used."""
+        """A layer is there at once, a copy (`full`) is a task. The same environment and generation again: nothing, or the same
+        task. DriverFailed: an image that cannot be used."""
         ref = ref_of(spec.environment_id, spec.generation)
         unknown = sorted(set(spec.options) - set(OPTIONS))
         if unknown:
             raise DriverFailed(
                 f"the template has options that are none: {', '.join(unknown)}", hint=f"there are: {', '.join(OPTIONS)}"
             )
+        task = DONE if not _is_yes(spec.options.get("full")) else _copy_task(ref)
         async with self._alone(ref) as folder:
-            if await _in_thread(folder.whole) and await self._machine_or_none(folder) is not None:
-                return DONE
-            if await _in_thread(copying, folder.path):
-                return _copy_task(ref)
+            if await _in_thread(folder.exists):
+                return task
             image = await self._look_at(spec.source)
             machine = Machine(
                 environment=spec.environment_id,
@@ -157,20 +158,20 @@ class QemuDriver:
                 options=dict(spec.options),
                 disk_gib=-(-image.virtual_bytes // GIB),
             )
-            await _in_thread(folder.write, machine)
-            target = folder.path / "disk.new"
-            await _in_thread(target.unlink, True)
-            if _is_yes(spec.options.get("full")):
-                await begin_copy(image, target, Path(folder.places.disk))
-                return _copy_task(ref)
-            await create_layer(image, target)
-            await _in_thread(folder.adopt_disk)
-            return DONE
+            new = await _in_thread(folder.new)
+            await _in_thread(new.write, machine)
+            if task == DONE:
+                await create_layer(image, Path(new.places.disk))
+                await _in_thread(new.sync_disk)
+            else:
+                await _begin_copy(image, new.path)
+            await _in_thread(new.appear)
+        return task
 
     async def configure(self, machine: MachineRef, spec: MachineSpec) -> TaskRef:
         """What needs a restart takes effect with the next start. A tag or description is of the machine's record alone."""
         async with self._alone(machine) as folder:
-            there = await self._machine(folder)
+            there = await self._whole_machine(folder)
             wanted = replace(
                 there,
                 cores=spec.cores,
@@ -188,7 +189,7 @@ class QemuDriver:
     async def resize(self, machine: MachineRef, cores: int, memory_mib: int, disk_gib: int) -> TaskRef:
         """The disk grows at once, also under a running machine, unless it is attached as NVMe: then with the next start."""
         async with self._alone(machine) as folder:
-            there = await self._machine(folder)
+            there = await self._whole_machine(folder)
             larger = max(disk_gib, there.disk_gib)
             await self._make_so(folder, replace(there, cores=cores, memory_mib=memory_mib, disk_gib=larger))
         return DONE
@@ -225,11 +226,9 @@ class QemuDriver:
     async def start(self, machine: MachineRef) -> TaskRef:
         """Returns when QEMU has opened its disk and listens. DriverFailed carries what QEMU said."""
         async with self._alone(machine) as folder:
-            there = await self._machine(folder)
+            there = await self._whole_machine(folder)
             if await _in_thread(folder.holder):
                 return DONE
-            if not await _in_thread(folder.whole):
-                raise DriverFailed(f"machine {machine} has no disk: its clone was broken off", hint="reset it")
             if (
                 not _is_yes(there.options.get("full"))
                 and await _in_thread(stamp_of, there.source) != there.source_stamp
@@ -346,7 +345,7 @@ class QemuDriver:
         folder = self._folder(machine)
         if not await _in_thread(folder.exists):
             return MachineStatus(exists=False, running=False)
-        locked = "" if await _in_thread(folder.whole) else "clone"
+        locked = "clone" if await _in_thread(copying, folder.path) else ""
         pid = await _in_thread(folder.holder)
         if not pid:
             return MachineStatus(exists=True, running=False, locked=locked)
@@ -552,6 +551,16 @@ class QemuDriver:
             raise DriverFailed(f"there is no machine {folder.path.name} on this host", hint="reset the environment")
         return machine
 
+    async def _whole_machine(self, folder: MachineFolder) -> Machine:
+        machine = await self._machine(folder)
+        if await _in_thread(copying, folder.path):
+            raise DriverBusy(f"machine {folder.path.name} is still being copied", nothing_done=True)
+        if not await _in_thread(folder.whole):
+            raise DriverFailed(
+                f"machine {folder.path.name} has no disk: its copy was broken off", hint="reset the environment"
+            )
+        return machine
+
     async def _look_at(self, source: str) -> Image:
         try:
             return await look_at(source)
@@ -579,6 +588,13 @@ def _memory() -> dict[str, int]:
     """`/proc/meminfo` in bytes."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines)}
+
+
+async def _begin_copy(image: Image, folder: Path) -> None:
+    try:
+        await begin_copy(image, folder)
+    except OSError as error:
+        raise DriverFailed(f"this host: {error}") from error
 
 
 async def _in_thread(function: Callable[..., _Answer], *arguments: Any) -> _Answer:

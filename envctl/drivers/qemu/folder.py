@@ -1,7 +1,7 @@
 """Folders of machines on disk, and who runs in them.
 
     <state_dir>/env-<environment id>.<generation>/   machine.json   what it is (`envctl.drivers.qemu.machine`)
-                                                     disk.qcow2     there: the clone is whole
+                                                     disk.qcow2     the disk
                                                      disk.new       a copy under way
                                                      copy           locked by what makes that copy; copy.log what it says
                                                      pid, qmp, vnc, serial   QEMU's
@@ -11,28 +11,33 @@ process, whatever number stands in the file; a number that was given to somebody
 two QEMUs from one machine: the second ends before it touches the sockets of the first. To end a process: open it (pidfd), look
 again that it still has the lock, then signal.
 
-Killed anywhere:
-    made the folder, wrote no machine.json     found by its name; `clone` goes on
-    before disk.new became disk.qcow2          found, `locked` by `clone`; `clone` begins the disk anew
-    QEMU started, nobody heard it              found running by its lock
-    removing the folder half-way               found by its name; `destroy` goes on
+A folder is made under another name (`.new-...`) and appears by a rename: with its record, and with its disk or with a copy
+under way that goes on by itself. Killed anywhere:
+    before that rename               nothing is there; what was begun is removed when it is an hour old
+    while a copy is under way        found, `locked` by `clone` until the copy ends
+    QEMU started, nobody heard it    found running by its lock
+    removing the folder half-way     found by its name; `destroy` goes on
 """
 
+import errno
 import fcntl
 import os
 import shutil
 import signal
 import struct
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from envctl.drivers.port import MachineRef
 from envctl.drivers.qemu.command import Places
 from envctl.drivers.qemu.machine import Machine, decode, encode, parse_ref
 
-_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid
+NEW: Final = ".new-"
+_FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
 class MachineFolder:
@@ -41,8 +46,29 @@ class MachineFolder:
     def __init__(self, root: Path, ref: MachineRef) -> None:
         if parse_ref(ref) is None:
             raise ValueError(f"{ref!r} is not a machine of this host")
+        self.ref = ref
         self.path = root / ref
         self.places = Places(str(self.path))
+
+    def new(self) -> "MachineFolder":
+        """An empty one under a name that no inventory shows; `appear` gives it this one's."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = MachineFolder(self.path.parent, self.ref)
+        made.path = Path(tempfile.mkdtemp(prefix=NEW, dir=self.path.parent))
+        made.places = Places(str(made.path))
+        return made
+
+    def appear(self) -> bool:
+        """Durable when it returns. False: there is one already, by another worker; this one is removed."""
+        try:
+            self.path.rename(self.path.with_name(self.ref))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(self.path)
+            return False
+        _sync_folder(self.path.parent)
+        return True
 
     def exists(self) -> bool:
         return self.path.is_dir()
@@ -61,23 +87,20 @@ class MachineFolder:
 
     def write(self, machine: Machine) -> None:
         """Durable when it returns; a crash leaves the old or the new."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(self.path / "machine.json.new", "wb") as file:
             file.write(encode(machine))
             file.flush()
             os.fsync(file.fileno())
         os.replace(self.path / "machine.json.new", self.path / "machine.json")
         _sync_folder(self.path)
-        _sync_folder(self.path.parent)
 
-    def adopt_disk(self) -> None:
-        """`disk.new` becomes the disk, durably: from here on the clone is whole."""
-        descriptor = os.open(self.path / "disk.new", os.O_RDONLY)
+    def sync_disk(self) -> None:
+        """The disk is durable when it returns."""
+        descriptor = os.open(self.places.disk, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.replace(self.path / "disk.new", self.places.disk)
         _sync_folder(self.path)
 
     def remove(self) -> None:
@@ -128,6 +151,14 @@ class MachineFolder:
                 return False
             time.sleep(0.05)
         return True
+
+
+def sweep(root: Path, before: float, busy: Callable[[Path], bool]) -> None:
+    """Remove what was begun before that moment (Unix seconds) and never appeared, unless it is `busy`."""
+    for name in os.listdir(root):
+        path = root / name
+        if name.startswith(NEW) and path.stat().st_mtime < before and not busy(path):
+            shutil.rmtree(path)
 
 
 def machine_folders(root: Path) -> Iterator[MachineFolder]:

@@ -17,9 +17,10 @@ from envctl.errors import DriverFailed
 
 _FORMATS: Final = ("raw", "qcow2")
 _COPY: Final = """\
-{ qemu-img convert -q -f "$1" -O qcow2 "$2" "$3" && sync "$3" && mv "$3" "$4"; } >"$5" 2>&1 </dev/null &
+{ qemu-img convert -q -f "$1" -O qcow2 "$2" disk.new && sync disk.new && mv disk.new disk.qcow2; } >copy.log 2>&1 </dev/null &
 """
-"""Goes on when who began it has died; the whole disk appears by the rename. qemu-img itself flushes nothing."""
+"""Goes on when who began it has died, in its folder, whatever that is called by then; the whole disk appears by the rename.
+qemu-img itself flushes nothing."""
 
 
 class ImageUnreadable(Exception):
@@ -60,20 +61,17 @@ async def create_layer(image: Image, target: Path) -> None:
     await _must("qemu-img", "create", "-q", "-f", "qcow2", "-F", image.format, "-b", image.path, str(target))
 
 
-async def begin_copy(image: Image, target: Path, whole: Path) -> None:
-    """`whole` will be a copy of the image, in `target` until then. Returns at once; nothing begins where a copy is under way.
+async def begin_copy(image: Image, folder: Path) -> None:
+    """`disk.qcow2` in the folder will be a copy of the image; `disk.new` is it until then. Returns at once.
 
-    What copies holds a lock on the file `copy` beside them, which was taken before it began: `copying`."""
-    lock = os.open(target.with_name("copy"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    What copies holds a lock on the file `copy` there, from before it begins: `copying`. OSError."""
+    lock = os.open(folder / "copy", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        words = (image.format, image.path, str(target), str(whole), str(target.with_name("copy.log")))
         process = await asyncio.create_subprocess_exec(
-            *("sh", "-c", _COPY, "sh", *words), start_new_session=True, pass_fds=(lock,)
+            *("sh", "-c", _COPY, "sh", image.format, image.path), cwd=folder, start_new_session=True, pass_fds=(lock,)
         )
         await process.wait()
-    except BlockingIOError:
-        return
     finally:
         os.close(lock)
 

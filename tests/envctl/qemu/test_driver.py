@@ -201,9 +201,10 @@ def killed(host: Host, story: str) -> None:
 @pytest.mark.parametrize(
     ("story", "locked", "running"),
     [
-        ("folder.os.fsync = die; await local.clone(host.clone_spec())", "clone", False),
-        ("driver.create_layer = die_async; await local.clone(host.clone_spec())", "clone", False),
-        ("folder.MachineFolder.adopt_disk = die; await local.clone(host.clone_spec())", "clone", False),
+        ("folder.os.fsync = die; await local.clone(host.clone_spec())", None, False),
+        ("driver.create_layer = die_async; await local.clone(host.clone_spec())", None, False),
+        ("folder.MachineFolder.appear = die; await local.clone(host.clone_spec())", None, False),
+        ("driver.MachineFolder.sync_disk = die; await local.clone(host.clone_spec())", None, False),
         ("await local.clone(host.clone_spec()); driver.grow = die_async; await local.configure(REF, SPEC)", "", False),
         (
             "await local.clone(host.clone_spec()); await local.configure(REF, SPEC);"
@@ -214,18 +215,25 @@ def killed(host: Host, story: str) -> None:
         (
             "await local.clone(host.clone_spec()); await local.configure(REF, SPEC); await local.start(REF);"
             " os.rmdir = die; await local.destroy(REF)",
-            "clone",
+            "",
             False,
         ),
     ],
 )
-def test_a_console_killed_anywhere_finds_the_machine_again(host: Host, story: str, locked: str, running: bool) -> None:
+def test_a_console_killed_anywhere_finds_the_machine_again(
+    host: Host, story: str, locked: str | None, running: bool
+) -> None:
+    """`locked` None: there is no machine, and its remains are removed when they are old."""
     killed(host, story)
 
     async def conversation() -> None:
         driver = host.driver()
-        [found] = await driver.find(TAG)
-        assert (found.machine, found.locked) == (REF, locked)
+        begun = [path for path in host.root.iterdir() if path.name.startswith(".new-")]
+        assert [found.locked for found in await driver.find(TAG)] == ([] if locked is None else [locked])
+        for path in begun:
+            os.utime(path, (0, 0))
+        if "rmdir" in story:
+            await driver.destroy(REF)
         if running:
             # It may have been on its way up.
             while not (await driver.find(TAG))[0].running:
@@ -237,6 +245,7 @@ def test_a_console_killed_anywhere_finds_the_machine_again(host: Host, story: st
         assert len(host.processes()) == 1
         await driver.destroy(REF)
         assert await driver.inventory() == []
+        assert list(host.root.iterdir()) == []
 
     run(conversation)
     assert host.processes() == []
@@ -270,7 +279,7 @@ def test_a_copy_goes_on_without_its_console(host: Host) -> None:
             await driver.destroy(REF)
         gate.write_text("go")
         assert await ended(driver, task) == "ok"
-        assert await driver.clone(host.clone_spec(full="yes")) == ""
+        assert await driver.clone(host.clone_spec(full="yes")) == task
         # A copy needs its template no more.
         host.image.unlink()
         await driver.configure(REF, SPEC)
@@ -297,6 +306,7 @@ def test_a_copy_that_fails_says_why_and_may_be_repeated(host: Host, monkeypatch:
         with pytest.raises(DriverFailed, match="broken off"):
             await driver.start(REF)
         monkeypatch.setenv("PATH", path)
+        await driver.destroy(REF)
         assert await ended(driver, await driver.clone(host.clone_spec(full="yes"))) == "ok"
 
     run(conversation)
@@ -388,7 +398,7 @@ def test_what_is_damaged_is_shown_and_can_be_destroyed(host: Host) -> None:
         [found] = await driver.inventory()
         assert found.tag == TAG
         assert found.locked.startswith("damaged")
-        for refused in (driver.start(REF), driver.resize(REF, 1, 64, 1), driver.clone(host.clone_spec())):
+        for refused in (driver.start(REF), driver.resize(REF, 1, 64, 1)):
             with pytest.raises(DriverFailed, match="damaged"):
                 await refused
         await driver.destroy(REF)
