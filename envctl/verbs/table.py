@@ -6,13 +6,16 @@ Each module of verbs has a tuple `VERBS`; a test finds modules that are missing 
 
 from typing import Final
 
-from envctl.verbs import auditing, console, doctor, people, profile, settings
+from envctl.verbs import auditing, console, doctor, environments, jobs, orphans, people, profile, settings
 from envctl.verbs.verb import Verb
 
 VERBS: Final[tuple[Verb, ...]] = (
     *auditing.VERBS,
     *console.VERBS,
     *doctor.VERBS,
+    *environments.VERBS,
+    *jobs.VERBS,
+    *orphans.VERBS,
     *people.VERBS,
     *profile.VERBS,
     *settings.VERBS,
