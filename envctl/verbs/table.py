@@ -6,11 +6,12 @@ Each module of verbs has a tuple `VERBS`; a test finds modules that are missing 
 
 from typing import Final
 
-from envctl.verbs import auditing, console, doctor, environments, jobs, orphans, people, profile, settings
+from envctl.verbs import auditing, backups, console, doctor, environments, jobs, orphans, people, profile, settings
 from envctl.verbs.verb import Verb
 
 VERBS: Final[tuple[Verb, ...]] = (
     *auditing.VERBS,
+    *backups.VERBS,
     *console.VERBS,
     *doctor.VERBS,
     *environments.VERBS,

@@ -12,10 +12,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from envctl.accounts import oidc
 from envctl.calling import Context
 from envctl.errors import EnvctlError, Invalid, NoSuchThing
 from envctl.verbs.table import VERBS
-from envctl.web import api
+from envctl.web import api, bridge, guest, health, metrics, signing_in
+from envctl.web.bridge import Bridge
+from envctl.web.events import Watchers
+from envctl.web.health import Monitor
+from envctl.web.pages import routes as pages
+from envctl.web.pages.visit import error_page as draw_error
+from envctl.web.security import Security, current_caller
 from s3core.console import program_version
 from s3core.errors import StoreError
 
@@ -25,6 +32,40 @@ MACHINE_PREFIXES: Final = ("/api/", "/guest/", "/seed/", "/healthz", "/readyz", 
 """Who asks below these reads JSON."""
 
 ErrorPage = Callable[[Request, EnvctlError], Response]
+
+
+def create_app(
+    context: Context,
+    *,
+    watchers: Watchers | None = None,
+    bridge_open: Bridge | None = None,
+    monitor: Monitor | None = None,
+    provider: oidc.Provider | None = None,
+) -> FastAPI:
+    """All routes. `watchers` and `bridge_open` are closed by who serves; `monitor` is run by them. `provider`: the identity
+    provider, where there is one."""
+    watchers = watchers or Watchers()
+    bridge_open = bridge_open or Bridge()
+    monitor = monitor or Monitor(context)
+
+    def get_context() -> Context:
+        return context
+
+    def error_page(request: Request, error: EnvctlError) -> Response:
+        return draw_error(context.now(), error, path=request.url.path)
+
+    app = new_app()
+    add_errors(app, error_page)
+    add_api(app, get_context, current_caller)
+    app.include_router(guest.router(get_context))
+    app.include_router(health.router(get_context, monitor))
+    app.include_router(metrics.router(get_context, monitor, lambda: bridge_open.count))
+    app.include_router(bridge.router(get_context, bridge_open))
+    app.include_router(signing_in.router(get_context, lambda: provider))
+    app.include_router(pages.router(get_context, watchers))
+    # The outermost: what the others raise leaves with its headers too.
+    app.add_middleware(Security, get_context=get_context, error_page=error_page)
+    return app
 
 
 def new_app() -> FastAPI:
