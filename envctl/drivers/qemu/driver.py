@@ -237,7 +237,12 @@ class QemuDriver:
                     f"the image {there.source} is not the one that machine {machine} is a layer over",
                     hint="images of templates are never changed: add a new template, and reset the environment to rebuild it",
                 )
-            await grow(Path(folder.places.disk), there.disk_gib * GIB)
+            try:
+                await grow(Path(folder.places.disk), there.disk_gib * GIB)
+            except DriverFailed:
+                if await _in_thread(folder.holder):
+                    return DONE  # another worker has started it
+                raise
             accelerators = self._accelerators()
             for accelerator in accelerators:
                 try:

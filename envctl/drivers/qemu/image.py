@@ -93,7 +93,8 @@ def copying(folder: Path) -> bool:
 
 async def grow(disk: Path, size: int) -> None:
     """Make the disk at least so large; repeating it changes nothing. DriverFailed, DriverBusy."""
-    status, said = await run("qemu-img", "info", "--output=json", str(disk))
+    # Shared: a QEMU that starts now must not find the disk locked by this look.
+    status, said = await run("qemu-img", "info", "--output=json", "--force-share", str(disk))
     if status:
         raise DriverFailed(f"{disk}: {said}")
     if int(json.loads(said)["virtual-size"]) < size:
