@@ -33,7 +33,7 @@ def begin(
     given = dict(parameters or {})
     if unknown := set(given) - PARAMETERS:
         raise Invalid(f"a job takes no parameter {sorted(unknown)[0]!r}")
-    if (reason := why_not(session, environment, kind)) is not None:
+    if (reason := why_not(session, environment, kind, context.now())) is not None:
         raise Refused(f"{environment.name}: {reason}")
     now = context.now()
     given["from_state"] = environment.state
@@ -115,12 +115,12 @@ def cancel(session: Session, context: Context, job: Job, caller_name: str) -> No
     session.flush()
 
 
-def why_not(session: Session, environment: Environment, kind: JobKind) -> str | None:
+def why_not(session: Session, environment: Environment, kind: JobKind, now: float) -> str | None:
     """Why this cannot be begun now, in words for a person; None: it can."""
-    return reason_against(environment, kind, open_job(session, environment.id))
+    return reason_against(environment, kind, open_job(session, environment.id), now)
 
 
-def reason_against(environment: Environment, kind: JobKind, under_way: Job | None) -> str | None:
+def reason_against(environment: Environment, kind: JobKind, under_way: Job | None, now: float) -> str | None:
     """As `why_not`, with the job under way as the caller knows it."""
     state = EnvironmentState(environment.state)
     if under_way is not None:
@@ -129,6 +129,8 @@ def reason_against(environment: Environment, kind: JobKind, under_way: Job | Non
         return f"it is {state}"
     if environment.frozen and kind in (JobKind.START, JobKind.RESTART, JobKind.RESET, JobKind.UNDELETE):
         return "it is frozen; an operator must unfreeze it"
+    if kind is JobKind.UNDELETE and environment.delete_after is not None and environment.delete_after <= now:
+        return "its home's days are over"
     return None
 
 

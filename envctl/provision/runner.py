@@ -282,6 +282,9 @@ class Runner:
     async def _end(self, work: Work, state: JobState, error: str | None, environment_state: EnvironmentState) -> None:
         """The job and what its environment is from now on, in one transaction."""
         context = self._context
+        if work.kind is JobKind.PURGE and error is not None:
+            # The schedule comes again; nothing that is offered for FAILED would make sense.
+            environment_state = EnvironmentState.DELETED
 
         def change(session: Session) -> None:
             now = context.now()
@@ -294,7 +297,8 @@ class Runner:
                 row = session.get(JobStep, work.step_id)
                 if row is not None:
                     row.state, row.ended_at = "failed", now
-                environment.failed_step, environment.failed_reason = job.step, error
+                if environment_state is EnvironmentState.FAILED:
+                    environment.failed_step, environment.failed_reason = job.step, error
                 session.add(_line(work, now, "error", f"Failed at step {job.step}: {error}"))
                 return
             environment.failed_step = environment.failed_reason = None
@@ -354,6 +358,7 @@ def _end_state(work: Work) -> EnvironmentState:
 def _arrive(environment: Environment, state: EnvironmentState, now: float, keep_s: float) -> None:
     match state:
         case EnvironmentState.READY:
+            environment.finding = None
             environment.ready_at = environment.last_activity_at = now
             environment.deleted_at = environment.delete_after = None
         case EnvironmentState.DELETED:

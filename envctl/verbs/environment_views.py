@@ -188,7 +188,7 @@ def _view(
         source_environment_id=row.source_environment_id,
         source_snapshot=row.source_snapshot,
         job=_job_view(shown, row, owner, newest=True) if shown is not None else None,
-        offers=offers(row, job, operator=sees_all(caller)),
+        offers=offers(row, job, now, operator=sees_all(caller)),
     )
 
 
@@ -234,7 +234,7 @@ _KINDS: Final[Mapping[str, tuple[str, JobKind, bool]]] = {
 }
 
 
-def offers(row: Environment, job: Job | None, *, operator: bool) -> list[Offer]:
+def offers(row: Environment, job: Job | None, now: float, *, operator: bool) -> list[Offer]:
     """Every verb for a button, in the order of the page. `job`: its newest."""
     state = EnvironmentState(row.state)
     under_way = job if job is not None and job.state in (JobState.QUEUED, JobState.RUNNING) else None
@@ -246,7 +246,7 @@ def offers(row: Environment, job: Job | None, *, operator: bool) -> list[Offer]:
         )
 
     for verb, (title, kind, destructive) in _KINDS.items():
-        add(verb, title, requests.reason_against(row, kind, under_way), destructive)
+        add(verb, title, requests.reason_against(row, kind, under_way, now), destructive)
     add("job.retry", "Retry", requests.no_retry_reason(row, job) if job is not None else "there is nothing to retry")
     add(
         "job.cancel",

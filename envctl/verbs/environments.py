@@ -169,7 +169,10 @@ def freeze(context: Context, caller: Caller, request: FreezeEnvironment) -> Envi
         said = f" ({request.reason})" if request.reason else ""
         requests.say(act.session, context, row.id, None, f"Frozen by {caller.name}{said}.", level="warning")
         job = None
-        if row.state == EnvironmentState.READY and requests.why_not(act.session, row, JobKind.STOP) is None:
+        if (
+            row.state == EnvironmentState.READY
+            and requests.why_not(act.session, row, JobKind.STOP, context.now()) is None
+        ):
             job = requests.begin(act.session, context, row, JobKind.STOP, caller.name)
         act.session.flush()
         answer = _answer(act.session, context, caller, row, job)
@@ -245,7 +248,7 @@ def _begin(
         session = act.session
         row = rights.environment(session, caller, name)
         act.environment_id = row.id
-        if (reason := requests.why_not(session, row, kind)) is not None:
+        if (reason := requests.why_not(session, row, kind, context.now())) is not None:
             raise Refused(f"{row.name}: {reason}", hint=_hint(row, kind))
         _check_begin(session, caller, row, kind, parameters)
         row.last_activity_at = context.now()
