@@ -122,9 +122,8 @@ def figures(session: Session, now: float, interval_s: float) -> dict[str, Sample
         .where(Environment.state != EnvironmentState.PURGED)
         .group_by(Environment.state)
     )
-    found["environments"] = {
-        (str(state),): 0.0 for state in EnvironmentState if state is not EnvironmentState.PURGED
-    } | {(state,): count for state, count in states}
+    kept = [state for state in EnvironmentState if state is not EnvironmentState.PURGED]
+    found["environments"] = _by_label(states, kept)
     found["running"] = {(): _count(session, select(func.count()).where(Environment.running))}
     living = (
         Environment.state.not_in((EnvironmentState.DELETED, EnvironmentState.PURGED)),
@@ -146,7 +145,9 @@ def figures(session: Session, now: float, interval_s: float) -> dict[str, Sample
         .where(Environment.state != EnvironmentState.PURGED)
     ).all()
     ready = [row for row in rows if row.state == EnvironmentState.READY]
-    ages = {(row.id, row.name): max(0.0, now - (row.last_backup_at or row.ready_at or row.created_at)) for row in ready}
+    ages: Samples = {
+        (row.id, row.name): max(0.0, now - (row.last_backup_at or row.ready_at or row.created_at)) for row in ready
+    }
     found["backup_age_seconds"] = ages
     found["backup_oldest_seconds"] = {(): max(ages.values())} if ages else {}
     found["backup_failing"] = {(): sum(row.last_backup_error is not None for row in ready)}
@@ -205,7 +206,7 @@ def _by_label(rows: Iterable[Any], all_labels: Sequence[str]) -> Samples:
     return found
 
 
-def _count(session: Session, query: Select[tuple[int]]) -> float:
+def _count(session: Session, query: Select[Any]) -> float:
     return float(session.scalar(query) or 0)
 
 
