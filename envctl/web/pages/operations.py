@@ -1,13 +1,11 @@
 """Pages for operators: jobs, orphans, nodes with the headroom of storages, the health of all backups."""
 
-from collections.abc import Callable, Sequence
 from typing import Final
 
 from fastapi import Response
 
 from envctl.errors import EnvctlError, NoSuchThing
 from envctl.states import JobState
-from envctl.verbs.environment_models import EnvironmentView
 from envctl.web.pages.visit import Page, Visit
 
 
@@ -90,23 +88,7 @@ def nodes(visit: Visit) -> Response:
 
 def backup_health(visit: Visit) -> Response:
     """Every environment with its last good backup, the worst first."""
-    found = visit.ask("env.list", everybody=True)
-    return visit.page(
-        "backup_health.html",
-        environments=sorted(found, key=badness(visit.now)),
-        late=sum(1 for one in found if one.rpo_badge == "late" or (one.rpo_badge == "none" and one.running)),
-        stored=sum(one.stored_bytes for one in found),
-    )
-
-
-def badness(now: float) -> Callable[[EnvironmentView], tuple[int, float]]:
-    order: Sequence[str] = ("late", "none", "good", "stopped")
-
-    def key(one: EnvironmentView) -> tuple[int, float]:
-        silent = one.rpo_badge == "none" and not one.running
-        return (len(order) if silent else order.index(one.rpo_badge), (one.last_backup_at or now) - now)
-
-    return key
+    return visit.page("backup_health.html", health=visit.ask("backup.health"))
 
 
 PAGES: Final = (

@@ -9,10 +9,16 @@ from starlette.staticfiles import StaticFiles
 
 from envctl.calling import Context
 from envctl.web import events
-from envctl.web.pages import consoles, environments, rendering
+from envctl.web.pages import backups, consoles, environments, installation, operations, rendering
 from envctl.web.pages.visit import Page, add
 
-PAGES: Final[Sequence[Page]] = (*environments.PAGES, *consoles.PAGES)
+PAGES: Final[Sequence[Page]] = (
+    *environments.PAGES,
+    *backups.PAGES,
+    *consoles.PAGES,
+    *operations.PAGES,
+    *installation.PAGES,
+)
 
 
 def router(get_context: Callable[[], Context], watchers: events.Watchers) -> APIRouter:
