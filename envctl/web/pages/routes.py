@@ -9,14 +9,17 @@ from starlette.staticfiles import StaticFiles
 
 from envctl.calling import Context
 from envctl.web import events
-from envctl.web.pages import backups, consoles, environments, installation, operations, rendering
+from envctl.web.pages import backups, consoles, creating, environments, installation, operations, people, profile, rendering
 from envctl.web.pages.visit import Page, add
 
 PAGES: Final[Sequence[Page]] = (
+    *creating.PAGES,
     *environments.PAGES,
     *backups.PAGES,
     *consoles.PAGES,
+    *profile.PAGES,
     *operations.PAGES,
+    *people.PAGES,
     *installation.PAGES,
 )
 
