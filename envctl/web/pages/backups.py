@@ -39,7 +39,12 @@ def backups_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
     if visit.query("day") and visit.query("hour").isdecimal():
         chosen = (visit.query("day"), int(visit.query("hour")))
     days = timeline.days_of(found, chosen=chosen)
-    kept = days if visit.query("days") == "all" or (chosen and chosen[0] not in {day.date for day in days[: timeline.DAYS_SHOWN]}) else days[: timeline.DAYS_SHOWN]
+    kept = (
+        days
+        if visit.query("days") == "all"
+        or (chosen and chosen[0] not in {day.date for day in days[: timeline.DAYS_SHOWN]})
+        else days[: timeline.DAYS_SHOWN]
+    )
     return visit.page(
         "backups.html",
         problem=problem,
@@ -63,7 +68,9 @@ def at_moment(visit: Visit, environment: str, found: list[BackupView]) -> Respon
         return backups_of(visit, Invalid("that is not a moment", hint="year-month-day and hour:minute are needed"))
     one = timeline.as_of(found, moment)
     if one is None:
-        problem = NoSuchThing(f"there is no backup from {shown.exact(moment)} or before", hint="the timeline shows what there is")
+        problem = NoSuchThing(
+            f"there is no backup from {shown.exact(moment)} or before", hint="the timeline shows what there is"
+        )
         return backups_of(visit, problem)
     return visit.go(f"/environments/{environment}/backups/{one.number}")
 
@@ -124,13 +131,17 @@ def difference(visit: Visit) -> Response:
 
 
 def download(visit: Visit) -> Response:
-    return visit.file("backup.get", environment=visit.part("environment"), number=number_of(visit), path=visit.query("path"))
+    return visit.file(
+        "backup.get", environment=visit.part("environment"), number=number_of(visit), path=visit.query("path")
+    )
 
 
 def archive(visit: Visit) -> Response:
     form = "tar" if visit.query("form") == "tar" else "zip"
     path = visit.query("path")
-    return visit.file("backup.zip", environment=visit.part("environment"), number=number_of(visit), path=path, form=form)
+    return visit.file(
+        "backup.zip", environment=visit.part("environment"), number=number_of(visit), path=path, form=form
+    )
 
 
 def restore_question(visit: Visit) -> Response:

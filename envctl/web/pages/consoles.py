@@ -1,7 +1,6 @@
 """Screen and terminal of a machine in the browser, and the ticket that opens the connection once (`web.bridge`)."""
 
 from typing import Final
-from urllib.parse import quote
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
@@ -31,9 +30,7 @@ def ticket(visit: Visit) -> Response:
         answer = visit.ask("console.ticket", environment=visit.part("environment"), kind=kind_of(visit))
     except EnvctlError as error:
         return error_answer(error)
-    path = f"/console/{quote(visit.part('environment'))}/ws?ticket={quote(answer.ticket)}"
-    told = {"path": path, "password": getattr(answer, "password", "")}
-    return JSONResponse(told, headers={"Cache-Control": "no-store"})
+    return JSONResponse({"path": answer.path}, headers={"Cache-Control": "no-store"})
 
 
 PAGES: Final = (

@@ -8,7 +8,18 @@ from envctl.errors import EnvctlError, Invalid
 from envctl.web.pages.environments import IDLE_CHOICES
 from envctl.web.pages.visit import Page, Visit
 
-FIELDS: Final = ("name", "template", "cores", "memory_mib", "disk_gib", "directories", "idle_stop_s", "owner", "from", "snapshot")
+FIELDS: Final = (
+    "name",
+    "template",
+    "cores",
+    "memory_mib",
+    "disk_gib",
+    "directories",
+    "idle_stop_s",
+    "owner",
+    "from",
+    "snapshot",
+)
 
 
 def form(visit: Visit) -> Response:
@@ -20,7 +31,9 @@ def form_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
     origin = visit.ask("env.show", environment=source).environment if source else None
     templates = [one for one in visit.ask("template.list") if one.enabled]
     wanted = visit.field("template") or visit.query("template") or (origin.template_name if origin else "")
-    chosen = next((one for one in templates if wanted in (one.name, one.id)), templates[0] if len(templates) == 1 else None)
+    chosen = next(
+        (one for one in templates if wanted in (one.name, one.id)), templates[0] if len(templates) == 1 else None
+    )
     typed = {name: visit.raw(name) for name in FIELDS}
     if chosen is not None and problem is None:
         sizes = origin or chosen

@@ -1,4 +1,4 @@
-"""Pages of environments: the list, a new one, one with its live log, the questions before something is destroyed, its settings."""
+"""Pages of environments: the list, one with its live log, the questions before something is destroyed, its settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,14 +43,16 @@ ACTS: Final[Mapping[str, Act]] = {
 }
 QUICK: Final = {"env.start": "start", "env.undelete": "undelete"}
 """Also in the list."""
-IDLE_CHOICES: Final = tuple((str(seconds), "never" if not seconds else shown.duration(seconds)) for seconds in (
-    0, 900, 1800, 3600, 7200, 14400, 28800, 86400
-))
+IDLE_CHOICES: Final = tuple(
+    (str(seconds), "never" if not seconds else shown.duration(seconds))
+    for seconds in (0, 900, 1800, 3600, 7200, 14400, 28800, 86400)
+)
 
 
 def environment_of(visit: Visit) -> EnvironmentView:
     answer = visit.ask("env.show", environment=visit.part("environment"))
-    return getattr(answer, "environment", answer)
+    found: EnvironmentView = getattr(answer, "environment", answer)
+    return found
 
 
 def listing(visit: Visit) -> Response:
@@ -111,7 +113,9 @@ def overview_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
 
 def head(visit: Visit) -> Response:
     """The head alone, for who watches."""
-    return visit.page("environment_head.html", env=environment_of(visit), acts=ACTS, tab_now=visit.query("tab", "overview"))
+    return visit.page(
+        "environment_head.html", env=environment_of(visit), acts=ACTS, tab_now=visit.query("tab", "overview")
+    )
 
 
 def ask(visit: Visit, problem: EnvctlError | None = None) -> Response:
@@ -192,7 +196,11 @@ def set_settings(visit: Visit) -> Response:
     environment, what = visit.part("environment"), visit.part("what")
     try:
         if what == "update":
-            schedule = {"start": visit.field("start"), "stop": visit.field("stop"), "timezone": visit.field("timezone") or "UTC"}
+            schedule = {
+                "start": visit.field("start"),
+                "stop": visit.field("stop"),
+                "timezone": visit.field("timezone") or "UTC",
+            }
             visit.ask("env.update", environment=environment, idle_stop_s=visit.whole("idle_stop_s"), schedule=schedule)
         elif what == "extend":
             visit.ask("env.extend", environment=environment, expires_at=moment(visit, "until"))
@@ -220,7 +228,9 @@ def moment(visit: Visit, name: str) -> float | None:
     try:
         return shown.moment_of(text[:16])
     except ValueError as error:
-        raise Invalid(f"{text!r} is not a moment", details={name: "year-month-day and hour:minute are needed"}) from error
+        raise Invalid(
+            f"{text!r} is not a moment", details={name: "year-month-day and hour:minute are needed"}
+        ) from error
 
 
 PAGES: Final = (

@@ -16,7 +16,9 @@ def settings(visit: Visit) -> Response:
 
 
 def settings_of(visit: Visit, problem: EnvctlError | None = None, key: str = "") -> Response:
-    return visit.page("settings.html", problem=problem, settings=visit.ask("settings.show"), wrong=key, typed=visit.field("value"))
+    return visit.page(
+        "settings.html", problem=problem, settings=visit.ask("settings.show"), wrong=key, typed=visit.field("value")
+    )
 
 
 def set_setting(visit: Visit) -> Response:
@@ -41,15 +43,18 @@ def doctor(visit: Visit) -> Response:
 
 
 def audit(visit: Visit) -> Response:
-    wanted = {name: visit.query(name) for name in ("actor", "verb", "target", "outcome", "before")}
-    asked: dict[str, object] = {name: value for name, value in wanted.items() if value}
-    found = visit.ask("admin.audit", limit=AUDIT_ROWS, **asked)
-    rows = getattr(found, "rows", found)
-    return visit.page(
-        "audit.html",
-        rows=rows,
-        older=visit.here(before=str(rows[-1].id)) if len(rows) == AUDIT_ROWS else "",
+    """Who did what. A target is found by the environment's id, or among what is shown."""
+    before = visit.query("before")
+    wanted = {name: visit.query(name) or None for name in ("actor", "verb", "environment", "outcome")}
+    found = visit.ask(
+        "admin.audit",
+        limit=AUDIT_ROWS,
+        before=int(before) if before.isdecimal() and len(before) < 19 else None,
         **wanted,
+    )
+    older = visit.here(before=str(found.before)) if found.before is not None else ""
+    return visit.page(
+        "audit.html", rows=found.rows, older=older, wanted={name: text or "" for name, text in wanted.items()}
     )
 
 

@@ -24,7 +24,14 @@ class Section:
 
 
 MENU: Final = (
-    Section("", (Entry("My environments", "/environments"), Entry("New environment", "/environments/new"), Entry("Profile", "/profile"))),
+    Section(
+        "",
+        (
+            Entry("My environments", "/environments"),
+            Entry("New environment", "/environments/new"),
+            Entry("Profile", "/profile"),
+        ),
+    ),
     Section(
         "Operations",
         (

@@ -1,4 +1,4 @@
-"""The own account: password, second factor, recovery codes, API tokens, SSH keys, sign-ins, theme, what is left of the quota."""
+"""The own account: password, second factor, recovery codes, API tokens, SSH keys, sign-ins, theme, quota."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -20,7 +20,6 @@ def profile(visit: Visit) -> Response:
 def profile_of(visit: Visit, problem: EnvctlError | None = None, at: str = "", **told: object) -> Response:
     """`at`: the form that `problem` belongs to. `told`: secrets that are shown once, now."""
     must = visit.must
-    values: dict[str, object] = {"totp": None, "codes": None, "new_token": None} | told
     return visit.page(
         "profile.html",
         problem=problem,
@@ -38,16 +37,25 @@ def profile_of(visit: Visit, problem: EnvctlError | None = None, at: str = "", *
         typed={name: visit.field(name) for name in ("token_name", "days")},
         chosen_scopes=visit.fields("scope"),
         keys=visit.raw("keys") if at == "keys" else "",
-        **values,
+        totp=told.get("totp"),
+        codes=told.get("codes"),
+        new_token=told.get("new_token"),
     )
 
 
 def theme(visit: Visit) -> None:
-    visit.ask("profile.update", theme=visit.field("theme"), display_name=visit.field("display_name"), email=visit.field("email"))
+    visit.ask(
+        "profile.update",
+        theme=visit.field("theme"),
+        display_name=visit.field("display_name"),
+        email=visit.field("email"),
+    )
 
 
 def password(visit: Visit) -> None:
-    visit.ask("profile.password", current_password=visit.raw("current_password"), new_password=visit.raw("new_password"))
+    visit.ask(
+        "profile.password", current_password=visit.raw("current_password"), new_password=visit.raw("new_password")
+    )
 
 
 def totp_off(visit: Visit) -> None:
@@ -103,7 +111,9 @@ def told_once(visit: Visit, name: str) -> Response:
     """What is drawn at once, because it is told once: after a redirect it would be gone."""
     try:
         if name == "totp-begin":
-            return profile_of(visit, totp=visit.ask("profile.totp_begin", current_password=visit.raw("current_password")))
+            return profile_of(
+                visit, totp=visit.ask("profile.totp_begin", current_password=visit.raw("current_password"))
+            )
         if name == "totp-confirm":
             return profile_of(visit, codes=visit.ask("profile.totp_confirm", code=visit.field("code")).codes)
         if name == "codes":

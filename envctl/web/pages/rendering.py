@@ -1,7 +1,7 @@
 """Templates become pages here. The one place that knows Jinja; also what `web.signing_in` draws its pages with.
 
-One rule: everything is escaped, a missing value is an error (StrictUndefined), and a page has no inline script, handler or style: the
-policy that goes with it (`web.security`) would refuse them.
+One rule: everything is escaped, a missing value is an error (StrictUndefined), and a page has no inline script, handler
+or style: the policy that goes with it (`web.security`) would refuse them.
 """
 
 import hashlib
@@ -36,19 +36,24 @@ def render(
     problem: EnvctlError | None = None,
     **values: object,
 ) -> HTMLResponse:
-    """The page of that template. With a `problem` the answer has its status, and the template shows it as a banner and beside fields.
+    """The page of that template. With a `problem` the answer has its status, and the template shows it as a banner and
+    beside fields.
 
     `caller` None: nobody is signed in, there is no menu. `csrf`: the token that each form of the page carries.
     """
-    text = _templates().get_template(template).render(
-        now=now,
-        me=caller,
-        csrf=csrf,
-        theme=theme,
-        path=path,
-        menu=menu_of(caller, path) if caller else [],
-        problem=problem,
-        **values,
+    text = (
+        _templates()
+        .get_template(template)
+        .render(
+            now=now,
+            me=caller,
+            csrf=csrf,
+            theme=theme,
+            path=path,
+            menu=menu_of(caller, path) if caller else [],
+            problem=problem,
+            **values,
+        )
     )
     headers = {"Cache-Control": "no-store"}
     return HTMLResponse(text, status_code=problem.status if problem and status == 200 else status, headers=headers)

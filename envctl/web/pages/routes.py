@@ -9,7 +9,17 @@ from starlette.staticfiles import StaticFiles
 
 from envctl.calling import Context
 from envctl.web import events
-from envctl.web.pages import backups, consoles, creating, environments, installation, operations, people, profile, rendering
+from envctl.web.pages import (
+    backups,
+    consoles,
+    creating,
+    environments,
+    installation,
+    operations,
+    people,
+    profile,
+    rendering,
+)
 from envctl.web.pages.visit import Page, add
 
 PAGES: Final[Sequence[Page]] = (

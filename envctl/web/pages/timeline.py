@@ -33,7 +33,10 @@ class Hour:
 
     def about(self, day: str) -> str:
         """What its mark says to who cannot see it."""
-        words = [f"{day}, {self.hour:02d}:00 to {self.hour:02d}:59 UTC: {self.count} " + ("backup" if self.count == 1 else "backups")]
+        words = [
+            f"{day}, {self.hour:02d}:00 to {self.hour:02d}:59 UTC: {self.count} "
+            + ("backup" if self.count == 1 else "backups")
+        ]
         if self.pinned:
             words.append("pinned")
         if self.alert:

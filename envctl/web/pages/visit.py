@@ -1,7 +1,7 @@
 """One request for a page: who asks, what with, and the ways to answer.
 
-One rule: a page is a plain function `(visit) -> Response` that asks verbs and fills a template. It checks no right of its own: the
-verb does. What a verb refuses is drawn with the status of its error, never hidden.
+One rule: a page is a plain function `(visit) -> Response` that asks verbs and fills a template. It checks no right of
+its own: the verb does. What a verb refuses is drawn with the status of its error, never hidden.
 """
 
 import logging
@@ -107,7 +107,7 @@ class Visit:
         except ValueError as error:
             raise Invalid(f"{text!r} is not a whole number", details={name: "a whole number is needed here"}) from error
 
-    def ask(self, name: str, **fields: object) -> Any:
+    def ask(self, name: str, /, **fields: object) -> Any:
         """The answer of a verb. EnvctlError, Invalid with a word for each field among them."""
         asked = verb(name)
         try:
@@ -120,7 +120,9 @@ class Visit:
         """Whether the caller's role is enough for that verb: what they may not do is not offered."""
         return LEVELS.index(self.caller.role) >= LEVELS.index(verb(name).role)
 
-    def page(self, template: str, *, problem: EnvctlError | None = None, status: int = 200, **values: object) -> Response:
+    def page(
+        self, template: str, *, problem: EnvctlError | None = None, status: int = 200, **values: object
+    ) -> Response:
         return render(
             template,
             now=self.now,
@@ -142,11 +144,13 @@ class Visit:
 
     def here(self, **changes: str) -> str:
         """This address with other values in its query, for links."""
-        kept = {name: value for name, value in self.request.query_params.items() if name not in changes and name != "done"}
+        kept = {
+            name: value for name, value in self.request.query_params.items() if name not in changes and name != "done"
+        }
         wanted = {name: value for name, value in (kept | changes).items() if value}
         return self.path + ("?" + urlencode(wanted) if wanted else "")
 
-    def file(self, name: str, **fields: object) -> Response:
+    def file(self, name: str, /, **fields: object) -> Response:
         """The bytes that a verb gives, to be kept as a file."""
         return stream_answer(self.ask(name, **fields))
 
@@ -165,7 +169,11 @@ def add(routes: APIRouter, pages: Sequence[Page], get_context: Callable[[], Cont
     """Serve these pages. Verbs block (database, bucket), so each runs in a thread of the pool."""
     for page in pages:
         routes.add_api_route(
-            page.path, _endpoint(page, get_context), methods=[page.method], include_in_schema=False, response_class=Response
+            page.path,
+            _endpoint(page, get_context),
+            methods=[page.method],
+            include_in_schema=False,
+            response_class=Response,
         )
 
 
@@ -201,7 +209,9 @@ def visited(page: Page, context: Context, request: Request, form: FormData) -> R
     except EnvctlError as error:
         if error.status >= 500:
             log.warning("page %s: %s", request.url.path, error)
-        return error_page(context.now(), error, caller=caller, csrf=csrf_token(request), theme=visit.user.theme, path=visit.path)
+        return error_page(
+            context.now(), error, caller=caller, csrf=csrf_token(request), theme=visit.user.theme, path=visit.path
+        )
 
 
 def to_sign_in(request: Request) -> Response:
@@ -226,7 +236,13 @@ def user_of(context: Context, caller: Caller) -> User:
 
 
 def error_page(
-    now: float, error: EnvctlError, *, caller: Caller | None = None, csrf: str = "", theme: str = "system", path: str = ""
+    now: float,
+    error: EnvctlError,
+    *,
+    caller: Caller | None = None,
+    csrf: str = "",
+    theme: str = "system",
+    path: str = "",
 ) -> Response:
     """The page of an error: what happened and what to do. Also for what the application itself finds (no such path)."""
     response = render(

@@ -5,9 +5,9 @@ const screen = document.getElementById("screen");
 const {default: RFB} = await import(screen.dataset.novnc);
 let shown = null;
 
-connect(screen, (url, told) => {
+connect(screen, url => {
   screen.replaceChildren();
-  shown = new RFB(screen, url, {wsProtocols: ["binary"], credentials: {password: told.password || ""}});
+  shown = new RFB(screen, url, {shared: true});
   shown.scaleViewport = true;
   shown.background = "#000";
   return shown;

@@ -29,13 +29,17 @@ new ResizeObserver(() => fit.fit()).observe(screen);
 
 let socket = null;
 const encoder = new TextEncoder();
+function size({cols, rows}) {
+  if (socket && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({columns: cols, rows}));
+}
+terminal.onResize(size);
 terminal.onData(text => { if (socket && socket.readyState === WebSocket.OPEN) socket.send(encoder.encode(text)); });
 
 connect(screen, url => {
   terminal.reset();
-  socket = new WebSocket(url, "binary");
+  socket = new WebSocket(url);
   socket.binaryType = "arraybuffer";
   socket.onmessage = event => terminal.write(typeof event.data === "string" ? event.data : new Uint8Array(event.data));
-  socket.onopen = () => { terminal.focus(); };
+  socket.onopen = () => { size(terminal); terminal.focus(); };
   return socket;
 });
