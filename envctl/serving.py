@@ -33,7 +33,7 @@ from envctl.database.access import Database, sqlite_url
 from envctl.drivers.build import build_drivers
 from envctl.homes.opening import open_homes
 from envctl.live_settings import live
-from envctl.provision.runner import Runner
+from envctl.provision.worker import Worker
 from envctl.sealing import SecretBox
 from envctl.web import health, metrics
 from envctl.web.app import add_errors, create_app, new_app
@@ -120,7 +120,7 @@ def serve(
     where the address cannot be had, DatabaseUnavailable."""
     environ = os.environ if environ is None else environ
     watchers = Watchers()
-    runners: list[Runner] = []
+    runners: list[Worker] = []
 
     def wake() -> None:
         for one in runners:
@@ -164,7 +164,7 @@ async def _serve(
     role: Role,
     listening: socket.socket,
     watchers: Watchers,
-    runners: list[Runner],
+    runners: list[Worker],
     manager: ServiceManager,
     environ: Mapping[str, str],
     ready: Callable[[str], None],
@@ -183,8 +183,7 @@ async def _serve(
     server = _Server(server_config(app, config))
     work: dict[str, asyncio.Task[None]] = {"monitor": asyncio.create_task(monitor.run())}
     if role != "web":
-        name = f"{socket.gethostname()}:{os.getpid()}:{context.random(4).hex()}"
-        runner = Runner(context, name)
+        runner = Worker(context)
         runners.append(runner)
         work["runner"] = asyncio.create_task(runner.run())
     work["server"] = asyncio.create_task(server.serve(sockets=[listening]))
