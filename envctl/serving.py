@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -50,6 +51,8 @@ from s3core.settings import Config, ConfigError
 log = logging.getLogger(__name__)
 
 Role = Literal["web", "worker", "all"]
+Ready = Callable[[str, Callable[[], None]], None]
+"""Told when connections are taken: the address that is listened on, and what stops the process, callable from any thread."""
 END_S: Final = 5.0
 """For requests under way when the process stops; a stream or a console is ended at once."""
 THREADS: Final = 32
@@ -114,16 +117,18 @@ def serve(
     role: Role = "all",
     *,
     environ: Mapping[str, str] | None = None,
-    ready: Callable[[str], None] = lambda url: None,
+    ready: Ready = lambda url, stop: None,
 ) -> None:
-    """Until SIGTERM or SIGINT. `ready` is told the address when connections are taken. Errors of `open_context`, ConfigError
-    where the address cannot be had, DatabaseUnavailable."""
+    """Until SIGTERM or SIGINT (in the main thread), or `stop`. Errors of `open_context`, ConfigError where the address cannot
+    be had, DatabaseUnavailable."""
     environ = os.environ if environ is None else environ
+    # It tells at each look that it has looked.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     watchers = Watchers()
-    runners: list[Worker] = []
+    workers: list[Worker] = []
 
     def wake() -> None:
-        for one in runners:
+        for one in workers:
             one.wake()
 
     with ExitStack() as stack:
@@ -131,7 +136,7 @@ def serve(
         context.database.migrate()
         listening = stack.enter_context(listen(config))
         asyncio.run(
-            _serve(context, config, role, listening, watchers, runners, ServiceManager(environ), environ, ready)
+            _serve(context, config, role, listening, watchers, workers, ServiceManager(environ), environ, ready)
         )
     log.info("stopped")
 
@@ -164,16 +169,17 @@ async def _serve(
     role: Role,
     listening: socket.socket,
     watchers: Watchers,
-    runners: list[Worker],
+    workers: list[Worker],
     manager: ServiceManager,
     environ: Mapping[str, str],
-    ready: Callable[[str], None],
+    ready: Ready,
 ) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="jobs"))
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
     monitor, bridge = Monitor(context), Bridge()
     if role == "worker":
         app = machines_app(context, monitor)
@@ -183,23 +189,25 @@ async def _serve(
     server = _Server(server_config(app, config))
     work: dict[str, asyncio.Task[None]] = {"monitor": asyncio.create_task(monitor.run())}
     if role != "web":
-        runner = Worker(context)
-        runners.append(runner)
-        work["runner"] = asyncio.create_task(runner.run())
+        worker = Worker(context)
+        workers.append(worker)
+        work["worker"] = asyncio.create_task(worker.run())
     work["server"] = asyncio.create_task(server.serve(sockets=[listening]))
     stopping = asyncio.create_task(stop.wait())
-    told = asyncio.create_task(_tell(server, manager, role, partial(ready, _address(config, listening))))
+    address = _address(config, listening)
+    ready_now = partial(ready, address, lambda: loop.call_soon_threadsafe(stop.set))
+    told = asyncio.create_task(_tell(server, manager, role, address, ready_now))
     try:
         await asyncio.wait({stopping, *work.values()}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         manager.stopping()
         watchers.close()
         bridge.close()
-        for runner in runners:
-            runner.stop()
+        for worker in workers:
+            worker.stop()
         server.should_exit = True
         for name, task in work.items():
-            if name not in ("server", "runner"):
+            if name not in ("server", "worker"):
                 task.cancel()
         told.cancel()
         stopping.cancel()
@@ -214,12 +222,15 @@ async def _serve(
             raise how
 
 
-async def _tell(server: uvicorn.Server, manager: ServiceManager, role: Role, ready: Callable[[], None]) -> None:
+async def _tell(
+    server: uvicorn.Server, manager: ServiceManager, role: Role, address: str, ready: Callable[[], None]
+) -> None:
     """READY when connections are taken, then signs of life: from the loop that serves, so that one that hangs is seen."""
     while not server.started:
         await asyncio.sleep(0.02)
     manager.ready()
     manager.status(f"serving ({role})")
+    log.info("serving at %s (%s)", address, role)
     ready()
     pause = manager.watchdog_s / 3 if manager.watchdog_s else STATUS_S
     while True:
@@ -262,7 +273,7 @@ def server_config(app: FastAPI, config: Config) -> uvicorn.Config:
 def _address(config: Config, listening: socket.socket) -> str:
     scheme = "https" if config.envctl.certificate else "http"
     host, _, _ = config.envctl.listen.rpartition(":")
-    return config.envctl.url or f"{scheme}://{host}:{listening.getsockname()[1]}"
+    return f"{scheme}://{host}:{listening.getsockname()[1]}"
 
 
 class _Server(uvicorn.Server):
