@@ -22,26 +22,30 @@ class OneUser(Request):
 
 
 class ListUsers(Request):
-    search: str | None = Field(None, max_length=64, description="part of name, display name or e-mail address")
+    search: str | None = Field(default=None, max_length=64, description="part of name, display name or e-mail address")
 
 
 class AddUser(Request):
     name: str = Field(description="a-z, 0-9 and '-'; it cannot be changed")
-    role: Role = Field("user", description="user, operator or admin")
-    display_name: str = Field("", max_length=128, description="as people call them")
-    email: str = Field("", max_length=254, description="e-mail address")
-    password: str | None = Field(None, max_length=256, description="empty: a one-time password is made and told once")
+    role: Role = Field(default="user", description="user, operator or admin")
+    display_name: str = Field(default="", max_length=128, description="as people call them")
+    email: str = Field(default="", max_length=254, description="e-mail address")
+    password: str | None = Field(
+        default=None, max_length=256, description="empty: a one-time password is made and told once"
+    )
     groups: list[str] = Field(default_factory=list, description="names of groups")
 
 
 class UpdateUser(OneUser):
     """What is not named stays as it is."""
 
-    role: Role | None = Field(None, description="user, operator or admin")
-    enabled: bool | None = Field(None, description="off: every sign-in ends, tokens do nothing; environments stay")
-    display_name: str | None = Field(None, max_length=128, description="as people call them")
-    email: str | None = Field(None, max_length=254, description="e-mail address")
-    groups: list[str] | None = Field(None, description="names of all groups that the user shall be in")
+    role: Role | None = Field(default=None, description="user, operator or admin")
+    enabled: bool | None = Field(
+        default=None, description="off: every sign-in ends, tokens do nothing; environments stay"
+    )
+    display_name: str | None = Field(default=None, max_length=128, description="as people call them")
+    email: str | None = Field(default=None, max_length=254, description="e-mail address")
+    groups: list[str] | None = Field(default=None, description="names of all groups that the user shall be in")
 
 
 class OneGroup(Request):
@@ -51,20 +55,20 @@ class OneGroup(Request):
 class AddGroup(Request):
     name: str = Field(description="a-z, 0-9 and '-'")
     oidc_value: str | None = Field(
-        None, max_length=256, description="whoever has this value in the groups claim is a member"
+        default=None, max_length=256, description="whoever has this value in the groups claim is a member"
     )
-    role: Role | None = Field(None, description="members have at least this role")
+    role: Role | None = Field(default=None, description="members have at least this role")
     members: list[str] = Field(default_factory=list, description="names of users")
 
 
 class UpdateGroup(OneGroup):
     """What is not named stays as it is."""
 
-    oidc_value: str | None = Field(None, max_length=256, description="value of the groups claim; `-`: none")
+    oidc_value: str | None = Field(default=None, max_length=256, description="value of the groups claim; `-`: none")
     role: Literal["user", "operator", "admin", "-"] | None = Field(
-        None, description="members have at least this role; `-`: none"
+        default=None, description="members have at least this role; `-`: none"
     )
-    members: list[str] | None = Field(None, description="names of all users that shall be members")
+    members: list[str] | None = Field(default=None, description="names of all users that shall be members")
 
 
 class GroupMember(OneGroup):
@@ -72,8 +76,10 @@ class GroupMember(OneGroup):
 
 
 class ShowQuota(Request):
-    user: str | None = Field(None, max_length=64, description="of this user (admins); empty: your own")
-    template: str | None = Field(None, max_length=64, description="what is left for environments of this template")
+    user: str | None = Field(default=None, max_length=64, description="of this user (admins); empty: your own")
+    template: str | None = Field(
+        default=None, max_length=64, description="what is left for environments of this template"
+    )
 
 
 class OneQuota(Request):
@@ -84,12 +90,12 @@ class OneQuota(Request):
 class SetQuota(OneQuota):
     """Replaces the whole row: what is empty has no limit in it."""
 
-    environments: int | None = Field(None, ge=0, description="that are not deleted")
-    running: int | None = Field(None, ge=0, description="environments that run at once")
-    cores: int | None = Field(None, ge=0, description="of running environments together")
-    memory_mib: int | None = Field(None, ge=0, description="of running environments together")
-    disk_gib: int | None = Field(None, ge=0, description="of all that are not deleted")
-    home_gib: int | None = Field(None, ge=0, description="of all homes, as stored")
+    environments: int | None = Field(default=None, ge=0, description="that are not deleted")
+    running: int | None = Field(default=None, ge=0, description="environments that run at once")
+    cores: int | None = Field(default=None, ge=0, description="of running environments together")
+    memory_mib: int | None = Field(default=None, ge=0, description="of running environments together")
+    disk_gib: int | None = Field(default=None, ge=0, description="of all that are not deleted")
+    home_gib: int | None = Field(default=None, ge=0, description="of all homes, as stored")
 
 
 class CreateToken(Request):
@@ -97,11 +103,11 @@ class CreateToken(Request):
     scopes: list[str] = Field(
         min_length=1, max_length=64, description="such as env:read, env:write, backup:read; *: everything"
     )
-    days: int | None = Field(90, ge=1, le=3650, description="until it expires; empty: never")
+    days: int | None = Field(default=90, ge=1, le=3650, description="until it expires; empty: never")
 
 
 class ListTokens(Request):
-    user: str | None = Field(None, max_length=64, description="of this user (admins); empty: your own")
+    user: str | None = Field(default=None, max_length=64, description="of this user (admins); empty: your own")
 
 
 class OneToken(Request):
@@ -111,9 +117,9 @@ class OneToken(Request):
 class UpdateProfile(Request):
     """What is not named stays as it is."""
 
-    theme: Literal["system", "light", "dark"] | None = Field(None, description="of the pages")
-    display_name: str | None = Field(None, max_length=128, description="as people call you")
-    email: str | None = Field(None, max_length=254, description="e-mail address")
+    theme: Literal["system", "light", "dark"] | None = Field(default=None, description="of the pages")
+    display_name: str | None = Field(default=None, max_length=128, description="as people call you")
+    email: str | None = Field(default=None, max_length=254, description="e-mail address")
 
 
 class ChangePassword(Request):
@@ -123,7 +129,7 @@ class ChangePassword(Request):
 
 class Proof(Request):
     current_password: str = Field(
-        "", max_length=256, description="your password, as a proof; empty for accounts without one"
+        default="", max_length=256, description="your password, as a proof; empty for accounts without one"
     )
 
 
@@ -140,14 +146,14 @@ class EndLogin(Request):
 
 
 class AskAudit(Request):
-    before: int | None = Field(None, ge=1, description="rows with a smaller number, for the next page")
-    limit: int = Field(100, ge=1, le=1000, description="at most so many, the newest first")
-    actor: str | None = Field(None, max_length=64, description="by this user")
-    verb: str | None = Field(None, max_length=48, description="this verb, or all of a noun: env")
-    environment: str | None = Field(None, max_length=64, description="id of an environment")
-    outcome: str | None = Field(None, max_length=16, description="ok, or the code of an error")
-    since: float | None = Field(None, description="Unix seconds")
-    until: float | None = Field(None, description="Unix seconds")
+    before: int | None = Field(default=None, ge=1, description="rows with a smaller number, for the next page")
+    limit: int = Field(default=100, ge=1, le=1000, description="at most so many, the newest first")
+    actor: str | None = Field(default=None, max_length=64, description="by this user")
+    verb: str | None = Field(default=None, max_length=48, description="this verb, or all of a noun: env")
+    environment: str | None = Field(default=None, max_length=64, description="id of an environment")
+    outcome: str | None = Field(default=None, max_length=16, description="ok, or the code of an error")
+    since: float | None = Field(default=None, description="Unix seconds")
+    until: float | None = Field(default=None, description="Unix seconds")
 
 
 # What is answered.

@@ -159,7 +159,30 @@ class Security:
             return
         if who.visit and not connection.cookies.get(cookies_of(settings).visit):
             guarded = self._with_visit(settings, guarded, who.visit)
-        await self._app(scope, receive, guarded)
+        await self._served(scope, receive, send, guarded)
+
+    async def _served(self, scope: Scope, receive: Receive, send: Send, guarded: Send) -> None:
+        """What the application does not answer itself is answered here: Starlette's own answer to a bug is made outside of
+        this middleware and has none of `HEADERS`."""
+        began = False
+
+        async def noticing(message: Message) -> None:
+            nonlocal began
+            began = True
+            await guarded(message)
+
+        try:
+            await self._app(scope, receive, noticing)
+        except Exception as error:
+            if began:
+                raise
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            told = (
+                error
+                if isinstance(error, EnvctlError)
+                else EnvctlError("the console failed at this", hint="its log says how; what was asked may be done")
+            )
+            await self._refuse(scope, receive, send, guarded, told)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, guarded: Send, error: EnvctlError) -> None:
         log.info("%s %s: refused: %s", scope.get("method", "websocket"), scope["path"], error)
