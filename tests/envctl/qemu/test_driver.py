@@ -146,7 +146,8 @@ def test_two_workers_start_one_machine(host: Host) -> None:
     async def conversation() -> None:
         await made(host.driver(), host)
         await asyncio.gather(*(host.driver().start(REF) for _ in range(3)))
-        assert len(host.processes()) == 1
+        while len(host.processes()) > 1:
+            await asyncio.sleep(0.02)  # those that did not get the lock are on their way out
         assert (await host.driver().status(REF)).running
 
     run(conversation)
