@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from envctl.drivers.port import EnvDriver
 from envctl.drivers.pve.driver import PveDriver
-from s3core.settings import ConfigError
+from envctl.drivers.qemu.driver import QemuDriver
 
 if TYPE_CHECKING:
     from s3core.settings import EnvctlDriverSettings, EnvctlSettings
@@ -20,8 +20,4 @@ def build_drivers(settings: "EnvctlSettings") -> dict[str, EnvDriver]:
 
 
 def build_driver(name: str, settings: "EnvctlDriverSettings") -> EnvDriver:
-    if settings.kind != "pve":
-        raise ConfigError(
-            f"[envctl.driver.{name}] kind = {settings.kind!r}: this build makes machines at Proxmox VE alone"
-        )
-    return PveDriver(name, settings)
+    return QemuDriver(name, settings) if settings.kind == "qemu" else PveDriver(name, settings)

@@ -6,7 +6,19 @@ Each module of verbs has a tuple `VERBS`; a test finds modules that are missing 
 
 from typing import Final
 
-from envctl.verbs import auditing, backups, console, doctor, environments, jobs, orphans, people, profile, settings
+from envctl.verbs import (
+    auditing,
+    backups,
+    console,
+    doctor,
+    environments,
+    jobs,
+    orphans,
+    people,
+    profile,
+    settings,
+    templates,
+)
 from envctl.verbs.verb import Verb
 
 VERBS: Final[tuple[Verb, ...]] = (
@@ -20,6 +32,7 @@ VERBS: Final[tuple[Verb, ...]] = (
     *people.VERBS,
     *profile.VERBS,
     *settings.VERBS,
+    *templates.VERBS,
 )
 
 

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
@@ -80,6 +80,9 @@ class PveClient:
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
             weakref.WeakKeyDictionary()
         )
+        self._keepers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[httpx.AsyncClient, None]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def token(self) -> Token:
         return read_token(self.driver, self._settings.token, self._environ)
@@ -94,7 +97,7 @@ class PveClient:
         place = _PLACE.sub(lambda found: quote(rest.pop(found[1]), safe=""), path)
         what = f"{self.driver}: {method} {place}"
         token = self.token()
-        client = self._client()
+        client = await self._client()
         unreached: list[str] = []
         for turn in range(len(self.bases)):
             index = (self._first + turn) % len(self.bases)
@@ -133,24 +136,34 @@ class PveClient:
 
     async def close(self) -> None:
         """Close this event loop's connections."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        keeper = self._keepers.pop(asyncio.get_running_loop(), None)
+        if keeper is not None:
+            await keeper.aclose()
 
-    def _client(self) -> httpx.AsyncClient:
+    async def _client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None or client.is_closed:
-            client = httpx.AsyncClient(
-                verify=self.context,
-                transport=self._transport() if self._transport is not None else None,
-                follow_redirects=False,
-                trust_env=False,
-                limits=httpx.Limits(max_connections=32, max_keepalive_connections=8, keepalive_expiry=15.0),
-                headers={"Accept": "application/json", "User-Agent": "s3-envctl"},
-            )
-            self._clients[loop] = client
+            keeper = self._kept()
+            client = await anext(keeper)
+            self._clients[loop], self._keepers[loop] = client, keeper
         return client
+
+    async def _kept(self) -> AsyncGenerator[httpx.AsyncClient, None]:
+        """A client that is closed with its loop: `asyncio.run` ends asynchronous generators before it closes the loop, so a
+        verb that asks from a loop of its own leaves no connection behind."""
+        client = httpx.AsyncClient(
+            verify=self.context,
+            transport=self._transport() if self._transport is not None else None,
+            follow_redirects=False,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=32, max_keepalive_connections=8, keepalive_expiry=15.0),
+            headers={"Accept": "application/json", "User-Agent": "s3-envctl"},
+        )
+        try:
+            yield client
+        finally:
+            await client.aclose()
 
     def _data(self, what: str, base: str, answer: httpx.Response) -> Answered:
         body = _json(answer)

@@ -344,7 +344,8 @@ class PveDriver:
         """Sets only what differs. The configuration is in the cluster when this returns; growing the disk is the task."""
         config = await self._config(machine)
         try:
-            smbios = marks.smbios_with(str(config.get("smbios1", "")), spec.uuid, f"ds=nocloud;s={spec.seed_url}")
+            serial = f"ds=nocloud;s={spec.seed_url}" if spec.seed_url else ""
+            smbios = marks.smbios_with(str(config.get("smbios1", "")), spec.uuid, serial)
         except ValueError as error:
             raise DriverFailed(f"{self._name}: {machine}: {error}") from error
         wanted: dict[str, object] = {

@@ -67,7 +67,7 @@ def fields_of(option: str) -> dict[str, str]:
 
 
 def smbios_with(option: str, uuid: str, serial: str) -> str:
-    """`smbios1` with this UUID and serial number, and what else was in it. ValueError: it would be longer than is taken.
+    """`smbios1` with this UUID and serial number ("": none), and what else was in it. ValueError: longer than is taken.
 
     The strings are in base 64 (`base64=1`), for a comma or an equals sign of a URL ends the value otherwise.
     """
@@ -77,7 +77,9 @@ def smbios_with(option: str, uuid: str, serial: str) -> str:
         if name in fields and not encoded:
             fields[name] = base64.b64encode(fields[name].encode()).decode("ascii")
     fields["uuid"] = uuid
-    fields["serial"] = base64.b64encode(serial.encode()).decode("ascii")
+    fields.pop("serial", None)
+    if serial:
+        fields["serial"] = base64.b64encode(serial.encode()).decode("ascii")
     text = ",".join(["base64=1", *(f"{key}={value}" for key, value in sorted(fields.items()))])
     if len(text) > SMBIOS_CHARACTERS_MAX:
         raise ValueError(
