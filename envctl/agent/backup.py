@@ -122,6 +122,8 @@ class Backup:
         the one it was in before. NotRestored before the restore is done; Fenced for good; Moved: scan again."""
         if self._known.fenced:
             raise Fenced(self._known.fenced)
+        if self._known.restoring:
+            raise NotRestored("a restore is under way: half of a home is not to be saved")
         if not self._known.restored:
             raise NotRestored("the home is not restored: saving it now would save an empty one over it")
         words = {"ENVCTL_KIND": kind, "ENVCTL_ENVIRONMENT": self._known.environment}
@@ -151,7 +153,7 @@ class Backup:
         try:
             edits = scan.edits()
             first = next(edits, None)
-            if first is None and known.number is not None:
+            if first is None and known.number is not None and known.committed:
                 self._console.post("/guest/v1/heartbeats", self._heartbeat(status, unchanged=True))
                 self._remember(known.number, known.trees, at)
                 return Done(known.number, True, {"entries": scan.entries}, problems)
@@ -175,13 +177,15 @@ class Backup:
                 problems += reader.problems
                 stats = _stats(merged, packer.new_bytes, len(reader.fuzzy))
                 new = [name for name in dict.fromkeys(merged.trees) if name not in set(known.trees)]
-                if merged.trees != known.trees or known.number is None:
+                is_new = merged.trees != known.trees or known.number is None or not known.committed
+                if is_new:
                     uploads.ship_trees(new, segments)
                 uploads.finish()
             self._reached("trees")
             writer.finish({"of": cache_digest(settings, merged.trees)})
             self._reached("cache")
-            if merged.trees == known.trees and known.number is not None:
+            number: int | None
+            if not is_new:
                 self._console.post("/guest/v1/heartbeats", self._heartbeat(status, unchanged=True))
                 number, unchanged = known.number, True
             else:
@@ -269,6 +273,7 @@ class Backup:
             # The answer to an earlier commit of this machine was lost, and the home has changed since: go on from there.
             self._known.number = head.get("number")
             self._known.trees = list(head.get("trees", []))
+            self._known.committed = True
             memory.save(self._places, self._known)
             raise Moved(f"the newest snapshot is {head.get('number')}, not the one this run began from") from error
 
@@ -278,6 +283,7 @@ class Backup:
     def _remember(self, number: int | None, trees: list[str], at: float) -> None:
         self._known.number = number
         self._known.trees = list(trees)
+        self._known.committed = True
         self._known.last_backup_at = at
         self._known.last_error = ""
         memory.save(self._places, self._known)

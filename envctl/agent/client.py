@@ -94,7 +94,7 @@ class Console:
         self.address = address.rstrip("/")
         self.identity = identity
         self._world = world
-        self._rate = rate
+        self.rate = rate
         self._offset_ms = 0
         self._local = threading.local()
         self._trust = ssl.create_default_context()
@@ -193,8 +193,8 @@ class Console:
         def slices() -> Iterator[bytes]:
             for place in range(0, len(data), SLICE_BYTES):
                 part = data[place : place + SLICE_BYTES]
-                if self._rate is not None:
-                    self._rate.take(len(part))
+                if self.rate is not None:
+                    self.rate.take(len(part))
                 yield part
 
         headers = {**where.headers, "Content-Length": str(len(data))}
@@ -215,8 +215,8 @@ class Console:
             raise Refused(f"a download was refused with status {status}: {data[:200]!r}", "download", status, {})
         if length is not None and len(data) != length:
             raise Corrupt(f"an object has {len(data)} of {length} bytes from {begin} on")
-        if self._rate is not None:
-            self._rate.take(len(data))
+        if self.rate is not None:
+            self.rate.take(len(data))
         return data
 
     def _object(

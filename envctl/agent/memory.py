@@ -23,7 +23,10 @@ class Memory:
     fenced: str = ""
     """Why this machine may never write again; empty: it may."""
     number: int | None = None
+    """The newest snapshot of this home: the parent of the next."""
     trees: list[str] = field(default_factory=list)
+    """What the next tree is made from; and where `committed`, that of `number`."""
+    committed: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
     last_backup_at: float = 0.0
     """Unix seconds at which the home was last known to be in the bucket as it is here."""

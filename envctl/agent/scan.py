@@ -248,11 +248,12 @@ class Scan:
         writer: CacheWriter,
         *,
         now_ns: int,
-        trusted: Callable[[bytes, Found], bool] | None = None,
+        trusted: bool = False,
+        at: Callable[[bytes], bytes] | None = None,
     ) -> None:
-        """`trusted`: for the walk right after a restore: whether an entry is as the restore left it, so that its ctime, however
-        young, may go into the cache."""
-        self._base = base
+        """`trusted`: nobody else can change what is walked over, so that its ctimes, however young, may go into the cache.
+        `at`: where a path is instead of below `base`. Both are for what a restore has gathered and not yet put in place."""
+        self._at = at or (lambda path: base + path)
         self._directories = sorted(set(directories), key=sort_key)
         self._excludes = excludes
         self._cache = cache
@@ -273,7 +274,7 @@ class Scan:
             ):
                 continue
             try:
-                status = os.lstat(self._base + directory)
+                status = os.lstat(self._at(directory))
             except FileNotFoundError:
                 missing[directory] = "it is not there"
                 continue
@@ -301,15 +302,15 @@ class Scan:
     def _is_mounted(self, directory: bytes) -> bool:
         """Whether a directory within another one is a file system of its own."""
         try:
-            parent = os.lstat(os.path.dirname(self._base + directory))
-            return os.lstat(self._base + directory).st_dev != parent.st_dev
+            parent = os.lstat(os.path.dirname(self._at(directory)))
+            return os.lstat(self._at(directory)).st_dev != parent.st_dev
         except FileNotFoundError:
             return False
 
     def _directory(self, step: _Descend) -> Iterator[Edit | _Descend]:
         path = step.path
         try:
-            descriptor = os.open(self._base + path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             yield Unread(path, str(error.strerror))
             return
@@ -389,7 +390,7 @@ class Scan:
             return
         del records
         new = _split(blob)
-        self._writer.differs_at(path, self._settled(prefix, new))
+        self._writer.differs_at(path, self._settled(new))
         before: dict[bytes, bytes] = {}
         if old is None:
             yield Fresh(path)
@@ -419,14 +420,12 @@ class Scan:
             self._leaders.pop(key, None)
         return leader
 
-    def _settled(self, prefix: bytes, records: dict[bytes, bytes]) -> bytes:
+    def _settled(self, records: dict[bytes, bytes]) -> bytes:
         """The records as the cache may have them: what is too young to be believed gets no ctime, which no file has."""
         parts = []
         for name, record in records.items():
             found = _found(name, record)
-            young = found.ctime_ns >= self._horizon_ns
-            if self._trusted is not None:
-                young = not self._trusted(prefix + name, found)
+            young = found.ctime_ns >= self._horizon_ns and not self._trusted
             parts.append(_without_ctime(name, record) if young else record)
         return b"".join(parts)
 
