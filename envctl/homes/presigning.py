@@ -21,7 +21,8 @@ GRANT_MAX: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class SignedUrl:
-    """`headers` must be sent exactly so; they are part of the signature."""
+    """`headers` must be sent exactly so; they are part of the signature. So is Content-Length, which every client sends by
+    itself."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -51,12 +52,12 @@ class S3Presigner:
     def put(self, key: str, size: int, sha256: str, now: float, life_s: int) -> SignedUrl:
         digest = base64.b64encode(bytes.fromhex(sha256)).decode()
         headers = {
-            "content-length": str(size),
             "if-none-match": "*",
             "x-amz-checksum-sha256": digest,
             "x-amz-content-sha256": sha256,
         }
-        return SignedUrl(self._signer.url("PUT", self._prefix + key, headers, now, life_s), headers)
+        signed = {**headers, "content-length": str(size)}
+        return SignedUrl(self._signer.url("PUT", self._prefix + key, signed, now, life_s), headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,8 @@ class ConsolePresigner:
         return SignedUrl(OBJECTS_PATH + self._token(Grant("GET", key, now + life_s)))
 
     def put(self, key: str, size: int, sha256: str, now: float, life_s: int) -> SignedUrl:
-        headers = {"content-length": str(size), "if-none-match": "*"}
-        return SignedUrl(OBJECTS_PATH + self._token(Grant("PUT", key, now + life_s, size, sha256)), headers)
+        grant = Grant("PUT", key, now + life_s, size, sha256)
+        return SignedUrl(OBJECTS_PATH + self._token(grant), {"if-none-match": "*"})
 
     def grant_of(self, token: str, now: float) -> Grant:
         """What the token allows. NoSuchThing for one that is not ours or has expired."""

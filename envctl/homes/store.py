@@ -86,6 +86,11 @@ class HomeStore:
         # What is read by number or digest never changes.
         self._document = lru_cache(4096)(self._read_document)
 
+    def close(self) -> None:
+        """Give back threads and connections. Not to be used afterwards."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.objects.close()
+
     # --- the head ----------------------------------------------------------------------------------------
 
     def head(self, environment_id: str) -> Head | None:

@@ -170,7 +170,7 @@ def _refusal(error: EnvctlError) -> Response:
 
 
 def _error(status: int, code: str, message: str, hint: str, more: dict[str, Any]) -> Response:
-    return JSONResponse({"error": {"code": code, "message": message, "hint": hint}, **more}, status_code=status)
+    return JSONResponse({"error": {"code": code, "message": message, "hint": hint, **more}}, status_code=status)
 
 
 def _urls(found: Mapping[str, SignedUrl | None]) -> dict[str, object]:
