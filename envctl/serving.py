@@ -195,7 +195,11 @@ async def _serve(
     work["server"] = asyncio.create_task(server.serve(sockets=[listening]))
     stopping = asyncio.create_task(stop.wait())
     address = _address(config, listening)
-    ready_now = partial(ready, address, lambda: loop.call_soon_threadsafe(stop.set))
+
+    def stop_now() -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    ready_now = partial(ready, address, stop_now)
     told = asyncio.create_task(_tell(server, manager, role, address, ready_now))
     try:
         await asyncio.wait({stopping, *work.values()}, return_when=asyncio.FIRST_COMPLETED)

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
@@ -62,6 +63,11 @@ def _listen(text: str) -> str:
     return text
 
 
+def _network(text: str) -> str:
+    ip_network(text, strict=False)
+    return text
+
+
 def _store_url(text: str) -> str:
     if not text.startswith(("s3://", "file://", "memory:")):
         raise ValueError(f"{text!r} is not a place in a store; write s3://ENDPOINT/BUCKET/PREFIX or file:///DIRECTORY")
@@ -107,6 +113,8 @@ Listen = Annotated[str, AfterValidator(_listen)]
 IscsiName = Annotated[str, AfterValidator(_initiator)]
 Addresses = Annotated[tuple[Listen, ...], BeforeValidator(_one_or_more)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+Network = Annotated[str, AfterValidator(_network)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_one_or_more)]
 IscsiNames = Annotated[tuple[IscsiName, ...], BeforeValidator(_one_or_more)]
 
 
@@ -493,7 +501,9 @@ class EnvctlDriverSettings(_Table):
 
     kind: Literal["pve", "qemu"] = _setting("pve", "what makes machines")
     url: str = _setting("", "`https://NODE:8006` of any node of the cluster (pve)")
-    token: str = _setting("", "where the API token is: `file:PATH` or `systemd:NAME`; `USER@REALM!NAME=SECRET` in it (pve)")
+    token: str = _setting(
+        "", "where the API token is: `file:PATH` or `systemd:NAME`; `USER@REALM!NAME=SECRET` in it (pve)"
+    )
     ca_file: str = _setting("", "PEM file of authorities to trust in place of the system's (pve)")
     fingerprint: str = _setting("", "SHA-256 of the server's certificate, trusted whoever signed it (pve)")
     verify_tls: bool = _setting(True, "off: anybody on the way can read the token; `doctor` says so (pve)")
@@ -525,17 +535,21 @@ class EnvctlSettings(_Table):
 
     listen: Listen = _setting("127.0.0.1:8480", "where the console listens")
     url: str = _setting("", "address at which browsers (and guests) find it; empty: http://`listen`")
-    guest_url: str = _setting("", "address for guests, where it is another: http://10.0.2.2:8480 behind QEMU's user network")
+    guest_url: str = _setting(
+        "", "address for guests, where it is another: http://10.0.2.2:8480 behind QEMU's user network"
+    )
     certificate: str = _setting("", "PEM file to serve https itself; empty: a proxy in front does, or loopback alone")
     private_key: str = _setting("", "PEM file of its key, mode 0600")
-    proxies: Patterns = _setting((), "addresses of proxies whose X-Forwarded-For and -Proto are believed")
+    proxies: Networks = _setting((), "addresses or networks of proxies whose X-Forwarded-For is believed")
     state_dir: str = _setting("/var/lib/bucketworks/envctl", "database, key file")
     database: str = _setting("", "`postgresql+psycopg://USER@HOST/NAME`; empty: SQLite in `state_dir`")
     homes: str = _setting("", "`s3://ENDPOINT/BUCKET/PREFIX` or `file:///DIRECTORY` where homes are kept")
     ledger: str = _setting("", "name of a `[ledger.NAME]` that gets a record of each change too; empty: none")
     backup_interval_s: Seconds = _setting(300.0, "how often a home is saved", ge=30)
     keep_deleted_s: Seconds = _setting(30 * 86400.0, "how long the home of a deleted environment is kept", ge=0)
-    orphan_grace_s: Seconds = _setting(86400.0, "how long a machine that no environment has is left before it is destroyed", ge=0)
+    orphan_grace_s: Seconds = _setting(
+        86400.0, "how long a machine that no environment has is left before it is destroyed", ge=0
+    )
     idle_stop_s: Seconds = _setting(0.0, "a machine that nobody uses is stopped after this; 0: never", ge=0)
     shutdown_s: Seconds = _setting(180.0, "how long a machine may take to shut down in order", gt=0)
     boot_s: Seconds = _setting(600.0, "how long a new machine may take until its agent answers", gt=0)
@@ -544,12 +558,16 @@ class EnvctlSettings(_Table):
     retention_hourly_s: Seconds = _setting(7 * 86400.0, "one an hour for this long", ge=0)
     retention_daily_s: Seconds = _setting(30 * 86400.0, "one a day for this long", ge=0)
     retention_weekly_s: Seconds = _setting(365 * 86400.0, "one a week for this long", ge=0)
-    guard_fraction: float = _setting(0.3, "part of the files that changes at once before the snapshot before it is pinned", gt=0, le=1)
+    guard_fraction: float = _setting(
+        0.3, "part of the files that changes at once before the snapshot before it is pinned", gt=0, le=1
+    )
     bandwidth_bytes_per_s: Bytes = _setting(0, "most a guest sends or fetches in a second; 0: no limit", ge=0)
     session_idle_s: Seconds = _setting(8 * 3600.0, "a sign-in ends when nobody used it for this long", gt=0)
     session_s: Seconds = _setting(7 * 86400.0, "a sign-in ends after this at the latest", gt=0)
     require_totp: Literal["nobody", "admins", "everybody"] = _setting("nobody", "who must have a second factor")
-    metrics_token: str = _setting("", "where the token for /metrics is: `file:PATH`; empty: loopback alone may read them")
+    metrics_token: str = _setting(
+        "", "where the token for /metrics is: `file:PATH`; empty: loopback alone may read them"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least important message that is logged")
     log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")
     oidc: OidcSettings = _setting(OidcSettings(), "sign in with an identity provider")
@@ -738,7 +756,29 @@ def parse_config(text: str, *, path: Path = DEFAULT_PATH) -> Config:
                     hint="what is known of one mirror is not true of another: give it a place of its own",
                 )
     _check_covers(config)
+    _check_envctl(config)
     return config
+
+
+def _check_envctl(config: Config) -> None:
+    where, envctl = f"{config.path}: [envctl]", config.envctl
+    if bool(envctl.certificate) != bool(envctl.private_key):
+        raise ConfigError(f"{where}: certificate and private_key belong together; one is missing")
+    for name, url in (("url", envctl.url), ("guest_url", envctl.guest_url)):
+        if url and (not url.startswith(("http://", "https://")) or "?" in url or "#" in url):
+            raise ConfigError(f"{where}: {name}: {url!r} is no address, such as https://console.example")
+    if envctl.certificate and envctl.url.startswith("http://"):
+        raise ConfigError(f"{where}: url is http:// and the console serves https", hint="write https:// in url")
+    if envctl.homes:
+        try:
+            _store_url(envctl.homes)
+        except ValueError as error:
+            raise ConfigError(f"{where}: homes: {error}") from error
+    if envctl.ledger and envctl.ledger not in config.ledgers:
+        raise ConfigError(f"{where}: ledger: there is no [ledger.{envctl.ledger}]", hint="create it: s3integrity init")
+    for driver, one in envctl.driver.items():
+        if one.vmid_first > one.vmid_last:
+            raise ConfigError(f"{config.path}: [envctl.driver.{driver}]: vmid_first is above vmid_last")
 
 
 def _check_covers(config: Config) -> None:
@@ -814,7 +854,9 @@ def _problem(error: dict[str, Any], tables: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return _unknown(place)
     # Positions within a list or a union follow the setting's own name and say nothing to a reader.
-    depth = 1 if place[0] in ("s3block", "pve") else 2
+    depth = 1 if place[0] in ("s3block", "pve", "envctl") else 2
+    if place[0] == "envctl" and place[1:2] in (["oidc"], ["driver"]):
+        depth = min(len(place), 2 if place[1] == "oidc" else 3)
     table, rest = ".".join(place[:depth]), place[depth : depth + 1]
     if rest in (["prices"], ["guard"]) and len(place) > 3:
         table, rest = f"{table}.{rest[0]}", place[3:4]
@@ -831,7 +873,7 @@ def _problem(error: dict[str, Any], tables: Mapping[str, Any]) -> str:
 def _unknown(place: list[str]) -> str:
     *within, word = place
     if not within:
-        known = ["endpoint", "volume", "s3block", "mirror", "ledger", "pve"]
+        known = ["endpoint", "volume", "s3block", "mirror", "ledger", "pve", "envctl"]
         return f"unknown table [{word}]{_suggest(word, known)}"
     chosen = _model(within)
     close = _suggest(word, list(chosen.model_fields))
@@ -857,4 +899,6 @@ def _model(place: list[str]) -> type[BaseModel]:
         return GuardSettings if place[2:3] == ["guard"] else MirrorSettings
     if place[0] == "ledger":
         return LedgerSettings
+    if place[0] == "envctl":
+        return {"oidc": OidcSettings, "driver": EnvctlDriverSettings}.get("".join(place[1:2]), EnvctlSettings)
     return PriceSettings if place[2:3] == ["prices"] else EndpointSettings

@@ -10,6 +10,8 @@ from blockdev.metrics import metrics_markdown
 from blockdev.scsi import document as scsi_document
 from blockdev.tcmu import document as tcmu_document
 from cowsync.watch_health import mirror_metrics_markdown
+from envctl.verb_document import verbs_markdown
+from envctl.web.metrics import envctl_metrics_markdown
 from integrity.service import ledger_metrics_markdown
 from plugin.command_documents import commands_markdown
 from plugin.property_documents import properties_markdown, properties_perl
@@ -24,12 +26,17 @@ DOCUMENTS: dict[str, Callable[[], str]] = {
     "docs/settings.md": settings_markdown,
     "docs/exit-codes.md": exit_codes_markdown,
     "docs/metrics.md": lambda: (
-        metrics_markdown() + mirror_metrics_markdown() + ledger_metrics_markdown() + pve_metrics_markdown()
+        metrics_markdown()
+        + mirror_metrics_markdown()
+        + ledger_metrics_markdown()
+        + pve_metrics_markdown()
+        + envctl_metrics_markdown()
     ),
     "docs/plugin/properties.md": properties_markdown,
     "plugin/perl/PVE/Bucketworks/Properties.pm": properties_perl,
     "docs/protocol/pve-socket.md": socket_markdown,
     "docs/plugin/commands.md": commands_markdown,
+    "docs/envctl/verbs.md": verbs_markdown,
     "docs/protocol/scsi.md": scsi_document.render,
     "docs/protocol/tcmu.md": tcmu_document.render,
 }
