@@ -13,7 +13,9 @@ Why it is safe. A commit C reads the head (its ETag E), then the lists, then loo
 the head with If-Match E. Take an object X that C refers to:
 
 * X belongs to C's parent. The parent is the newest snapshot while E holds, so X is referred to at step 3, or E does not hold
-  and C fails. (Guests refer to nothing older than their parent, and a commit whose parent is not the newest is refused.)
+  and C fails. Whatever else C refers to, be it new, of an older snapshot that was restored, or found there by chance, is
+  looked at:
+* X is not in the bucket when C looks. C is refused; the guest forgets that it has it, or puts it again.
 * X is in a list that C finds `marked`. C takes it out by If-Match (`spare`). Either that comes before step 1, and the list
   is swept without X, or step 1 comes before, C's If-Match fails, and C finds it `sweeping`.
 * X is in a list that C finds `sweeping`. C treats X as missing and is refused; the guest puts X again when the list is gone.

@@ -305,7 +305,7 @@ def commit(context: Context, identity: Identity, asked: NewCommit) -> Snapshot:
         Commit(
             parent=asked.parent or None,
             trees=tuple(asked.trees),
-            packs=tuple(asked.packs),
+            packs=tuple(pack.removeprefix("packs/") for pack in asked.packs),
             kind=asked.kind,
             at=asked.at,
             stats=Stats(**asked.stats.model_dump()),
