@@ -285,11 +285,9 @@ def _count(session: Session, row: Template) -> int:
 
 def _view(context: Context, session: Session, caller: Caller, row: Template) -> TemplateView:
     inside = rights.sees_all(caller)
-    names = (
-        dict(session.execute(select(Group.id, Group.name).where(Group.id.in_(row.groups))).tuples().all())
-        if row.groups
-        else {}
-    )
+    names: dict[str, str] = {}
+    if row.groups:
+        names = {group.id: group.name for group in session.scalars(select(Group).where(Group.id.in_(row.groups)))}
     mine = not row.groups or bool(caller.groups & set(row.groups)) or inside
     findings = [TemplateFinding.model_validate(each) for each in row.findings or []]
     return TemplateView(
