@@ -29,7 +29,7 @@ def form(visit: Visit) -> Response:
 def form_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
     source, snapshot = visit.field("from") or visit.query("from"), visit.field("snapshot") or visit.query("snapshot")
     origin = visit.ask("env.show", environment=source).environment if source else None
-    templates = [one for one in visit.ask("template.list") if one.enabled]
+    templates = visit.ask("template.list", usable=True)
     wanted = visit.field("template") or visit.query("template") or (origin.template_name if origin else "")
     chosen = next(
         (one for one in templates if wanted in (one.name, one.id)), templates[0] if len(templates) == 1 else None

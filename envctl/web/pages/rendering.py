@@ -26,6 +26,7 @@ STATIC: Final = WEB / "static"
 
 def render(
     template: str,
+    /,
     *,
     now: float,
     caller: Caller | None = None,

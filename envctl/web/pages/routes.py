@@ -19,6 +19,7 @@ from envctl.web.pages import (
     people,
     profile,
     rendering,
+    templates,
 )
 from envctl.web.pages.visit import Page, add
 
@@ -30,6 +31,7 @@ PAGES: Final[Sequence[Page]] = (
     *profile.PAGES,
     *operations.PAGES,
     *people.PAGES,
+    *templates.PAGES,
     *installation.PAGES,
 )
 

@@ -121,7 +121,7 @@ class Visit:
         return LEVELS.index(self.caller.role) >= LEVELS.index(verb(name).role)
 
     def page(
-        self, template: str, *, problem: EnvctlError | None = None, status: int = 200, **values: object
+        self, template: str, /, *, problem: EnvctlError | None = None, status: int = 200, **values: object
     ) -> Response:
         return render(
             template,
