@@ -9,7 +9,18 @@ from envctl.web.pages.visit import Page, Visit
 
 SEEDS: Final = (("cloud-init", "cloud-init in the template"), ("agent", "our agent in the template"))
 SIZES: Final = ("cores", "cores_max", "memory_mib", "memory_mib_max", "disk_gib", "disk_gib_max")
-TEXTS: Final = ("name", "title", "description", "driver", "source", "login_user", "seed", "directories", "excludes", "options")
+TEXTS: Final = (
+    "name",
+    "title",
+    "description",
+    "driver",
+    "source",
+    "login_user",
+    "seed",
+    "directories",
+    "excludes",
+    "options",
+)
 
 
 def templates(visit: Visit) -> Response:

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 
+import httpx
 import pytest
 
 from envctl.web.pages.routes import PAGES
@@ -82,7 +82,12 @@ class Seen(HTMLParser):
         wrong = list(self.wrong)
         wrong += [f"id {one} twice" for one in set(self.ids) if self.ids.count(one) > 1]
         for tag, found in self.controls:
-            named = "inside" in found or "aria-label" in found or "aria-labelledby" in found or found.get("id") in self.labels
+            named = (
+                "inside" in found
+                or "aria-label" in found
+                or "aria-labelledby" in found
+                or found.get("id") in self.labels
+            )
             if not named:
                 wrong.append(f"<{tag} name={found.get('name')}> has no label")
         if self.headings.count("h1") != 1:
@@ -90,13 +95,20 @@ class Seen(HTMLParser):
         return wrong
 
 
-@pytest.mark.parametrize("path", [page.path for page in PAGES if page.method == "GET"])
-def test_an_admin_sees_it(house: House, path: str) -> None:
+@pytest.fixture(scope="module")
+def root(house: House) -> Iterator[httpx.Client]:
     with house.browser("root") as client:
-        answer = client.get(addresses(house)[path])
+        yield client
+
+
+@pytest.mark.parametrize("path", [page.path for page in PAGES if page.method == "GET"])
+def test_an_admin_sees_it(house: House, root: httpx.Client, path: str) -> None:
+    answer = root.get(addresses(house)[path])
     assert answer.status_code == 200, answer.text
     if answer.headers["content-type"].startswith("text/html"):
         seen = Seen(answer.text)
         # A part of a page has no frame of its own.
-        assert [one for one in seen.check() if not (path.endswith("/head") and "twice" not in one and "headings" in one)] == []
+        assert [
+            one for one in seen.check() if not (path.endswith("/head") and "twice" not in one and "headings" in one)
+        ] == []
         assert "Last good backup" in answer.text or "{environment}" not in path or "badge" in answer.text
