@@ -1,0 +1,355 @@
+"""What runs in a machine of the fake: a home on this host's disk, and the real agent over it, in threads.
+
+    guests = SimulatedGuests(directory)
+    fake = small_cluster(on_start=guests)
+
+One rule: the agent is the one that real guests run (`envctl.agent.service`), over a folder instead of `/`. Only what a
+machine itself would be is played here: the disk, SMBIOS, the power button, and somebody who works in the home. So what the
+console shows of a simulated machine (enrolment, restore, backups, restores of files) has really happened.
+
+Nothing of this host is touched: the seed's login user and SSH keys are left aside, as are hooks and units.
+
+| the machine's power is cut in | what is so | who repairs it |
+| --- | --- | --- |
+| the boot, before enrolment | the key is on the disk | the next boot enrols with the same key |
+| a restore, a backup | what the agent says of itself | the agent at the next boot |
+"""
+
+import json
+import logging
+import os
+import random
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from envctl.agent import ed25519, status
+from envctl.agent.client import Console, World
+from envctl.agent.errors import AgentError, Fenced
+from envctl.agent.main import FINAL_WAIT_S, LOCK_WAIT_S, VERSION, locked
+from envctl.agent.places import Places, read_json, replace
+from envctl.agent.service import Service
+from envctl.fake_pve.machines import Running
+
+log = logging.getLogger(__name__)
+
+SERIAL_PREFIX: Final = "ds=nocloud;s="
+POLL_S: Final = 0.5
+RETRY_S: Final = 2.0
+SEED_BYTES_MAX: Final = 1 << 20
+
+
+class PowerIsOff(Exception):
+    """Raised wherever a guest's thread asks for the time or sleeps after its machine went off: it does nothing more."""
+
+
+class SimulatedGuests:
+    """Makes what runs in each machine that is started; to be given as `on_start`.
+
+    `directory` is where disks are. `work_s`: how often somebody changes something in a home; 0: nobody does. `fill`: writes the
+    first content of an empty home, given the home's folder and the machine's name.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        work_s: float = 0.0,
+        boot_s: float = 0.0,
+        fill: "Callable[[Path, str], None] | None" = None,
+    ) -> None:
+        self._directory = directory
+        self._work_s = work_s
+        self._boot_s = boot_s
+        self._fill = fill or fill_home
+        self._lock = threading.Lock()
+        self._guests: list[SimulatedGuest] = []
+
+    def __call__(self, running: Running) -> "SimulatedGuest":
+        disk = self._directory / str(running.vmid)
+        if running.fresh and disk.exists():
+            shutil.rmtree(disk)
+        guest = SimulatedGuest(running, disk, work_s=self._work_s, boot_s=self._boot_s, fill=self._fill)
+        with self._lock:
+            self._guests = [each for each in self._guests if each.is_on] + [guest]
+        guest.start()
+        return guest
+
+    def guest(self, vmid: int) -> "SimulatedGuest":
+        """The one that runs in a machine now; KeyError."""
+        with self._lock:
+            for each in self._guests:
+                if each.running.vmid == vmid and each.is_on:
+                    return each
+        raise KeyError(vmid)
+
+    def close(self) -> None:
+        """Cut the power of all."""
+        with self._lock:
+            for each in self._guests:
+                each.cut_power()
+
+
+class SimulatedGuest:
+    """One boot of one machine."""
+
+    def __init__(
+        self, running: Running, disk: Path, *, work_s: float, boot_s: float, fill: Callable[[Path, str], None]
+    ) -> None:
+        self.running = running
+        self._disk = disk
+        self.root = disk / "root"
+        """What is `/` to the agent: `root / "home"` is where homes are."""
+        self._work_s = work_s
+        self._boot_s = boot_s
+        self._fill = fill
+        self._off = threading.Event()
+        self._stopping = threading.Event()
+        self._world = World(self._time, self._sleep, os.urandom)
+        self._places = Places(
+            etc=str(disk / "etc"),
+            state=str(disk / "state"),
+            run=str(disk / f"run-{running.boot}"),
+            base=os.fsencode(self.root) + b"/",
+        )
+        self._said = "booting"
+
+    @property
+    def is_on(self) -> bool:
+        return not self._off.is_set()
+
+    @property
+    def address(self) -> str:
+        """Of the range for documentation (RFC 5737): nobody can connect to it."""
+        return f"198.51.100.{self.running.vmid % 250 + 1}" if self.is_on else ""
+
+    def lines(self) -> list[str]:
+        facts = status.read(self._places) if self.is_on else None
+        shown = [f"address {self.address}", self._said]
+        if facts is not None:
+            shown += [line[:48] for line in status.words(facts).splitlines()[:3]]
+        return shown
+
+    def start(self) -> None:
+        self._thread("boot", self._boot)
+
+    def press_power_button(self) -> None:
+        """The final backup, then off. A second press while it shuts down does nothing."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._thread("shutdown", self._shut_down)
+
+    def cut_power(self) -> None:
+        self._off.set()
+
+    # Threads
+
+    def _thread(self, what: str, target: Callable[[], None]) -> None:
+        def whole() -> None:
+            try:
+                target()
+            except PowerIsOff:
+                return
+            except Fenced as error:
+                self._said = f"fenced: {error}"
+            except (AgentError, OSError, ValueError) as error:
+                # As in a machine: it stands there, and its screen says why.
+                self._said = f"{what} failed: {error}"
+                log.warning("simulated machine %d: %s failed: %s", self.running.vmid, what, error)
+
+        threading.Thread(target=whole, name=f"guest-{self.running.vmid}-{what}", daemon=True).start()
+
+    def _time(self) -> float:
+        if self._off.is_set():
+            raise PowerIsOff
+        return time.time()
+
+    def _sleep(self, seconds: float) -> None:
+        if self._off.wait(seconds):
+            raise PowerIsOff
+
+    def _boot(self) -> None:
+        self._sleep(self._boot_s)
+        for path in (self._places.etc, self._places.state, self._places.run, self.root / "home"):
+            os.makedirs(path, exist_ok=True)
+        self._places.make()
+        while not self._enrolled():
+            self._sleep(RETRY_S)
+        self._said = "restoring the home"
+        service = self._service()
+        while True:
+            with locked(self._places, LOCK_WAIT_S, self._sleep) as held:
+                if held and service.restore_until_done_or_later():
+                    break
+            self._sleep(RETRY_S)
+        self._said = "ready"
+        home = self._home()
+        if not home.exists():
+            self._fill(home, self.running.name)
+        self._thread("timer", self._timer)
+        if self._work_s > 0:
+            self._thread("work", self._work)
+        self._service().run(lambda wait_s: locked(self._places, wait_s, self._sleep))
+        self._said = "fenced: another machine has this home now"
+
+    def _timer(self) -> None:
+        service = self._service()
+        while not self._stopping.is_set():
+            self._sleep(POLL_S)
+            if not service.is_due():
+                continue
+            with locked(self._places, 0.0, self._sleep) as held:
+                if held and service.is_due():
+                    try:
+                        service.backup("timer")
+                    except Fenced:
+                        raise
+                    except (AgentError, OSError, ValueError) as error:
+                        log.info("simulated machine %d: backup: %s", self.running.vmid, error)
+                        self._sleep(RETRY_S)
+
+    def _shut_down(self) -> None:
+        self._said = "shutting down: saving the home"
+        try:
+            with locked(self._places, FINAL_WAIT_S, self._sleep) as held:
+                if held:
+                    self._service().backup("final")
+        except (AgentError, OSError, ValueError) as error:
+            log.info("simulated machine %d: final backup: %s", self.running.vmid, error)
+        self._off.set()
+        self.running.power_off()
+
+    def _work(self) -> None:
+        """Somebody who writes now and then."""
+        drawn = random.Random(self.running.uuid)
+        turn = 0
+        while not self._stopping.is_set():
+            self._sleep(self._work_s)
+            turn += 1
+            work_in(self._home(), drawn, turn, self._time())
+
+    def _service(self) -> Service:
+        return Service(self._places, self._world, version=f"{VERSION} (simulated)")
+
+    def _home(self) -> Path:
+        seed = read_json(self._places.seed) or {}
+        return self.root / "home" / str(seed.get("user_of_home") or "user")
+
+    # Enrolment: what cloud-init and the firmware do in a real machine
+
+    def _enrolled(self) -> bool:
+        """Whether this machine has its identity. The key is on the disk before the console hears of it."""
+        held = read_json(self._places.identity)
+        if held is not None and held.get("environment"):
+            return True
+        seed = self._fetched()
+        if seed is None:
+            self._said = "no seed: the console gives none at the address in SMBIOS"
+            return False
+        if held is None or held.get("token") != seed["token"]:
+            held = {"token": seed["token"], "key": os.urandom(ed25519.SEED_BYTES).hex(), "seed": seed}
+            replace(self._places.identity, json.dumps(held).encode())
+        replace(self._places.seed, json.dumps(seed).encode())
+        public = ed25519.public_key(bytes.fromhex(held["key"]))
+        try:
+            answer = Console(seed["console"], self._world, ca_pem=str(seed.get("ca_pem") or "")).post(
+                "/guest/v1/enrol",
+                {
+                    "token": seed["token"],
+                    "uuid": self.running.uuid,
+                    "public_key": public.hex(),
+                    "agent_version": f"{VERSION} (simulated)",
+                },
+                attempts=1,
+            )
+        except AgentError as error:
+            self._said = f"enrolment: {error}"
+            return False
+        held["environment"], held["generation"] = answer["environment"], answer["generation"]
+        replace(self._places.identity, json.dumps(held).encode())
+        return True
+
+    def _fetched(self) -> dict[str, Any] | None:
+        serial = self.running.serial
+        if not serial.startswith(SERIAL_PREFIX):
+            return None
+        address = serial[len(SERIAL_PREFIX) :].rstrip("/") + "/agent.json"
+        self._time()
+        try:
+            with urllib.request.urlopen(address, timeout=30) as response:
+                seed = json.loads(response.read(SEED_BYTES_MAX))
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            log.info("simulated machine %d: seed: %s", self.running.vmid, error)
+            return None
+        if not isinstance(seed, dict) or "console" not in seed or "token" not in seed:
+            return None
+        # The agent would make this user on this host, and put keys into that home: here it must not.
+        return {**seed, "user_of_home": seed.get("login_user") or "user", "login_user": "", "ssh_keys": []}
+
+
+def fill_home(home: Path, name: str) -> None:
+    """A small home as people have it: text, a program, pictures, links. The same for the same name."""
+    drawn = random.Random(name)
+    texts = {
+        ".bashrc": "alias ll='ls -l'\nexport EDITOR=vim\n",
+        ".profile": "umask 022\n",
+        ".config/git/config": f"[user]\n\tname = {name}\n\temail = {name}@example.org\n",
+        "Documents/notes.md": f"# Notes of {name}\n\n- read the measurement of Monday\n- write to the group\n",
+        "Documents/thesis/chapter-1.tex": "\\chapter{Introduction}\n" + _prose(drawn, 400),
+        "Documents/thesis/chapter-2.tex": "\\chapter{Method}\n" + _prose(drawn, 900),
+        "Documents/Grüße.txt": "Viele Grüße aus dem Labor.\n",
+        "src/analysis/main.py": "import sys\n\n\ndef main() -> int:\n    print('hello')\n    return 0\n\n\nsys.exit(main())\n",
+        "src/analysis/README.md": "# Analysis\n\nRun `python main.py`.\n",
+        "data/measurement.csv": "second,value\n" + "".join(f"{n},{drawn.random():.6f}\n" for n in range(4000)),
+    }
+    for path, text in texts.items():
+        _write(home / path, text.encode())
+    for number in range(1, 5):
+        _write(home / f"Pictures/photo-{number}.jpg", b"\xff\xd8\xff\xe0" + drawn.randbytes(120_000) + b"\xff\xd9")
+    os.chmod(home / "src/analysis/main.py", 0o755)
+    (home / "latest").symlink_to("Documents/thesis")
+    (home / "Downloads").mkdir(exist_ok=True)
+
+
+def work_in(home: Path, drawn: random.Random, turn: int, now: float) -> None:
+    """One change, as somebody who works makes it: mostly a line, at times a new file, seldom a file less."""
+    if not home.is_dir():
+        return
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now))
+    with open(home / "work.log", "a", encoding="utf-8") as file:
+        file.write(f"{stamp} step {turn}: {_prose(drawn, 8)}")
+    if turn % 3 == 0:
+        _write(home / f"data/run-{turn:04}.csv", "".join(f"{n},{drawn.random():.6f}\n" for n in range(300)).encode())
+    if turn % 10 == 0:
+        (home / f"data/run-{turn - 7:04}.csv").unlink(missing_ok=True)
+
+
+_WORDS: Final = (
+    "sample",
+    "was",
+    "heated",
+    "slowly",
+    "and",
+    "the",
+    "signal",
+    "of",
+    "each",
+    "sensor",
+    "written",
+    "down",
+    "again",
+)
+
+
+def _prose(drawn: random.Random, count: int) -> str:
+    return " ".join(drawn.choice(_WORDS) for _ in range(count)) + ".\n"
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
