@@ -1,16 +1,20 @@
 """From a URL to homes ready for use."""
 
 import random as random_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from envctl.homes.presigning import ConsolePresigner, Presigner, S3Presigner
 from envctl.homes.store import HomeStore
 from s3core.build import build_store, named_endpoint, parse_store_url
 from s3core.clock import Clock, SystemClock
+from s3core.endpoint import PRESETS
 from s3core.presign import QuerySigner
 
 if TYPE_CHECKING:
     from s3core.settings import Config
+
+COMPARES: Final = frozenset({"ceph"})
+"""Presets without checksums of their own that compare what is put with the signed `x-amz-content-sha256` (tested)."""
 
 
 def open_homes(
@@ -28,10 +32,13 @@ def open_homes(
     clock = clock or SystemClock()
     place = parse_store_url(url)
     presigner: Presigner
+    check_packs = False
     if place.scheme == "s3":
-        signer = QuerySigner(named_endpoint(place.name, config), place.bucket)
+        endpoint = named_endpoint(place.name, config)
+        check_packs = not PRESETS[endpoint.preset].aws_checksums and endpoint.preset not in COMPARES
+        signer = QuerySigner(endpoint, place.bucket)
         presigner = S3Presigner(signer, f"{place.path}/" if place.path else "")
     else:
         presigner = ConsolePresigner(secret)
     objects = build_store(url, config=config, clock=clock, random=random)
-    return HomeStore(objects, presigner, clock, guard_fraction=guard_fraction)
+    return HomeStore(objects, presigner, clock, guard_fraction=guard_fraction, check_packs=check_packs)

@@ -46,7 +46,7 @@ OBJECT_BYTES_MAX: Final = 64 * 2**20
 URL_LIFE_S: Final = 3600
 ATTEMPTS: Final = 16
 """How often a head that others change at the same time is read again. Heartbeats and the collector change it too."""
-TREES_AT_ONCE: Final = 4
+OBJECTS_AT_ONCE: Final = 4
 """So many of what a guest uploaded are held in memory."""
 LIST_FROM: Final = 48
 """From so many objects on a listing of all is less than a request for each."""
@@ -62,8 +62,9 @@ class Usage:
 
 
 class HomeStore:
-    """Safe for many threads and several processes. `objects` is the store that `env/` lies in; `random` gives bytes. Errors
-    of the store (`s3core.errors`) get out as they are."""
+    """Safe for many threads and several processes. `objects` is the store that `env/` lies in; `random` gives bytes.
+    `check_packs`: the server does not compare what a guest puts with what was signed, so a commit reads its new packs.
+    Errors of the store (`s3core.errors`) get out as they are."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class HomeStore:
         clock: Clock,
         *,
         guard_fraction: float = 0.3,
+        check_packs: bool = False,
         url_life_s: int = URL_LIFE_S,
         random: Callable[[int], bytes] = os.urandom,
         threads: int = 16,
@@ -81,6 +83,7 @@ class HomeStore:
         self.clock = clock
         self.random = random
         self._guard_fraction = guard_fraction
+        self._check_packs = check_packs
         self._url_life_s = url_life_s
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="homes")
         # What is read by number or digest never changes.
@@ -380,8 +383,12 @@ class HomeStore:
             raise ObjectsMissing(f"{len(absent)} objects of the commit are not there, such as {absent[0]}", absent)
         used: set[ObjectName] = set()
         facts: dict[ObjectName, trees.TreeFacts] = {}
-        for at in range(0, len(new), TREES_AT_ONCE):
-            batch = new[at : at + TREES_AT_ONCE]
+        if self._check_packs:
+            packs = sorted(name for name in wanted if name.startswith("packs/"))
+            for at in range(0, len(packs), OBJECTS_AT_ONCE):
+                list(self._pool.map(lambda name: self._whole(environment_id, name), packs[at : at + OBJECTS_AT_ONCE]))
+        for at in range(0, len(new), OBJECTS_AT_ONCE):
+            batch = new[at : at + OBJECTS_AT_ONCE]
             looked_at = self._pool.map(lambda name: self._looked_at(environment_id, name), batch)
             for name, one in zip(batch, looked_at, strict=True):
                 facts[name] = one
@@ -397,14 +404,17 @@ class HomeStore:
             )
 
     def _looked_at(self, environment_id: str, name: ObjectName) -> trees.TreeFacts:
-        """A tree that a guest uploaded: the bytes are what its name says, and they are a tree."""
+        return trees.facts_of(self._whole(environment_id, name), name)
+
+    def _whole(self, environment_id: str, name: ObjectName) -> bytes:
+        """What a guest uploaded, where the bytes are what its name says; Invalid."""
         try:
             data = self.objects.get(keys.content(environment_id, name)).data
         except NotFound as error:
             raise ObjectsMissing(f"{name} is not there", [name]) from error
         if hashlib.sha256(data).hexdigest() != keys.digest_of(name):
             raise Invalid(f"{name} holds other bytes than its name says")
-        return trees.facts_of(data, name)
+        return data
 
     def _packs_of(self, environment_id: str, name: ObjectName, size: int) -> tuple[bytes, ...]:
         key = keys.content(environment_id, name)
