@@ -244,8 +244,7 @@ async def _tell(
 
 def machines_app(context: Context, monitor: Monitor) -> FastAPI:
     """What a worker answers: monitors alone."""
-    app = new_app()
-    app.openapi_url = None
+    app = new_app(described=False)
     add_errors(app)
     app.include_router(health.router(lambda: context, monitor))
     app.include_router(metrics.router(lambda: context, monitor, lambda: 0))

@@ -900,5 +900,7 @@ def _model(place: list[str]) -> type[BaseModel]:
     if place[0] == "ledger":
         return LedgerSettings
     if place[0] == "envctl":
-        return {"oidc": OidcSettings, "driver": EnvctlDriverSettings}.get("".join(place[1:2]), EnvctlSettings)
+        if place[1:2] == ["oidc"]:
+            return OidcSettings
+        return EnvctlDriverSettings if place[1:2] == ["driver"] else EnvctlSettings
     return PriceSettings if place[2:3] == ["prices"] else EndpointSettings

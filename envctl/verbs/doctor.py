@@ -58,12 +58,16 @@ def doctor(context: Context, caller: Caller, request: AskDoctor) -> Diagnosis:
         "templates": templates,
         "accounts": accounts,
     }
-    found = [
-        finding
-        for name, look in looks.items()
-        if request.part in ("all", name)
-        for finding in _guarded(name, look, context)
-    ]
+    found: list[Finding] = []
+    for name, look in looks.items():
+        # Without a database there is nothing to look at, and one finding says so.
+        if any(one.part == "database" and one.severity == "error" for one in found) and name in (
+            "templates",
+            "accounts",
+        ):
+            continue
+        if request.part in ("all", name):
+            found += _guarded(name, look, context)
     rank = {"error": 0, "warning": 1, "ok": 2}
     found.sort(key=lambda one: rank[one.severity])
     return Diagnosis(healthy=not any(one.severity == "error" for one in found), findings=found)
@@ -111,6 +115,12 @@ def console(context: Context) -> Iterator[Finding]:
 
 
 def database(context: Context) -> Iterator[Finding]:
+    file = Path(context.settings.state_dir) / "envctl.sqlite3"
+    if context.database.kind == "sqlite" and not context.settings.database and not file.exists():
+        yield Finding(
+            part="database", severity="error", message=f"there is no database yet at {file}", hint="run: s3-envctl init"
+        )
+        return
     context.database.check()
     yield Finding(part="database", severity="ok", message=f"{context.database.kind} has the schema of this program")
     for line in context.database.damage():

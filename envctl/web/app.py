@@ -68,12 +68,13 @@ def create_app(
     return app
 
 
-def new_app() -> FastAPI:
-    """Without routes. Its documentation is at /api/docs (no page of others' servers is loaded: JSON alone)."""
+def new_app(*, described: bool = True) -> FastAPI:
+    """Without routes but that of its description, /api/openapi.json. There is no page that draws it: those of others load code
+    from other servers."""
     return FastAPI(
         title="s3-envctl",
         version=program_version(),
-        openapi_url="/api/openapi.json",
+        openapi_url="/api/openapi.json" if described else None,
         docs_url=None,
         redoc_url=None,
     )

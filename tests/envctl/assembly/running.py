@@ -25,7 +25,7 @@ from envctl.calling import Context, Role
 from s3core.settings import Config, parse_config
 from tests.envctl.world import CHEAP, PASSWORD
 
-START_S = 60.0
+START_S = 120.0
 COMMAND = [sys.executable, "-c", "from envctl.cli import main; main()"]
 
 
