@@ -125,6 +125,11 @@ def sentence(text: str) -> str:
     return text if not text else text[0].upper() + text[1:] + ("" if text[-1] in ".!?:" else ".")
 
 
+def plain(value: object) -> object:
+    """A number as people type it: 300, not 300.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def clock(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%H:%M:%S")
 
