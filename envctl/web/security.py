@@ -27,6 +27,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -138,79 +139,64 @@ class Security:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        cookies = cookies_of(self._context().settings)
+        began = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal began
+            if message["type"] == "http.response.start":
+                began = True
+                put_headers(MutableHeaders(scope=message), https=cookies.secure)
+            await send(message)
+
+        try:
+            await self._admit(scope, receive, send, guarded)
+        except Exception as error:
+            # Starlette's own answer to a bug would be made outside of this middleware, without `HEADERS`.
+            if began or scope["type"] == "websocket":
+                raise
+            if not isinstance(error, EnvctlError):
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                error = EnvctlError("the console failed at this", hint="its log says how; what was asked may be done")
+            await self._refuse(scope, receive, guarded, error)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, guarded: Send) -> None:
+        """On to the application, with `Who` in the scope. EnvctlError for what does not come so far."""
         context = self._context()
         settings = context.settings
         connection = HTTPConnection(scope)
-        guarded = self._with_headers(scope, send, https=cookies_of(settings).secure)
         try:
             who = await run_in_threadpool(identify, context, connection)
             scope[_WHO] = who
             if scope["type"] == "websocket":
                 check_origin(settings, connection.headers)
-                await self._app(scope, receive, send)
-                return
-            if not scope["path"].startswith(MACHINES):
-                receive = limited(receive, connection.headers)
-                if needs_proof(scope, connection.headers):
-                    check_origin(settings, connection.headers)
-                    receive = await check_csrf(who, connection.headers, receive)
         except EnvctlError as error:
-            await self._refuse(scope, receive, send, guarded, error)
-            return
-        if who.visit and not connection.cookies.get(cookies_of(settings).visit):
-            guarded = self._with_visit(settings, guarded, who.visit)
-        await self._served(scope, receive, send, guarded)
-
-    async def _served(self, scope: Scope, receive: Receive, send: Send, guarded: Send) -> None:
-        """What the application does not answer itself is answered here: Starlette's own answer to a bug is made outside of
-        this middleware and has none of `HEADERS`."""
-        began = False
-
-        async def noticing(message: Message) -> None:
-            nonlocal began
-            began = True
-            await guarded(message)
-
-        try:
-            await self._app(scope, receive, noticing)
-        except Exception as error:
-            if began:
+            if scope["type"] != "websocket":
                 raise
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            told = (
-                error
-                if isinstance(error, EnvctlError)
-                else EnvctlError("the console failed at this", hint="its log says how; what was asked may be done")
-            )
-            await self._refuse(scope, receive, send, guarded, told)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send, guarded: Send, error: EnvctlError) -> None:
-        log.info("%s %s: refused: %s", scope.get("method", "websocket"), scope["path"], error)
-        if scope["type"] == "websocket":
+            log.info("websocket %s: refused: %s", scope["path"], error)
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": error.code})
             return
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+            return
+        if not scope["path"].startswith(MACHINES):
+            receive = limited(receive, connection.headers)
+            if needs_proof(scope, connection.headers):
+                check_origin(settings, connection.headers)
+                receive = await check_csrf(who, connection.headers, receive)
+        if who.visit and not _cookie(connection, cookies_of(settings).visit):
+            guarded = self._with_visit(settings, guarded, who.visit)
+        await self._app(scope, receive, guarded)
+
+    async def _refuse(self, scope: Scope, receive: Receive, guarded: Send, error: EnvctlError) -> None:
+        log.info("%s %s: refused: %s", scope["method"], scope["path"], error)
         response: Response
         if self._error_page is None or scope["path"].startswith((API, *MACHINES, *NOBODY)):
             response = error_json(error)
         else:
             response = self._error_page(Request(scope), error)
         await response(scope, receive, guarded)
-
-    def _with_headers(self, scope: Scope, send: Send, *, https: bool) -> Send:
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-                if https:
-                    headers["Strict-Transport-Security"] = HSTS
-                headers.setdefault("Cache-Control", "no-store")
-                if "server" in headers:
-                    del headers["server"]
-            await send(message)
-
-        return guarded
 
     def _with_visit(self, settings: EnvctlSettings, send: Send, visit: str) -> Send:
         cookies = cookies_of(settings)
@@ -223,6 +209,17 @@ class Security:
             await send(message)
 
         return sending
+
+
+def put_headers(headers: MutableHeaders, *, https: bool) -> None:
+    """`HEADERS` in place of what an answer has of them; caching is off unless the answer says otherwise."""
+    for name, value in HEADERS.items():
+        headers[name] = value
+    if https:
+        headers["Strict-Transport-Security"] = HSTS
+    headers.setdefault("Cache-Control", "no-store")
+    if "server" in headers:
+        del headers["server"]
 
 
 def current_caller(request: HTTPConnection) -> Caller:
@@ -358,7 +355,10 @@ async def check_csrf(who: Who, headers: Headers, receive: Receive) -> Receive:
     """Forbidden without the token that the page had. Reads a form's body, and gives back what will read it again."""
     given = headers.get(CSRF_HEADER, "")
     if not given and headers.get("content-type", "").partition(";")[0].strip().lower() == FORM:
-        body = await _body(receive)
+        try:
+            body = await _body(receive)
+        except HTTPException as error:
+            raise TooLarge(str(error.detail)) from error
         receive = _again(body, receive)
         given = dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=1000)).get(
             CSRF_FIELD, ""
@@ -382,7 +382,8 @@ def limited(receive: Receive, headers: Headers) -> Receive:
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
             if seen > BODY_BYTES_MAX:
-                raise error
+                # FastAPI lets this one through where it reads a body; all others become "cannot be parsed".
+                raise HTTPException(error.status, str(error))
         return message
 
     return counting

@@ -6,8 +6,10 @@
 One rule: nothing here knows HTTP, and nothing waits: `world.clock.now += 60` is a minute.
 """
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from envctl.audit import Audit
 from envctl.calling import Caller, Context, Role, Via
 from envctl.database.access import Database, sqlite_url
 from envctl.database.models import Environment, Template, User
+from envctl.homes.presigning import ConsolePresigner
+from envctl.homes.store import HomeStore
 from envctl.sealing import SecretBox
 from envctl.states import EnvironmentState
+from s3core.memory import MemoryStore
 from s3core.settings import EnvctlSettings
 from tests.s3core.fakes import FakeClock
 
@@ -27,16 +32,6 @@ PASSWORD = "four words about nothing"
 """Of every user here."""
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 """For tests that are about something else."""
-
-
-class Absent:
-    """A part that this world has none of; using it fails the test."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        raise AssertionError(f"this world has no {self._name} ({attribute} was asked for)")
 
 
 @dataclass
@@ -137,18 +132,24 @@ def make_world(
     directory.mkdir(parents=True, exist_ok=True)
     settings.setdefault("state_dir", str(directory))
     settings.setdefault("url", "https://console.example")
-    database = Database(database_url or sqlite_url(directory))
-    database.migrate()
+    if database_url:
+        database = Database(database_url)
+        database.migrate()
+    else:
+        database = Database(sqlite_url(directory))
+        (directory / "envctl.sqlite3").write_bytes(_migrated())
     woken: list[str] = []
     told: list[str] = []
-    absent: Any = Absent("homes")
+    box = SecretBox.open_file(directory / "key")
+    if homes is None:
+        homes = HomeStore(MemoryStore(), ConsolePresigner(box.sub_key("objects")), clock, threads=2)
     context = Context(
         settings=EnvctlSettings.model_validate(settings),
         database=database,
         audit=Audit(database, records, clock, host="console"),
-        homes=homes if homes is not None else absent,
+        homes=homes,
         drivers=drivers if drivers is not None else {},
-        secrets=SecretBox.open_file(directory / "key"),
+        secrets=box,
         clock=clock,
         wake=lambda: woken.append("woken"),
         told=told.append,
@@ -160,3 +161,13 @@ def make_world(
         world.add_user("alice")
         world.add_user("bob")
     return world
+
+
+@cache
+def _migrated() -> bytes:
+    """A database as the migrations leave it: made once, because most tests are about something else."""
+    with tempfile.TemporaryDirectory() as directory:
+        database = Database(sqlite_url(directory))
+        database.migrate()
+        database.close()
+        return (Path(directory) / "envctl.sqlite3").read_bytes()
