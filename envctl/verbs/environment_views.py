@@ -38,7 +38,10 @@ def views(session: Session, context: Context, caller: Caller, rows: Sequence[Env
         )
     }
     newest = select(func.max(Job.id)).where(Job.environment_id.in_(ids)).group_by(Job.environment_id)
+    under_way = (JobState.QUEUED, JobState.RUNNING)
     jobs = {job.environment_id: job for job in session.scalars(select(Job).where(Job.id.in_(newest)))}
+    wanted = select(Job).where(Job.environment_id.in_(ids), Job.state.in_(under_way))
+    jobs |= {job.environment_id: job for job in session.scalars(wanted)}
     return [
         _view(
             context, caller, row, templates[row.template_id], owners[row.owner_id], guests.get(row.id), jobs.get(row.id)

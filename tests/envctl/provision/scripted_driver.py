@@ -1,9 +1,9 @@
 """A hypervisor in a file, driven by a script: what it does with each call is written down beforehand.
 
-Its machines and tasks are in a JSON file under a lock, so that they outlive the process that asked for them, as a real one's do. A
-task ends by the clock, whether anybody asks or not. `trouble` is a list of `[call, what]` taken from its front when that call is
-made: `busy` (nothing done), `lost` (done, and the answer lost), `never` (lost, and not done either), `refused`, `exists`,
-`task-failed`, `task-lock` (fails in a way that may be tried again), `half` (a clone that fails and leaves something).
+Its machines and tasks are in a JSON file under a lock, so that they outlive the process that asked for them, as a real one's
+do. A task ends by the clock, whether anybody asks or not. `trouble` is a list of `[call, what]` taken from its front when that
+call is made: `busy` (nothing done), `lost` (done, and the answer lost), `never` (lost, and not done either), `refused`,
+`exists`, `task-failed`, `task-lock` (fails in a way that may be tried again), `half` (a clone that fails and leaves something).
 """
 
 import fcntl

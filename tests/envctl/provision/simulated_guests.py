@@ -1,7 +1,7 @@
 """Agents without guests: a thread that does, in the database, what an agent would do through the console.
 
-A machine that runs and was given a seed enrols, brings its home back and obeys `backup`; one that is off does nothing. What it says is
-written by the same rows as the guest API writes. Its "disk" is the scripted hypervisor's file: a machine that was destroyed is gone.
+A machine that runs and was given a seed enrols, brings its home back and obeys `backup`; one that is off does nothing. What it
+says is written by the same rows as the guest API writes. What a hypervisor destroyed is gone.
 """
 
 import threading
@@ -27,6 +27,10 @@ class SimulatedGuests:
     restore_s: float = 0.0
     mute: bool = False
     """Agents say nothing."""
+    hold_boots: bool = False
+    """None reports after a start; those that have reported obey orders."""
+    hold_restores: bool = False
+    hold_orders: bool = False
     backups_fail: bool = False
     final_backups: int = 0
     errors: list[str] = field(default_factory=list)
@@ -64,15 +68,20 @@ class SimulatedGuests:
                 if guest.machine_uuid not in machines:
                     continue
                 token = machines[guest.machine_uuid].rstrip("/").rpartition("/")[2]
+                if guest.enrolled_at is None and self.hold_boots:
+                    continue
                 if guest.enrolled_at is None:
                     if guest.seed_hash is None or guest.seed_hash != hash_of(token) or guest.seed_expires_at < now:
                         continue
                     guest.public_key, guest.enrolled_at, guest.seed_hash = "00" * 32, now, None
-                guest.seen_at = now
+                if not self.hold_boots:
+                    guest.seen_at = now
                 guest.status = {"phase": "restoring", "progress": 0.5}
-                if guest.restored_at is None and now - guest.enrolled_at >= self.restore_s:
+                if not self.hold_restores and guest.restored_at is None and now - guest.enrolled_at >= self.restore_s:
                     guest.restored_at = now
                     guest.status = {"phase": "idle", "logins": 0}
+                if self.hold_orders:
+                    continue
                 for command in session.scalars(
                     select(GuestCommand).where(
                         GuestCommand.environment_id == guest.environment_id,

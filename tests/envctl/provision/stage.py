@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Stage:
     driver: ScriptedDriver
     guests: SimulatedGuests
     pace: Pace = FAST
-    _names: Iterator[int] = itertools.count()
+    _names: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def context(self) -> Context:
