@@ -106,7 +106,7 @@ def test_a_power_cut_in_mid_backup_harms_nothing(story: Story) -> None:
     packs = site.objects(environment)
     with story.inside() as inside:
         # Many packs of what cannot be compressed, so that the cut comes between the first and the commit.
-        inside.run("sh", "-c", f"head -c 150M /dev/urandom > {HOME}/large && sync", seconds=240)
+        inside.run("sh", "-c", f"head -c 80M /dev/urandom > {HOME}/large && sync", seconds=240)
         site.ask_backup(environment)
         wait_until(lambda: site.objects(environment) > packs, 240, "an upload of the backup that is cut off")
     site.call(site.driver.stop(site.machine(environment)))
@@ -153,7 +153,8 @@ def test_the_last_minute_is_saved_when_the_machine_is_shut_down(story: Story) ->
         row = session.get_one(Environment, environment.id)
         row.state, row.running, row.stopped_at = EnvironmentState.STOPPED, False, site.context.now()
     # The machine's disk, for a stale clone.
-    shutil.copytree(site.driver._folder(machine).path, site.folder / "stale")
+    sockets = shutil.ignore_patterns("qmp", "vnc", "serial")
+    shutil.copytree(MachineFolder(site.folder / "machines", machine).path, site.folder / "stale", ignore=sockets)
     story.reached.add("shut down")
 
 
