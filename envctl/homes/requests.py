@@ -52,7 +52,7 @@ def hash_of(token: str) -> str:
 
 def console_url(context: Context) -> str:
     """Where guests find the console, without a slash at the end."""
-    return (context.settings.url or f"http://{context.settings.listen}").rstrip("/")
+    return (context.settings.guest_url or context.settings.url or f"http://{context.settings.listen}").rstrip("/")
 
 
 def seed(context: Context, environment: Environment, generation: int, machine_uuid: str) -> tuple[str, str]:

@@ -211,8 +211,10 @@ def _address(request: Request) -> str:
 
 
 def _console(request: Request, context: Context) -> str:
-    """Where the guest shall find the console: the configured address where it is https, else where the guest found it now.
-    Whoever asks has the token, and is told only what it said itself."""
+    """Where the guest shall find the console: the configured address for guests, or that for all where it is https, else where
+    the guest found it now. Whoever asks has the token, and is told only what it said itself."""
+    if context.settings.guest_url:
+        return context.settings.guest_url.rstrip("/")
     if context.settings.url.startswith("https://"):
         return context.settings.url.rstrip("/")
     return f"{request.url.scheme}://{request.url.netloc}"
