@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from envctl.accounts import oidc
 from envctl.calling import Context
@@ -63,9 +64,27 @@ def create_app(
     app.include_router(bridge.router(get_context, bridge_open))
     app.include_router(signing_in.router(get_context, lambda: provider))
     app.include_router(pages.router(get_context, watchers))
+    app.add_middleware(Leaving, closing=lambda: watchers.closing)
     # The outermost: what the others raise leaves with its headers too.
     app.add_middleware(Security, get_context=get_context, error_page=error_page)
     return app
+
+
+class Leaving:
+    """Once the server stops, who waits for something in a GET (a guest's long poll) is told that the other side went, and
+    answers what it has. Otherwise it would be cut off in the middle."""
+
+    def __init__(self, app: ASGIApp, closing: Callable[[], bool]) -> None:
+        self._app, self._closing = app, closing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def receiving() -> Message:
+            if self._closing():
+                return {"type": "http.disconnect"}
+            return await receive()
+
+        waits = scope["type"] == "http" and scope["method"] == "GET"
+        await self._app(scope, receiving if waits else receive, send)
 
 
 def new_app(*, described: bool = True) -> FastAPI:
