@@ -80,7 +80,10 @@ def read_chunk(frame: bytes | memoryview, sha256: bytes) -> bytes:
         raise Corrupt(
             f"chunk {sha256.hex()}: its frame says {stored} stored and {raw_bytes} raw bytes, and has {len(frame)}"
         )
-    raw = codecs.unpack(codec, memoryview(frame)[_FRAME.size :], raw_bytes)
+    try:
+        raw = codecs.unpack(codec, memoryview(frame)[_FRAME.size :], raw_bytes)
+    except Corrupt as error:
+        raise Corrupt(f"chunk {sha256.hex()}: {error}") from error
     if hashlib.sha256(raw).digest() != sha256:
         raise Corrupt(f"chunk {sha256.hex()}: its bytes are not those that were saved")
     return raw
