@@ -3,8 +3,9 @@
 
     deploy/envctl_screenshots.py --url http://127.0.0.1:8480 --name root DIRECTORY
 
-The password comes from the variable ENVCTL_PASSWORD. Pages are found by following the links of the menu and of each page below it, so
-that none is forgotten; of pages that differ only in a name or a number one is taken. Nothing is changed: forms are not sent.
+The password comes from the variable ENVCTL_PASSWORD. Pages are found by following the links of the menu and of each page below
+it, so that none is forgotten; of pages that differ only in a name or a number one is taken. Nothing is changed: forms are not
+sent.
 
 One rule: a page that says something on the browser's console, asks anybody but the console, or is wider than the window, makes
 the exit status 1.

@@ -259,7 +259,7 @@ def _visible(context: Context, caller: Caller, environment: str) -> str:
     """The id of that environment, where the caller may see it."""
     asked = verb("env.show")
     answer = call(context, caller, asked, asked.request.model_validate({"environment": environment}))
-    return str(getattr(answer, "environment", answer).id)
+    return str(answer.id)
 
 
 def _number(text: str) -> int:

@@ -28,7 +28,7 @@ def form(visit: Visit) -> Response:
 
 def form_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
     source, snapshot = visit.field("from") or visit.query("from"), visit.field("snapshot") or visit.query("snapshot")
-    origin = visit.ask("env.show", environment=source).environment if source else None
+    origin = visit.ask("env.show", environment=source) if source else None
     templates = visit.ask("template.list", usable=True)
     wanted = visit.field("template") or visit.query("template") or (origin.template_name if origin else "")
     chosen = next(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Final
+from typing import Any, Final
 
 from fastapi import Response
 
@@ -50,8 +50,7 @@ IDLE_CHOICES: Final = tuple(
 
 
 def environment_of(visit: Visit) -> EnvironmentView:
-    answer = visit.ask("env.show", environment=visit.part("environment"))
-    found: EnvironmentView = getattr(answer, "environment", answer)
+    found: EnvironmentView = visit.ask("env.show", environment=visit.part("environment"))
     return found
 
 
@@ -94,9 +93,6 @@ def overview(visit: Visit) -> Response:
 
 def overview_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
     found = environment_of(visit)
-    way_in = None
-    if found.running and found.address and found.state is EnvironmentState.READY:
-        way_in = visit.ask("env.open", environment=found.id)
     with visit.context.database.read() as session:
         lines = events.last_lines(session, found.id, LINES_SHOWN)
     return visit.page(
@@ -104,11 +100,25 @@ def overview_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
         problem=problem,
         env=found,
         acts=ACTS,
-        open=way_in,
         lines=lines,
-        has_keys=bool(visit.user.ssh_keys),
         tab_now="overview",
+        **way_in(visit, found),
     )
+
+
+def facts(visit: Visit) -> Response:
+    """What is beside the log, for who watches."""
+    found = environment_of(visit)
+    return visit.page("environment_facts.html", env=found, **way_in(visit, found))
+
+
+def way_in(visit: Visit, found: EnvironmentView) -> dict[str, Any]:
+    """How to connect, where the machine is ready and its address known."""
+    reachable = found.running and found.address and found.state is EnvironmentState.READY
+    return {
+        "open": visit.ask("env.open", environment=found.id) if reachable else None,
+        "has_keys": bool(visit.user.ssh_keys),
+    }
 
 
 def head(visit: Visit) -> Response:
@@ -238,6 +248,7 @@ PAGES: Final = (
     Page("GET", "/admin/environments", listing_of_all),
     Page("GET", "/environments/{environment}", overview),
     Page("GET", "/environments/{environment}/head", head),
+    Page("GET", "/environments/{environment}/facts", facts),
     Page("GET", "/environments/{environment}/act/{act}", asked),
     Page("POST", "/environments/{environment}/act/{act}", act),
     Page("GET", "/environments/{environment}/settings", settings),

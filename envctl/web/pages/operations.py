@@ -33,7 +33,7 @@ def job(visit: Visit) -> Response:
 def job_of(visit: Visit, problem: EnvctlError | None = None) -> Response:
     answer = visit.ask("job.show", job=visit.part("job"))
     told = visit.ask("job.log", job=visit.part("job"), limit=2000)
-    return visit.page("job.html", problem=problem, job=getattr(answer, "job", answer), lines=told.lines)
+    return visit.page("job.html", problem=problem, job=answer, lines=told.lines)
 
 
 def job_act(visit: Visit) -> Response:

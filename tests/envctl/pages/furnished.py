@@ -165,7 +165,7 @@ def furnish(world: World, bucket: Bucket) -> tuple[dict[str, str], dict[str, str
         } | columns
         made[name] = world.add_environment(owner, name, debian, state, **row)
 
-    saved = {"last_backup_at": NOW - 134, "stored_bytes": 3_456_789_012, "last_activity_at": NOW - 1800}
+    saved: dict[str, Any] = {"last_backup_at": NOW - 134, "stored_bytes": 3_456_789_012, "last_activity_at": NOW - 1800}
     add(
         "thesis",
         EnvironmentState.READY,
