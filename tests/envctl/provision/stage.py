@@ -114,11 +114,12 @@ class Stage:
 
 
 @contextmanager
-def stage(directory: Path, **settings: Any) -> Iterator[Stage]:
+def stage(directory: Path, *, database_url: str = "", **settings: Any) -> Iterator[Stage]:
     driver = ScriptedDriver(directory / "hypervisor.json")
     (directory / "homes").mkdir(parents=True, exist_ok=True)
     world = make_world(
         directory,
+        database_url=database_url,
         drivers={"fake": driver},
         homes=open_homes(f"file://{directory}/homes", secret=b"s" * 32),
         boot_s=1.0,
