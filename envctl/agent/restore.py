@@ -13,7 +13,7 @@ it will have, `old/` with what was in its place.
 | putting in place | some names exchanged | names that are still in `new/` are exchanged; the others were |
 | before the sentinel | a whole home, not said to be | putting in place finds nothing to do, and says so |
 | after the sentinel, before the console knows | a home that backs up nothing yet, as the console refuses | `restored` is
-said again | | removing `old/` | part of it | `sweep`, at the start of each backup and restore |
+said again | | removing staging | part of it, never saved | `sweep`, at the start of each backup and restore |
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
@@ -165,7 +165,7 @@ class Restore:
         }
         if everything:
             self._known.restored = False
-        self.sweep(units)
+        sweep(self._places, {unit.volume for unit in units})
         memory.save(self._places, self._known)
         self._reached("begun")
         return self._go_on()
@@ -204,8 +204,7 @@ class Restore:
         self._dress_roots(tree, units)
         self._finish(what)
         self._reached("sentinel")
-        self.sweep(units)
-        self._dress_roots(tree, units)
+        sweep(self._places, {unit.volume for unit in units})
         seconds = max(0.0, self._world.time() - float(what["began"]))
         return Restored(files, size, seconds, self._problems)
 
@@ -230,13 +229,6 @@ class Restore:
             known.restored = True
         known.restoring = {}
         memory.save(self._places, known)
-
-    def sweep(self, units: Sequence[Unit]) -> None:
-        """Remove what a restore that is over, or not begun, left in staging."""
-        for volume in {unit.volume for unit in units}:
-            path = self._places.base + _joined(volume, STAGING)
-            if os.path.lexists(path):
-                shutil.rmtree(path)
 
     # Staging
 
@@ -463,6 +455,16 @@ class Restore:
             if row is not None:
                 self._apply(row, self._places.base + unit.path)
                 sync_directory(os.fsdecode(self._places.base + unit.path))
+
+
+def sweep(places: Places, volumes: Iterable[bytes]) -> None:
+    """Remove what a restore that is over, or not begun, left in staging. The directory's own time stays what it was."""
+    for volume in volumes:
+        root = places.base + volume
+        if os.path.lexists(_joined(root, STAGING)):
+            status = os.lstat(root)
+            shutil.rmtree(_joined(root, STAGING))
+            os.utime(root, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 class _Content:

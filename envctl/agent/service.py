@@ -17,7 +17,7 @@ from envctl.agent.backup import Backup, Done, Settings
 from envctl.agent.client import Allowance, Console, World
 from envctl.agent.errors import AgentError, Fenced, Moved, NotRestored, Refused, Unavailable
 from envctl.agent.places import Places
-from envctl.agent.restore import PLACE, Restore, path_of
+from envctl.agent.restore import PLACE, Restore, path_of, sweep
 
 WAIT_S: Final = 25
 HEARTBEAT_S: Final = 60.0
@@ -127,6 +127,7 @@ class Service:
         console = self._enrolled()
         settings = Settings.of(self._known.settings)
         console.rate = Allowance(settings.bandwidth_bytes_per_s, self._world.time, self._world.sleep)
+        sweep(self._places, settings.roots())
         self._phase, self._message = "saving", ""
         self._tell()
         try:
