@@ -52,7 +52,7 @@ class Enrol(_Asked):
     token: str = Field(max_length=128)
     uuid: str = Field(max_length=64)
     public_key: str = Field(max_length=64)
-    agent_version: str = Field("", max_length=200)
+    agent_version: str = Field(default="", max_length=200)
 
 
 class Upload(_Asked):
@@ -68,40 +68,40 @@ class Uploads(_Asked):
 class Downloads(_Asked):
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
     objects: list[str] = Field(max_length=500)
-    source: str | None = Field(None, alias="from", max_length=26)
+    source: str | None = Field(default=None, alias="from", max_length=26)
 
 
 class CommitStats(_Asked):
-    files: int = Field(0, ge=0)
-    bytes: int = Field(0, ge=0)
-    added: int = Field(0, ge=0)
-    changed: int = Field(0, ge=0)
-    removed: int = Field(0, ge=0)
-    new_bytes: int = Field(0, ge=0)
-    fuzzy: int = Field(0, ge=0)
+    files: int = Field(default=0, ge=0)
+    bytes: int = Field(default=0, ge=0)
+    added: int = Field(default=0, ge=0)
+    changed: int = Field(default=0, ge=0)
+    removed: int = Field(default=0, ge=0)
+    new_bytes: int = Field(default=0, ge=0)
+    fuzzy: int = Field(default=0, ge=0)
     changed_files_fraction: float = Field(0.0, ge=0)
 
 
 class NewCommit(_Asked):
-    parent: int | None = Field(None, ge=0)
+    parent: int | None = Field(default=None, ge=0)
     trees: list[str] = Field(max_length=200_000)
     packs: list[str] = Field(max_length=200_000)
     kind: Kind
     at: float
-    command: str | None = Field(None, max_length=26)
+    command: str | None = Field(default=None, max_length=26)
     stats: CommitStats = Field(default_factory=lambda: CommitStats.model_validate({}))
     fuzzy_paths: list[str] = Field(default_factory=list, max_length=FUZZY_MAX)
 
 
 class Restored(_Asked):
-    number: int | None = Field(None, ge=0)
-    files: int = Field(0, ge=0)
-    bytes: int = Field(0, ge=0)
+    number: int | None = Field(default=None, ge=0)
+    files: int = Field(default=0, ge=0)
+    bytes: int = Field(default=0, ge=0)
     seconds: float = Field(0.0, ge=0)
 
 
 class Heartbeat(_Asked):
-    number: int | None = Field(None, ge=0)
+    number: int | None = Field(default=None, ge=0)
     unchanged: bool = False
     status: dict[str, Any] = Field(default_factory=dict)
 

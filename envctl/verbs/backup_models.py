@@ -24,33 +24,35 @@ class OneBackup(OneHome):
 
 
 class ListBackups(OneHome):
-    before: int | None = Field(None, ge=1, description="those with a lower number; for the next page")
-    limit: int = Field(200, ge=1, le=2000, description="at most so many, newest first")
-    pinned: bool = Field(False, description="only pinned ones")
+    before: int | None = Field(default=None, ge=1, description="those with a lower number; for the next page")
+    limit: int = Field(default=200, ge=1, le=2000, description="at most so many, newest first")
+    pinned: bool = Field(default=False, description="only pinned ones")
 
 
 class DiffBackups(OneBackup):
-    older: int | None = Field(None, ge=0, description="compare with this backup; empty: the one before, 0: nothing")
-    path: str = Field("", max_length=12_300, description=f"only below this folder, {PATH}")
-    after: str = Field("", max_length=12_300, description="go on after this path")
-    limit: int = Field(500, ge=1, le=10_000, description="at most so many lines")
+    older: int | None = Field(
+        default=None, ge=0, description="compare with this backup; empty: the one before, 0: nothing"
+    )
+    path: str = Field(default="", max_length=12_300, description=f"only below this folder, {PATH}")
+    after: str = Field(default="", max_length=12_300, description="go on after this path")
+    limit: int = Field(default=500, ge=1, le=10_000, description="at most so many lines")
 
 
 class BrowseBackup(OneBackup):
-    path: str = Field("", max_length=12_300, description=f"a folder, {PATH}; empty: the root")
-    after: str = Field("", max_length=1_000, description="go on after this name")
-    limit: int = Field(500, ge=1, le=10_000, description="at most so many lines")
+    path: str = Field(default="", max_length=12_300, description=f"a folder, {PATH}; empty: the root")
+    after: str = Field(default="", max_length=1_000, description="go on after this name")
+    limit: int = Field(default=500, ge=1, le=10_000, description="at most so many lines")
 
 
 class GetFile(OneBackup):
     path: str = Field(min_length=1, max_length=12_300, description=f"a file, {PATH}")
-    offset: int = Field(0, ge=0, description="first byte")
-    length: int | None = Field(None, ge=0, description="so many bytes; empty: to the end")
+    offset: int = Field(default=0, ge=0, description="first byte")
+    length: int | None = Field(default=None, ge=0, description="so many bytes; empty: to the end")
 
 
 class GetArchive(OneBackup):
-    path: str = Field("", max_length=12_300, description=f"a file or a folder, {PATH}; empty: everything")
-    form: Literal["zip", "tar"] = Field("zip", description="tar keeps owners, links and extended attributes")
+    path: str = Field(default="", max_length=12_300, description=f"a file or a folder, {PATH}; empty: everything")
+    form: Literal["zip", "tar"] = Field(default="zip", description="tar keeps owners, links and extended attributes")
 
 
 class RestoreBackup(OneBackup):
@@ -58,15 +60,17 @@ class RestoreBackup(OneBackup):
         default_factory=list, max_length=1000, description=f"files and folders, {PATH}; none: everything"
     )
     into: str = Field(
-        "", max_length=12_300, description="an empty folder in the machine to put them into; empty: where they were"
+        default="",
+        max_length=12_300,
+        description="an empty folder in the machine to put them into; empty: where they were",
     )
     source: str = Field(
-        "", max_length=160, description="take them from a backup of this environment; empty: from the own"
+        default="", max_length=160, description="take them from a backup of this environment; empty: from the own"
     )
 
 
 class PinBackup(OneBackup):
-    note: str = Field("", max_length=200, description="why it is kept")
+    note: str = Field(default="", max_length=200, description="why it is kept")
 
 
 class BackupView(Answer):
