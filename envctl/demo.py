@@ -11,6 +11,7 @@ the pages show has happened; it was asked for by verbs, like anybody's.
 
 import json
 import logging
+import re
 import secrets
 import shutil
 import socket
@@ -18,11 +19,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit
 
 import httpx
 from sqlalchemy import select
@@ -36,7 +38,7 @@ from envctl.fake_pve.guest import SimulatedGuests
 from envctl.fake_pve.machines import FakeMachine
 from envctl.fake_pve.server import serve as serve_cluster
 from envctl.fake_pve.server import write_token
-from envctl.identifiers import new_id, tag_of
+from envctl.identifiers import ALPHABET, new_id, tag_of
 from envctl.states import EnvironmentState
 from envctl.verbs.table import verb
 from envctl.web.api import call
@@ -54,7 +56,8 @@ WORK_S: Final = 20.0
 FURNISH_S: Final = 300.0
 """Longest until everything is there; nothing waits for it but `--check`."""
 POLL_S: Final = 0.2
-PAGES_MAX: Final = 300
+OF_A_KIND: Final = 2
+"""So many pages are looked at that differ in an id, a number or a name alone."""
 PEOPLE: Final = (("alice", "user"), ("bob", "user"), ("olga", "operator"))
 ENVIRONMENTS: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
     ("alice", "thesis", "debian", {"schedule": {"stop": "MON-FRI 22:30", "timezone": "Europe/Berlin"}}),
@@ -153,8 +156,10 @@ def remembered(fake: FakePve, path: Path) -> list[FakeMachine]:
         for one in json.loads(path.read_text(encoding="utf-8")):
             machine = FakeMachine(one["vmid"], one["node"], one["config"], pool=one["pool"], boots=one["boots"])
             fake.machines[machine.vmid] = machine
-            if one["running"]:
+            if one["running"] and machine.pool == POOL:
                 ran.append(machine)
+            else:
+                machine.running = one["running"]
     return ran
 
 
@@ -272,7 +277,8 @@ def furnish(context: Context) -> None:
 
 
 def look_at_all(url: str, password: str) -> list[str]:
-    """Sign in as a browser does, and follow every link. The paths that answered; DemoFailed names one that did not."""
+    """Sign in as a browser does, and follow the links, to each kind of page. The paths that answered; DemoFailed names one that
+    did not."""
     with httpx.Client(
         base_url=url, headers={"Origin": url}, trust_env=False, timeout=60.0, follow_redirects=True
     ) as client:
@@ -281,8 +287,9 @@ def look_at_all(url: str, password: str) -> list[str]:
         if answer.url.path != "/environments":
             raise DemoFailed(f"nobody can sign in: {answer.status_code} at {answer.url.path}")
         wanted, seen = ["/environments"], list[str]()
-        known = {"/environments"}
-        while wanted and len(seen) < PAGES_MAX:
+        known = Counter(kind_of(path) for path in wanted)
+        met = set(wanted)
+        while wanted:
             path = wanted.pop(0)
             with client.stream("GET", path) as found:
                 if found.status_code != 200:
@@ -298,15 +305,21 @@ def look_at_all(url: str, password: str) -> list[str]:
             for link in page.links:
                 split = urlsplit(urljoin(f"{url}{path}", link))
                 shape = split.path + ("?" + split.query if split.query else "")
-                if (
-                    f"{split.scheme}://{split.netloc}" == url
-                    and shape not in known
-                    and not split.path.startswith("/static/")
-                ):
-                    known.add(shape)
-                    wanted.append(shape)
-    write_line(f"{len(seen)} pages and files answered")
+                ours = f"{split.scheme}://{split.netloc}" == url and not split.path.startswith("/static/")
+                if not ours or shape in met or known[kind_of(shape)] >= OF_A_KIND:
+                    continue
+                met.add(shape)
+                known[kind_of(shape)] += 1
+                wanted.append(shape)
+    write_line(f"{len(seen)} pages and files of {len(known)} kinds answered")
     return seen
+
+
+def kind_of(path: str) -> str:
+    """A path without what differs between pages of one kind."""
+    split = urlsplit(path)
+    names = sorted(name for name, _ in parse_qsl(split.query, keep_blank_values=True))
+    return re.sub(rf"[{ALPHABET}]{{26}}|\d+", "*", split.path) + "?" + "&".join(names)
 
 
 class _Page(HTMLParser):
