@@ -45,7 +45,7 @@ MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _WRITER_LOCK: Final = 0x656E7663
 """Key of the advisory lock on PostgreSQL; `envc` in ASCII."""
 _LOCK_NOT_AVAILABLE: Final = "55P03"
-# At its own level `debug` SQLAlchemy writes down whole rows, secrets among them; the console's `log_level` must not ask for that.
+# At `debug` SQLAlchemy writes down whole rows, secrets among them; the console's `log_level` must not ask for that.
 logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
