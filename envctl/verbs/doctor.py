@@ -15,6 +15,7 @@ from pydantic import Field
 from sqlalchemy import func, select
 
 from envctl.accounts.people import role_of
+from envctl.accounts.rights import require
 from envctl.calling import Caller, Context
 from envctl.database.models import Template, User
 from envctl.drivers.port import DriverFinding, EnvDriver
@@ -50,6 +51,7 @@ class Diagnosis(Answer):
 
 def doctor(context: Context, caller: Caller, request: AskDoctor) -> Diagnosis:
     """All findings, the bad ones first."""
+    require(caller, "admin:read", "admin")
     looks: dict[str, Callable[[Context], Iterator[Finding]]] = {
         "console": console,
         "database": database,

@@ -4,6 +4,7 @@ from typing import Final, cast
 
 from pydantic import Field
 
+from envctl.accounts.rights import require
 from envctl.calling import Caller, Context
 from envctl.database.models import Setting
 from envctl.errors import NoSuchThing
@@ -34,6 +35,7 @@ class SetSetting(SettingKey):
 
 def show(context: Context, caller: Caller, request: Nothing) -> list[SettingShown]:
     """Those that can be set here, in the order of the page."""
+    require(caller, "settings:read", "admin")
     with context.database.read() as session:
         rows = {key: row.value for key in KEPT if (row := session.get(Setting, key)) is not None}
     return [_shown(context, key, rows) for key in KEPT]
@@ -43,6 +45,7 @@ def set_one(context: Context, caller: Caller, request: SetSetting) -> SettingSho
     """It holds at once here, and within seconds in every process. Invalid."""
     detail = {"value": request.value}
     with context.audit.act(caller, "settings.set", target=request.key, detail=detail) as act:
+        require(caller, "settings:write", "admin")
         _known(request.key)
         value = checked(request.key, request.value)
         row = act.session.get(Setting, request.key)
@@ -57,6 +60,7 @@ def set_one(context: Context, caller: Caller, request: SetSetting) -> SettingSho
 def reset(context: Context, caller: Caller, request: SettingKey) -> SettingShown:
     """What the file says holds again."""
     with context.audit.act(caller, "settings.reset", target=request.key) as act:
+        require(caller, "settings:write", "admin")
         _known(request.key)
         row = act.session.get(Setting, request.key)
         if row is not None:
