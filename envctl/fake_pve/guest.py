@@ -1,11 +1,12 @@
-"""What runs in a machine of the fake: a home on this host's disk, and the real agent over it, in threads.
+"""What runs in a machine of the fake: a home on this host's disk, and the real agent over it.
 
     guests = SimulatedGuests(directory)
     fake = small_cluster(on_start=guests)
 
-One rule: the agent is the one that real guests run (`envctl.agent.service`), over a folder instead of `/`. Only what a
-machine itself would be is played here: the disk, SMBIOS, the power button, and somebody who works in the home. So what the
-console shows of a simulated machine (enrolment, restore, backups, restores of files) has really happened.
+One rule: the agent is the one that real guests run (`envctl.agent`), as processes over a folder instead of `/`. Only what a
+machine itself would be is played here: the disk, SMBIOS, cloud-init, the timer, the power button, and somebody who works in the
+home. So what the console shows of a simulated machine (enrolment, restore, backups, restores of files) has really happened, and
+cutting the power is killing processes.
 
 Nothing of this host is touched: the seed's login user and SSH keys are left aside, as are hooks and units.
 
@@ -20,6 +21,8 @@ import logging
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -28,10 +31,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from envctl.agent import ed25519, status
+import envctl
+from envctl.agent import ed25519, memory, status
 from envctl.agent.client import Console, World
-from envctl.agent.errors import AgentError, Fenced
-from envctl.agent.main import FINAL_WAIT_S, LOCK_WAIT_S, VERSION, locked
+from envctl.agent.errors import AgentError
+from envctl.agent.main import VERSION
 from envctl.agent.places import Places, read_json, replace
 from envctl.agent.service import Service
 from envctl.fake_pve.machines import Running
@@ -42,6 +46,7 @@ SERIAL_PREFIX: Final = "ds=nocloud;s="
 POLL_S: Final = 0.5
 RETRY_S: Final = 2.0
 SEED_BYTES_MAX: Final = 1 << 20
+_AGENT: Final = "import sys; from envctl.agent.main import main; sys.exit(main())"
 
 
 class PowerIsOff(Exception):
@@ -110,6 +115,9 @@ class SimulatedGuest:
         self._fill = fill
         self._off = threading.Event()
         self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        """Of the agent; under `_lock`, so that none begins after the power was cut."""
         self._world = World(self._time, self._sleep, os.urandom)
         self._places = Places(
             etc=str(disk / "etc"),
@@ -146,6 +154,9 @@ class SimulatedGuest:
 
     def cut_power(self) -> None:
         self._off.set()
+        with self._lock:
+            for process in self._processes:
+                process.kill()
 
     # Threads
 
@@ -155,8 +166,6 @@ class SimulatedGuest:
                 target()
             except PowerIsOff:
                 return
-            except Fenced as error:
-                self._said = f"fenced: {error}"
             except (AgentError, OSError, ValueError) as error:
                 # As in a machine: it stands there, and its screen says why.
                 self._said = f"{what} failed: {error}"
@@ -181,12 +190,9 @@ class SimulatedGuest:
         while not self._enrolled():
             self._sleep(RETRY_S)
         self._said = "restoring the home"
-        service = self._service()
-        while True:
-            with locked(self._places, LOCK_WAIT_S, self._sleep) as held:
-                if held and service.restore_until_done_or_later():
-                    break
-            self._sleep(RETRY_S)
+        if self._agent("restore") != 0:
+            self._said = "the home did not come; nobody is let in"
+            return
         self._said = "ready"
         home = self._home()
         if not home.exists():
@@ -194,35 +200,41 @@ class SimulatedGuest:
         self._thread("timer", self._timer)
         if self._work_s > 0:
             self._thread("work", self._work)
-        self._service().run(lambda wait_s: locked(self._places, wait_s, self._sleep))
-        self._said = "fenced: another machine has this home now"
+        self._agent("run")
+        self._said = "another machine has this home now"
 
     def _timer(self) -> None:
-        service = self._service()
-        while not self._stopping.is_set():
+        """The systemd timer; the agent itself says whether the interval is over."""
+        service = Service(self._places, self._world, version=VERSION)
+        while not self._stopping.is_set() and not memory.load(self._places).fenced:
             self._sleep(POLL_S)
-            if not service.is_due():
-                continue
-            with locked(self._places, 0.0, self._sleep) as held:
-                if held and service.is_due():
-                    try:
-                        service.backup("timer")
-                    except Fenced:
-                        raise
-                    except (AgentError, OSError, ValueError) as error:
-                        log.info("simulated machine %d: backup: %s", self.running.vmid, error)
-                        self._sleep(RETRY_S)
+            if service.is_due():
+                self._agent("backup")
 
     def _shut_down(self) -> None:
         self._said = "shutting down: saving the home"
-        try:
-            with locked(self._places, FINAL_WAIT_S, self._sleep) as held:
-                if held:
-                    self._service().backup("final")
-        except (AgentError, OSError, ValueError) as error:
-            log.info("simulated machine %d: final backup: %s", self.running.vmid, error)
-        self._off.set()
+        if memory.load(self._places).restored:
+            self._agent("final")
+        self.cut_power()
         self.running.power_off()
+
+    def _agent(self, verb: str) -> int:
+        """Run the agent to its end; its exit status. PowerIsOff."""
+        folders = ["--etc", self._places.etc, "--state", self._places.state, "--run", self._places.run]
+        command = [sys.executable, "-c", _AGENT, *folders, "--base", str(self.root), verb]
+        path = os.pathsep.join([str(Path(envctl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        with open(self._disk / "agent.log", "ab") as said:
+            with self._lock:
+                self._time()
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env={**os.environ, "PYTHONPATH": path}
+                )
+                self._processes.append(process)
+            ended = process.wait()
+        with self._lock:
+            self._processes.remove(process)
+        self._time()
+        return ended
 
     def _work(self) -> None:
         """Somebody who writes now and then."""
@@ -232,9 +244,6 @@ class SimulatedGuest:
             self._sleep(self._work_s)
             turn += 1
             work_in(self._home(), drawn, turn, self._time())
-
-    def _service(self) -> Service:
-        return Service(self._places, self._world, version=f"{VERSION} (simulated)")
 
     def _home(self) -> Path:
         seed = read_json(self._places.seed) or {}
