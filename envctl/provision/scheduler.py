@@ -22,7 +22,6 @@ from envctl.calling import Caller, Context
 from envctl.database.access import DatabaseBusy, DatabaseUnavailable
 from envctl.database.models import (
     Attempt,
-    Backup,
     Environment,
     Guest,
     JobLine,
@@ -34,7 +33,7 @@ from envctl.database.models import (
     User,
 )
 from envctl.errors import EnvctlError, OverQuota
-from envctl.homes.retention import Policy
+from envctl.homes.upkeep import upkeep
 from envctl.provision import reconciling, requests, schedules
 from envctl.states import EnvironmentState, JobKind, JobState
 from s3core.errors import PreconditionFailed, StoreError
@@ -230,13 +229,6 @@ class Scheduler:
         """Snapshots of some homes that are due are thinned, and what nothing refers to is collected. Ids of the homes."""
         context = self._context
         now = context.now()
-        settings = context.settings
-        policy = Policy(
-            settings.retention_fine_s,
-            settings.retention_hourly_s,
-            settings.retention_daily_s,
-            settings.retention_weekly_s,
-        )
         with context.database.read() as session:
             ids = list(
                 session.scalars(
@@ -256,35 +248,11 @@ class Scheduler:
         for _, environment_id in due[:HOMES_A_TURN]:
             self._thinned[environment_id] = now
             try:
-                self._thin_one(environment_id, policy, now)
+                upkeep(context, environment_id)
                 done.append(environment_id)
             except (EnvctlError, StoreError) as error:
                 _log.warning("retention of %s: %s", environment_id, error)
         return done
-
-    def _thin_one(self, environment_id: str, policy: Policy, now: float) -> None:
-        homes = self._context.homes
-        removed = homes.prune(environment_id, policy, now, self._protected(environment_id))
-        homes.collect(environment_id, now)
-        usage = homes.usage(environment_id)
-        with self._context.database.write() as session:
-            session.execute(delete(Backup).where(Backup.environment_id == environment_id, Backup.number.in_(removed)))
-            session.get_one(Environment, environment_id).stored_bytes = usage.bytes
-
-    def _protected(self, environment_id: str) -> list[int]:
-        """Snapshots that a restore under way, or one to come, needs."""
-        with self._context.database.read() as session:
-            row = session.get_one(Environment, environment_id)
-            wanted = [row.restore_snapshot] if row.restore_snapshot is not None else []
-            for other in session.scalars(
-                select(Environment).where(
-                    Environment.source_environment_id == environment_id,
-                    Environment.ready_at.is_(None),
-                    Environment.state != EnvironmentState.PURGED,
-                )
-            ):
-                wanted += [other.source_snapshot] if other.source_snapshot is not None else []
-            return wanted
 
     # The database.
 
