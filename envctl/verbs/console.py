@@ -18,7 +18,7 @@ LIFE_S: Final = 60.0
 
 class AskTicket(Request):
     environment: str = Field(description="id, or name among one's own, or OWNER/NAME")
-    kind: Literal["vnc", "terminal"] = Field("vnc", description="the screen, or a serial terminal")
+    kind: Literal["vnc", "terminal"] = Field(default="vnc", description="the screen, or a serial terminal")
 
 
 class ConsoleTicket(Answer):
@@ -38,6 +38,11 @@ def ticket(context: Context, caller: Caller, request: AskTicket) -> ConsoleTicke
     with context.audit.act(caller, "console.ticket", target=request.environment, detail={"kind": request.kind}) as act:
         found = rights.environment(act.session, caller, request.environment)
         act.environment_id, act.target = found.id, found.name
+        if not caller.login_hash:
+            raise Refused(
+                "a ticket is for the browser that is signed in, and a token is none",
+                hint=f"s3-envctl env open {found.name} tells the address of the page",
+            )
         if not found.running or not found.machine:
             raise Refused(f"{found.name} does not run, so it has no screen", hint=f"s3-envctl env start {found.name}")
         act.session.execute(delete(Ticket).where(Ticket.expires_at <= now))

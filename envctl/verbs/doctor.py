@@ -31,7 +31,7 @@ STORE_SLOW_S: Final = 1.0
 
 class AskDoctor(Request):
     part: Literal["all", "console", "database", "store", "drivers", "templates", "accounts"] = Field(
-        "all", description="look at this alone"
+        default="all", description="look at this alone"
     )
 
 
