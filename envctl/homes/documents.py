@@ -164,11 +164,11 @@ def read_head(data: bytes, key: str) -> Head:
         if found["number"] != (newest.number if newest else 0):
             raise ValueError("the number is not the newest snapshot's")
         return Head(
-            str(found["environment"]),
+            _text(found["environment"]),
             _count(found["generation"]),
             newest,
             float(found["seen_at"]),
-            str(found.get("swept", "")),
+            _text(found.get("swept", "")),
         )
 
 
@@ -181,9 +181,9 @@ def read_snapshot(data: bytes, key: str) -> Snapshot:
 def read_pin(data: bytes, key: str) -> Pin:
     found = _read(data, key)
     with _Reading(key):
-        note = str(found["note"])
+        note = _text(found["note"])
         kept = replace(_snapshot(found["snapshot"]), pinned=True, note=note)
-        return Pin(kept, note, str(found["by"]), float(found["at"]))
+        return Pin(kept, note, _text(found["by"]), float(found["at"]))
 
 
 def read_doomed(data: bytes, key: str) -> Doomed:
@@ -191,7 +191,7 @@ def read_doomed(data: bytes, key: str) -> Doomed:
     with _Reading(key):
         if found["state"] not in ("marked", "sweeping"):
             raise ValueError(f"unknown state {found['state']!r}")
-        names = tuple(str(name) for name in found["names"])
+        names = tuple(_text(name) for name in _list(found["names"]))
         return Doomed(float(found["at"]), found["state"], names, float(found["claimed_at"]))
 
 
@@ -214,7 +214,7 @@ def _read(data: bytes, key: str) -> dict[str, Any]:
         found = json.loads(data)
         if not isinstance(found, dict):
             raise ValueError("it is not a JSON object")
-        if found.get("format") != FORMAT:
+        if found.get("format") != FORMAT or isinstance(found["format"], bool):
             raise HomeDamaged(
                 f"{key} has format {found.get('format')!r}; this program reads {FORMAT}", hint="use a newer release"
             )
@@ -232,17 +232,29 @@ def _snapshot(found: Mapping[str, Any]) -> Snapshot:
         generation=_count(found["generation"]),
         at=float(found["at"]),
         kind=found["kind"],
-        trees=tuple(_sha256(name) for name in found["trees"]),
+        trees=tuple(_sha256(name) for name in _list(found["trees"])),
         stats=Stats(**{name: value for name, value in found["stats"].items() if name in known}),
         guest_at=float(found["guest_at"]),
-        fuzzy_paths=tuple(str(path) for path in found["fuzzy_paths"]),
-        alert=str(found["alert"]),
+        fuzzy_paths=tuple(_text(path) for path in _list(found["fuzzy_paths"])),
+        alert=_text(found["alert"]),
     )
 
 
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
     return value
 
 
