@@ -168,6 +168,9 @@ class Security:
         try:
             who = await run_in_threadpool(identify, context, connection)
             scope[_WHO] = who
+            if who.address:
+                # What is below this asks `request.client`; it must not see a proxy there.
+                scope["client"] = (who.address, (scope.get("client") or ("", 0))[1])
             if scope["type"] == "websocket":
                 check_origin(settings, connection.headers)
         except EnvctlError as error:

@@ -8,10 +8,13 @@ import httpx
 import pyotp
 import pytest
 from sqlalchemy import select
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from envctl.accounts import limits, passwords, totp
 from envctl.accounts.people import find_user
 from envctl.database.models import Attempt, AuditRow, Login
+from envctl.web.security import Security
 from tests.envctl.security.site import ORIGIN, Browser, Site
 from tests.envctl.world import CHEAP, PASSWORD, World
 
@@ -237,6 +240,21 @@ def test_an_address_cannot_be_made_up(new_site: Callable[..., Site]) -> None:
     assert told("10.0.0.1", "203.0.113.5") == "203.0.113.5"
     assert told("10.0.0.1", "6.6.6.6, 203.0.113.5, 10.0.0.2") == "203.0.113.5"
     assert told("10.0.0.1", "rubbish") == "rubbish"
+
+
+def test_what_lies_below_sees_the_same_address(new_world: Callable[..., World]) -> None:
+    """A guest's seed is bound to the address that fetched it: to the guest's, not to the proxy's."""
+    world = new_world(proxies=["10.0.0.1"])
+    seen: list[object] = []
+
+    async def below(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["client"][0])
+        await PlainTextResponse("")(scope, receive, send)
+
+    guarded = Security(below, lambda: world.context)
+    for peer in ("10.0.0.1", "198.51.100.1"):
+        Browser(guarded, peer).get("/seed/x/meta-data", headers={"X-Forwarded-For": "203.0.113.5"})
+    assert seen == ["203.0.113.5", "198.51.100.1"]
 
 
 # The second factor.
