@@ -162,7 +162,10 @@ def open_job(session: Session, environment_id: str) -> Job | None:
 
 def newest_job(session: Session, environment_id: str) -> Job | None:
     """The one under way, else the last that was begun (two of one millisecond have no order)."""
-    return open_job(session, environment_id) or session.scalar(select(Job).where(Job.environment_id == environment_id).order_by(Job.id.desc()).limit(1))
+    under_way = open_job(session, environment_id)
+    if under_way is not None:
+        return under_way
+    return session.scalar(select(Job).where(Job.environment_id == environment_id).order_by(Job.id.desc()).limit(1))
 
 
 def resume_at(session: Session, environment: Environment, job: Job) -> str:

@@ -18,38 +18,40 @@ from envctl.verbs.verb import Answer, Request
 class Schedule(Request):
     """When it starts and stops by itself: days and a moment (`MON-FRI 08:00`, `MON,WED 18:30`, `* 20:00`), empty: never."""
 
-    start: str = Field("", max_length=64, description="days and a moment")
-    stop: str = Field("", max_length=64, description="days and a moment")
-    timezone: str = Field(
-        "UTC", max_length=64, description="a name of the IANA time zone database, such as Europe/Berlin"
-    )
+    start: str = Field(default="", max_length=64, description="days and a moment")
+    stop: str = Field(default="", max_length=64, description="days and a moment")
+    timezone: str = Field(default="UTC", max_length=64, description="a name such as Europe/Berlin (IANA)")
 
 
 class CreateEnvironment(Request):
     name: str = Field(description="a-z, 0-9 and '-'; it becomes the host name")
     template: str = Field(description="name or id of a template")
-    cores: int | None = Field(None, ge=1, description="empty: the template's")
-    memory_mib: int | None = Field(None, ge=64, description="empty: the template's")
-    disk_gib: int | None = Field(None, ge=1, description="empty: the template's")
+    cores: int | None = Field(default=None, ge=1, description="empty: the template's")
+    memory_mib: int | None = Field(default=None, ge=64, description="empty: the template's")
+    disk_gib: int | None = Field(default=None, ge=1, description="empty: the template's")
     directories: list[str] | None = Field(
-        None, max_length=32, description="absolute paths that are saved; empty: the template's"
+        default=None, max_length=32, description="paths that are saved; empty: the template's"
     )
     idle_stop_s: int | None = Field(
-        None, ge=0, description="stopped after this without anybody; 0: never; empty: the console's"
+        default=None, ge=0, description="stopped when idle for this; 0: never; empty: the default"
     )
-    schedule: Schedule | None = Field(None, description="when it starts and stops by itself")
-    expires_at: float | None = Field(None, description="stopped then and deleted after the grace; the home is kept")
-    from_environment: str | None = Field(None, description="its home comes from a backup of this one")
-    from_snapshot: int | None = Field(None, ge=1, description="number of that backup; empty: the newest")
-    owner: str | None = Field(None, description="name of the user it is for; empty: who asks (others: operators alone)")
+    schedule: Schedule | None = Field(default=None, description="when it starts and stops by itself")
+    expires_at: float | None = Field(
+        default=None, description="stopped then and deleted after the grace; the home is kept"
+    )
+    from_environment: str | None = Field(default=None, description="its home comes from a backup of this one")
+    from_snapshot: int | None = Field(default=None, ge=1, description="number of that backup; empty: the newest")
+    owner: str | None = Field(
+        default=None, description="name of the user it is for; empty: who asks (others: operators alone)"
+    )
 
 
 class ListEnvironments(Request):
-    everybody: bool = Field(False, description="those of all users (operators)")
-    deleted: bool = Field(False, description="deleted ones too, while their home is kept")
-    state: EnvironmentState | None = Field(None, description="in this state alone")
-    owner: str | None = Field(None, description="of this user (operators)")
-    search: str | None = Field(None, max_length=64, description="part of the name")
+    everybody: bool = Field(default=False, description="those of all users (operators)")
+    deleted: bool = Field(default=False, description="deleted ones too, while their home is kept")
+    state: EnvironmentState | None = Field(default=None, description="in this state alone")
+    owner: str | None = Field(default=None, description="of this user (operators)")
+    search: str | None = Field(default=None, max_length=64, description="part of the name")
 
 
 class OneEnvironment(Request):
@@ -57,8 +59,8 @@ class OneEnvironment(Request):
 
 
 class StopEnvironment(OneEnvironment):
-    accept_loss: bool = Field(False, description="go on where the last minutes cannot be saved")
-    force: bool = Field(False, description="power off where the machine does not shut down")
+    accept_loss: bool = Field(default=False, description="go on where the last minutes cannot be saved")
+    force: bool = Field(default=False, description="power off where the machine does not shut down")
 
 
 class RestartEnvironment(StopEnvironment):
@@ -66,7 +68,7 @@ class RestartEnvironment(StopEnvironment):
 
 
 class ResetEnvironment(StopEnvironment):
-    snapshot: int | None = Field(None, ge=1, description="the home as this backup has it; empty: the newest")
+    snapshot: int | None = Field(default=None, ge=1, description="the home as this backup has it; empty: the newest")
 
 
 class DeleteEnvironment(StopEnvironment):
@@ -74,9 +76,9 @@ class DeleteEnvironment(StopEnvironment):
 
 
 class ResizeEnvironment(OneEnvironment):
-    cores: int | None = Field(None, ge=1, description="empty: as now")
-    memory_mib: int | None = Field(None, ge=64, description="empty: as now")
-    disk_gib: int | None = Field(None, ge=1, description="disks only grow")
+    cores: int | None = Field(default=None, ge=1, description="empty: as now")
+    memory_mib: int | None = Field(default=None, ge=64, description="empty: as now")
+    disk_gib: int | None = Field(default=None, ge=1, description="disks only grow")
 
 
 class ExtendEnvironment(OneEnvironment):
@@ -84,21 +86,21 @@ class ExtendEnvironment(OneEnvironment):
 
 
 class FreezeEnvironment(OneEnvironment):
-    reason: str = Field("", max_length=200, description="shown to its owner")
+    reason: str = Field(default="", max_length=200, description="shown to its owner")
 
 
 class UpdateEnvironment(OneEnvironment):
     """What is not named stays as it is."""
 
-    idle_stop_s: int | None = Field(None, ge=0, description="0: never")
-    schedule: Schedule | None = Field(None, description="when it starts and stops by itself")
+    idle_stop_s: int | None = Field(default=None, ge=0, description="0: never")
+    schedule: Schedule | None = Field(default=None, description="when it starts and stops by itself")
 
 
 class ListJobs(Request):
-    environment: str | None = Field(None, description="of this one alone")
-    state: JobState | None = Field(None, description="in this state alone")
-    everybody: bool = Field(False, description="of all users (operators)")
-    limit: int = Field(100, ge=1, le=1000, description="at most so many, the newest first")
+    environment: str | None = Field(default=None, description="of this one alone")
+    state: JobState | None = Field(default=None, description="in this state alone")
+    everybody: bool = Field(default=False, description="of all users (operators)")
+    limit: int = Field(default=100, ge=1, le=1000, description="at most so many, the newest first")
 
 
 class OneJob(Request):
@@ -106,13 +108,13 @@ class OneJob(Request):
 
 
 class RetryJob(OneJob):
-    accept_loss: bool = Field(False, description="go on where the last minutes cannot be saved")
-    force: bool = Field(False, description="power off where the machine does not shut down")
+    accept_loss: bool = Field(default=False, description="go on where the last minutes cannot be saved")
+    force: bool = Field(default=False, description="power off where the machine does not shut down")
 
 
 class JobLog(OneJob):
-    after: int = Field(0, ge=0, description="lines with a greater number")
-    limit: int = Field(500, ge=1, le=5000, description="at most so many")
+    after: int = Field(default=0, ge=0, description="lines with a greater number")
+    limit: int = Field(default=500, ge=1, le=5000, description="at most so many")
 
 
 class OneOrphan(Request):

@@ -61,15 +61,8 @@ def job_views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
         session.scalars(select(Environment).where(Environment.id.in_({job.environment_id for job in jobs})))
     )
     owners = _by_id(session.scalars(select(User).where(User.id.in_({row.owner_id for row in environments.values()}))))
-    newest = dict(
-        session.execute(
-            select(Job.environment_id, func.max(Job.id))
-            .where(Job.environment_id.in_(environments))
-            .group_by(Job.environment_id)
-        )
-        .tuples()
-        .all()
-    )
+    last = select(Job.environment_id, func.max(Job.id)).where(Job.environment_id.in_(environments))
+    newest = {row[0]: row[1] for row in session.execute(last.group_by(Job.environment_id))}
     found = []
     for job in jobs:
         environment = environments[job.environment_id]

@@ -131,7 +131,7 @@ def nodes(context: Context, caller: Caller, request: Nothing) -> list[NodeView]:
     with context.database.read() as session:
         living = session.execute(
             select(Environment.driver, Environment.node, Environment.running).where(Environment.machine.is_not(None))
-        ).tuples()
+        )
         count: dict[tuple[str, str | None], list[int]] = {}
         for driver, node, running in living:
             entry = count.setdefault((driver, node), [0, 0])

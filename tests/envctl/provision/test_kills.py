@@ -122,8 +122,9 @@ class Site:
             with context.database.write() as session:
                 # As if its lease had run out by waiting.
                 session.execute(update(Job).where(Job.state == JobState.RUNNING).values(lease_until=0.0))
+        row = self.check(environment, kind)
         assert left == [], "never reached"
-        return self.check(environment, kind)
+        return row
 
     def _hold(self, left: list[str]) -> None:
         """What must not be over before somebody has waited for it."""
