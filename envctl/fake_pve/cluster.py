@@ -341,9 +341,7 @@ class FakePve:
             rows += [self._node_row(node, user) for node in self.nodes.values()]
         if kind in (None, "storage"):
             for storage in self.storages.values():
-                if self._may(user, f"/storage/{storage.name}", "Datastore.Audit") or self._may(
-                    user, f"/storage/{storage.name}", "Datastore.AllocateSpace"
-                ):
+                if self._may(user, f"/storage/{storage.name}", "Datastore.Audit"):
                     rows += [
                         {
                             "id": f"storage/{node}/{storage.name}",

@@ -632,6 +632,7 @@ class PveDriver:
             )
             findings += self._about_release(release, answer.clock_ahead_s)
             findings += await self._about_nodes()
+            findings += await self._about_pool()
             findings += await self._about_rights(release)
         except DriverFailed as error:
             findings.append(DriverFinding("error", str(error.args[0]) if error.args else str(error), error.hint))
@@ -677,6 +678,20 @@ class PveDriver:
                 )
             )
         return findings
+
+    async def _about_pool(self) -> list[DriverFinding]:
+        pool = self._settings.pool
+        if not pool:
+            return []
+        try:
+            await self._client.get("/pools/{poolid}", {"poolid": pool})
+        except DriverFailed as error:
+            if isinstance(error, DriverBusy):
+                raise
+            if words.reason(error) == "denied":
+                return []  # the missing right is told with the others
+            return [DriverFinding("error", str(error.args[0]), f"pveum pool add {pool}")]
+        return []
 
     async def _about_rights(self, release: tuple[int, ...]) -> list[DriverFinding]:
         listed = await self._listed()

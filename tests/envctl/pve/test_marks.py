@@ -1,11 +1,14 @@
 """What machines carry: marks, tags, SMBIOS. And what Proxmox VE's words mean."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from envctl.drivers.port import NodeHeadroom
-from envctl.drivers.pve import marks
+from envctl.drivers.pve import marks, rights
 from envctl.drivers.pve.driver import address_of
 from envctl.drivers.pve.placement import choose
 from envctl.drivers.pve.words import failure, reason
@@ -123,3 +126,27 @@ def test_a_clone_goes_where_room_is() -> None:
     blind = [NodeHeadroom(f"pve{n}", True, 0, 0, 0) for n in (1, 2)]
     assert choose("pve1", blind, shared=True, given_bytes={}) == "pve1"
     assert choose("pve1", blind, shared=True, given_bytes={"pve1": 1}) == "pve2"
+
+
+def test_the_page_for_admins_has_every_right_and_its_commands_give_just_these() -> None:
+    page = Path("docs/envctl/pve.md").read_text(encoding="utf-8")
+    tables = {
+        "/pool/POOL": rights.POOL,
+        "/vms/TEMPLATE": rights.TEMPLATE,
+        "/storage/STORAGE": rights.STORAGE,
+        "/sdn/zones/ZONE/VNET": rights.NETWORK,
+    }
+    rows = [f"| `{path}` | `{right}` | {why} |" for path, held in tables.items() for right, why in held.items()]
+    assert [
+        line for line in page.splitlines() if line.startswith(("| `/pool", "| `/vms", "| `/storage", "| `/sdn"))
+    ] == rows
+    roles = dict(re.findall(r'^pveum role add (\w+) --privs "([^"]+)"$', page, re.MULTILINE))
+    wanted = {
+        "EnvctlPool": rights.POOL,
+        "EnvctlTemplate": rights.TEMPLATE,
+        "EnvctlStorage": rights.STORAGE,
+        "EnvctlNetwork": rights.NETWORK,
+    }
+    assert {role: set(privileges.split()) for role, privileges in roles.items()} == {
+        role: set(held) for role, held in wanted.items()
+    }
