@@ -4,7 +4,7 @@ from typing import Final
 
 from fastapi import Response
 
-from envctl.errors import EnvctlError, NoSuchThing
+from envctl.errors import EnvctlError, Forbidden, NoSuchThing
 from envctl.web.pages.visit import Page, Visit
 from s3core.console import program_version
 
@@ -37,6 +37,8 @@ def set_setting(visit: Visit) -> Response:
 
 def doctor(visit: Visit) -> Response:
     """A look takes seconds: it happens when somebody asks, not with each load of the page."""
+    if not visit.may("admin.doctor"):
+        raise Forbidden("admin.doctor needs the role admin")
     asked = visit.query("look") == "1"
     found = visit.ask("admin.doctor", part=visit.query("part", "all")) if asked else None
     return visit.page("doctor.html", diagnosis=found, version=program_version(), database=visit.context.database.kind)

@@ -49,7 +49,7 @@ class Day:
     date: str
     """`2026-11-22`"""
     title: str
-    """`Sun 22 Nov`"""
+    """`Sun 22 Nov`; what lies a year back is gone or pinned, and its mark names the year."""
     hours: tuple[Hour, ...]
     count: int
 
@@ -80,7 +80,7 @@ def days_of(backups: Sequence[Moment], *, chosen: tuple[str, int] | None = None)
                     chosen == (date, hour),
                 )
             )
-        title = datetime.strptime(date, "%Y-%m-%d").strftime("%a %d %b %Y")
+        title = datetime.strptime(date, "%Y-%m-%d").strftime("%a %d %b")
         made.append(Day(date, title, tuple(marks), sum(mark.count for mark in marks)))
     return made
 

@@ -162,6 +162,8 @@ def test_terminal_and_screen(site: Site, browser: Browser) -> None:
         expect(page.locator("#head .badge").first).to_have_text("Ready", timeout=LONG_MS)
         page.get_by_role("link", name="Terminal").click()
         expect(page.locator("#console-state")).to_have_text("Connected")
+        expect(page.locator(".xterm-rows")).to_contain_text("$")
+        page.keyboard.type("status\n")
         expect(page.locator(".xterm-rows")).to_contain_text("address 198.51.100", timeout=LONG_MS)
         row = page.locator(".xterm-rows > div").first.bounding_box()
         assert row is not None

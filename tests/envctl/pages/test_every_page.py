@@ -8,13 +8,7 @@ import httpx
 import pytest
 
 from envctl.web.pages.routes import PAGES
-from tests.envctl.pages.furnished import House, furnished
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with furnished(tmp_path_factory.mktemp("house")) as made:
-        yield made
+from tests.envctl.pages.furnished import House
 
 
 def addresses(house: House) -> dict[str, str]:
