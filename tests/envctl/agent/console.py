@@ -97,7 +97,7 @@ class FakeConsole:
         self.restore = {"number": number, "from": source, "trees": trees, "done": False}
         self.key = None
 
-    def ask(self, kind: str, **parameters: Any) -> str:
+    def ask(self, kind: str, /, **parameters: Any) -> str:
         name = f"c{len(self.answers) + len(self.commands)}"
         self.commands.append({"id": name, "kind": kind, "parameters": parameters})
         return name
