@@ -45,6 +45,9 @@ POOL_RIGHTS: Final = (
     "VM.PowerMgmt",
 )
 VERSION: Final = {"version": "9.1.4", "release": "9.1", "repoid": "0123456789abcdef"}
+ASKED_MAX: Final = 50_000
+TASKS_MAX: Final = 2_000
+"""Remembered; older ones that have ended are forgotten, as Proxmox VE forgets tasks."""
 _SIZES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _CPU: Final = frozenset({"cores", "sockets", "cpu", "cpulimit", "cpuunits", "numa", "vcpus", "affinity"})
 _MEMORY: Final = frozenset({"memory", "balloon", "shares"})
@@ -220,6 +223,8 @@ class FakePve:
                 raise
             finally:
                 self.asked.append(Asked(method, path, dict(parameters), user, via, status))
+                if len(self.asked) > ASKED_MAX:
+                    del self.asked[: ASKED_MAX // 2]
 
     def _who(self, authorization: str) -> str:
         found = re.fullmatch(r"PVEAPIToken=([^=]+)=(\S+)", authorization)
@@ -866,6 +871,10 @@ class FakePve:
                 raise TaskFailed(message)
 
         task = FakeTask(upid, node, kind, ident, user, self.now(), step, holds=holds)
+        if len(self.tasks) >= TASKS_MAX:
+            ended = [each.upid for each in self.tasks.values() if not each.running]
+            for old in ended[: TASKS_MAX // 2]:
+                del self.tasks[old]
         self.tasks[upid] = task
         return task
 

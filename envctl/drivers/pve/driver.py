@@ -582,14 +582,18 @@ class PveDriver:
                     "keep templates outside vmid_first to vmid_last",
                 )
             )
+        listing = await self._client.get("/access/permissions")
         storage = options.get("storage") or self._settings.storage
         storages = (
             {storage} if full and storage else {marks.storage_of(value) for value in marks.disks(config).values()}
         )
         wanted = rights.needed(
-            options.get("pool") or self._settings.pool, [vmid], sorted(storages - {""}), rights.network_paths(config)
+            options.get("pool") or self._settings.pool,
+            [vmid],
+            sorted(storages - {""}),
+            rights.network_paths(config, listing),
         )
-        held = await self._permissions(wanted)
+        held = await self._permissions(listing, wanted)
         missing = rights.compare(held, wanted, pool=self._settings.pool, vmids=(1, 0), release=await self._release())
         findings += [each for each in missing if " is missing at " in each.message]
         if options.get("storage") and not full:
@@ -694,6 +698,7 @@ class PveDriver:
         return []
 
     async def _about_rights(self, release: tuple[int, ...]) -> list[DriverFinding]:
+        listing = await self._client.get("/access/permissions")
         listed = await self._listed()
         templates = [each.vmid for each in listed if each.template]
         storages: set[str] = {self._settings.storage} - {""}
@@ -702,9 +707,9 @@ class PveDriver:
             if each.template and (await self._nodes()).get(each.node) == "online":
                 config = await self._config(each.machine)
                 storages |= {marks.storage_of(value) for value in marks.disks(config).values()} - {""}
-                networks |= set(rights.network_paths(config))
+                networks |= set(rights.network_paths(config, listing))
         wanted = rights.needed(self._settings.pool, templates, sorted(storages), sorted(networks))
-        held = await self._permissions(wanted)
+        held = await self._permissions(listing, wanted)
         vmids = (self._settings.vmid_first, self._settings.vmid_last)
         findings = rights.compare(held, wanted, pool=self._settings.pool, vmids=vmids, release=release)
         if not templates:
@@ -717,9 +722,11 @@ class PveDriver:
             findings.append(DriverFinding("ok", f"{self._name}: the token has the rights it needs, and no other"))
         return findings
 
-    async def _permissions(self, wanted: Sequence[rights.Needed]) -> dict[str, dict[str, object]]:
-        """All that the token has, and what it has at each path that matters (the listing leaves out paths without an ACL)."""
-        held: dict[str, dict[str, object]] = dict(await self._client.get("/access/permissions"))
+    async def _permissions(
+        self, listing: Mapping[str, dict[str, object]], wanted: Sequence[rights.Needed]
+    ) -> dict[str, dict[str, object]]:
+        """What the token has, also at each path that matters (the listing leaves out paths without an ACL)."""
+        held = dict(listing)
         for each in wanted:
             if each.path not in held:
                 held.update(await self._client.get("/access/permissions", {"path": each.path}))

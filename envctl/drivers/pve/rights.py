@@ -139,13 +139,16 @@ def _excess(path: str, extra: Sequence[str]) -> DriverFinding:
     )
 
 
-def network_paths(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Where SDN.Use is asked for, for the network cards of a machine."""
-    found = []
+def network_paths(config: Mapping[str, object], permissions: Mapping[str, Mapping[str, object]]) -> tuple[str, ...]:
+    """Where SDN.Use is asked for, for the network cards of a machine. Which zone a bridge belongs to is not a token's to see;
+    where an ACL names the bridge in some zone, it is that one. Plain bridges are in `localnetwork`."""
+    found = set()
     for name, value in config.items():
-        if re.fullmatch(r"net\d+", name):
-            for part in str(value).split(","):
-                key, _, bridge = part.partition("=")
-                if key == "bridge" and bridge:
-                    found.append(f"/sdn/zones/localnetwork/{bridge}")
-    return tuple(sorted(set(found)))
+        if not re.fullmatch(r"net\d+", name):
+            continue
+        for part in str(value).split(","):
+            key, _, bridge = part.partition("=")
+            if key == "bridge" and bridge:
+                named = [path for path in permissions if re.fullmatch(rf"/sdn/zones/[^/]+/{re.escape(bridge)}", path)]
+                found.add(sorted(named)[0] if named else f"/sdn/zones/localnetwork/{bridge}")
+    return tuple(sorted(found))

@@ -463,6 +463,22 @@ def test_each_missing_right_and_each_right_too_many_is_named(driver: PveDriver, 
     run(driver, work)
 
 
+def test_a_network_of_a_zone_of_its_own_is_looked_for_where_the_acl_names_it(driver: PveDriver, fake: FakePve) -> None:
+    fake.machines[TEMPLATE].config["net0"] = "virtio=BC:24:11:00:00:01,bridge=tenants"
+    fake.access.revoke(TOKEN, "/sdn/zones/localnetwork/vmbr0")
+    fake.access.grant(TOKEN, "/sdn/zones/campus/tenants", ("SDN.Use",))
+
+    async def work() -> None:
+        assert (await driver.check_access())[-1].severity == "ok"
+        fake.access.revoke(TOKEN, "/sdn/zones/campus/tenants")
+        missing = [each.message for each in await driver.check_access() if each.severity == "error"]
+        assert missing == [
+            "right SDN.Use is missing at /sdn/zones/localnetwork/tenants: attach the clone's network card"
+        ]
+
+    run(driver, work)
+
+
 def test_every_right_in_the_table_is_really_needed(driver: PveDriver, fake: FakePve) -> None:
     """Take each right alone away: the life of a machine must fail, or the right would be too many."""
     from envctl.drivers.pve import rights
