@@ -247,7 +247,7 @@ def machines_app(context: Context, monitor: Monitor) -> FastAPI:
     app = new_app(described=False)
     add_errors(app)
     app.include_router(health.router(lambda: context, monitor))
-    app.include_router(metrics.router(lambda: context, monitor, lambda: 0))
+    app.include_router(metrics.router(lambda: context, monitor))
     app.add_middleware(Security, get_context=lambda: context)
     return app
 

@@ -60,10 +60,12 @@ def create_app(
     add_api(app, get_context, current_caller)
     app.include_router(guest.router(get_context))
     app.include_router(health.router(get_context, monitor))
-    app.include_router(metrics.router(get_context, monitor, lambda: bridge_open.count))
+    guests = metrics.GuestAnswers()
+    app.include_router(metrics.router(get_context, monitor, lambda: bridge_open.count, guests))
     app.include_router(bridge.router(get_context, bridge_open))
     app.include_router(signing_in.router(get_context, lambda: provider))
     app.include_router(pages.router(get_context, watchers))
+    app.add_middleware(guests.around)
     app.add_middleware(Leaving, closing=lambda: watchers.closing)
     # The outermost: what the others raise leaves with its headers too.
     app.add_middleware(Security, get_context=get_context, error_page=error_page)

@@ -5,6 +5,8 @@ installation tells the same. What nothing is known of is absent, which is not 0.
 """
 
 import hmac
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from envctl.calling import Context
 from envctl.database.models import Backup, Environment, Guest, Job, Node, Orphan, User
@@ -72,7 +75,13 @@ FIGURES: Final[tuple[Figure, ...]] = (
     Figure("jobs_failed_recently", (), "number", "jobs that failed in the last hour"),
     Figure("guests_seen", (), "number", f"agents of running machines heard of in the last {GUEST_SILENT_S:.0f} s"),
     Figure("guests_silent", (), "number", "agents of ready machines not heard of for longer"),
-    Figure("guests_fenced", (), "number", "machines whose identity was revoked and that asked again in the last hour"),
+    Figure(
+        "guest_requests_total",
+        ("status",),
+        "number",
+        "requests of agents that this process answered, by HTTP status; 412: fenced, another machine has the home",
+        "counter",
+    ),
     Figure(
         "orphans", ("driver",), "number", "machines with our mark that no environment has, but those kept on purpose"
     ),
@@ -86,11 +95,38 @@ FIGURES: Final[tuple[Figure, ...]] = (
 )
 
 
+class GuestAnswers:
+    """Middleware that counts what agents were answered. One for each process."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            async def sending(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    with self._lock:
+                        self._counts[str(message["status"])] += 1
+                await send(message)
+
+            guest = scope["type"] == "http" and scope["path"].startswith("/guest/")
+            await app(scope, receive, sending if guest else send)
+
+        return counted
+
+    def samples(self) -> Samples:
+        with self._lock:
+            return {(status,): float(count) for status, count in sorted(self._counts.items())}
+
+
 class ConsoleCollector(Collector):
     """`consoles`: how many are open."""
 
-    def __init__(self, get_context: Callable[[], Context], monitor: Monitor, consoles: Callable[[], int]) -> None:
-        self._context, self._monitor, self._consoles = get_context, monitor, consoles
+    def __init__(
+        self, get_context: Callable[[], Context], monitor: Monitor, consoles: Callable[[], int], guests: GuestAnswers
+    ) -> None:
+        self._context, self._monitor, self._consoles, self._guests = get_context, monitor, consoles, guests
 
     def describe(self) -> Iterable[Family]:
         """Nothing is asked when the collector is registered."""
@@ -102,6 +138,7 @@ class ConsoleCollector(Collector):
             found = figures(session, context.now(), context.settings.backup_interval_s)
         found["audit_lost_total"] = {(): context.audit.lost}
         found["consoles_open"] = {(): self._consoles()}
+        found["guest_requests_total"] = self._guests.samples()
         found["store_up"] = _up((), self._monitor.seen.store)
         found["driver_up"] = {}
         for name, word in self._monitor.seen.drivers.items():
@@ -189,12 +226,10 @@ def _guests(session: Session, now: float) -> dict[str, Samples]:
         .where(Guest.revoked_at.is_(None), Guest.enrolled_at.is_not(None))
     )
     seen = Guest.seen_at > now - GUEST_SILENT_S
-    fenced = select(func.count()).where(Guest.revoked_at.is_not(None), Guest.seen_at > Guest.revoked_at)
     silent = current.where(Environment.state == EnvironmentState.READY, Environment.running, ~seen)
     return {
         "guests_seen": {(): _count(session, current.where(Environment.running, seen))},
         "guests_silent": {(): _count(session, silent)},
-        "guests_fenced": {(): _count(session, fenced.where(Guest.seen_at > now - 3600.0))},
     }
 
 
@@ -214,11 +249,16 @@ def _up(labels: tuple[str, ...], word: Word) -> Samples:
     return {} if word == "unknown" else {labels: 1.0 if word == "ok" else 0.0}
 
 
-def router(get_context: Callable[[], Context], monitor: Monitor, consoles: Callable[[], int]) -> APIRouter:
+def router(
+    get_context: Callable[[], Context],
+    monitor: Monitor,
+    consoles: Callable[[], int] = lambda: 0,
+    guests: GuestAnswers | None = None,
+) -> APIRouter:
     """With `[envctl] metrics_token`: for who sends it as `Authorization: Bearer`; without: for this host alone."""
     made = APIRouter(include_in_schema=False)
     registry = CollectorRegistry()
-    registry.register(ConsoleCollector(get_context, monitor, consoles))
+    registry.register(ConsoleCollector(get_context, monitor, consoles, guests or GuestAnswers()))
 
     @made.get("/metrics")
     def metrics(request: Request) -> Response:

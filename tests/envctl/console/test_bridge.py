@@ -167,7 +167,9 @@ def test_a_screen_is_drawn_and_no_password_reaches_the_browser(
             assert await reader.exactly(4) == b"\0\0\0\0"
             # ClientInit and a request, in one message and byte by byte: pieces do not matter.
             await socket.send(b"\x01")
-            width, height = struct.unpack(">HH", (await reader.exactly(24))[:4])
+            server = await reader.exactly(24)
+            width, height = struct.unpack(">HH", server[:4])
+            await reader.exactly(int.from_bytes(server[20:], "big"))
             for byte in b"\x03\x00\x00\x00\x00\x00\x02\x80\x01\x90":
                 await socket.send(bytes([byte]))
             kind, _, rectangles = struct.unpack(">BBH", await reader.exactly(4))
