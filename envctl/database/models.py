@@ -74,7 +74,8 @@ class Membership(Base):
 
 
 class Quota(Base):
-    """Limits; null: none of this row. The strictest of user, template and default counts; of several groups the widest."""
+    """Limits; null: none of this row. A user's row comes before those of groups (the widest of them), those before the default;
+    a template's holds beside it, and the stricter of the two counts (`accounts.quotas`)."""
 
     __tablename__ = "quotas"
     id: Mapped[str] = mapped_column(ID, primary_key=True)
@@ -289,6 +290,8 @@ class JobLine(Base):
     at: Mapped[float] = mapped_column(Float)
     level: Mapped[str] = mapped_column(String(8), default="info")
     text: Mapped[str] = mapped_column(Text)
+    # Old lines are deleted; without it SQLite would give the number of the last one again.
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
 
 class Vmid(Base):
@@ -390,6 +393,7 @@ class AuditRow(Base):
     outcome: Mapped[str] = mapped_column(String(16))
     """`ok`, or the `code` of the error."""
     detail: Mapped[dict[str, object]] = mapped_column(JSON, default=dict)
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
 
 class Ticket(Base):

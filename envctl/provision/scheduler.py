@@ -17,16 +17,13 @@ from typing import Final
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from envctl.accounts import quotas
+from envctl.accounts import limits, logins, quotas
 from envctl.calling import Caller, Context
 from envctl.database.access import DatabaseBusy, DatabaseUnavailable
 from envctl.database.models import (
-    Attempt,
     Environment,
     Guest,
     JobLine,
-    Login,
-    Nonce,
     Setting,
     Template,
     Ticket,
@@ -217,10 +214,9 @@ class Scheduler:
                 guest = session.get(Guest, (row.id, row.generation))
                 if guest is not None and guest.seen_at is not None and someone(guest.status.get("logins")):
                     row.last_activity_at = max(row.last_activity_at or 0.0, guest.seen_at)
-            session.execute(delete(Nonce).where(Nonce.expires_at < now))
+            logins.sweep(self._context, session)
+            limits.sweep(session, now)
             session.execute(delete(Ticket).where(Ticket.expires_at < now))
-            session.execute(delete(Login).where(Login.expires_at < now))
-            session.execute(delete(Attempt).where(Attempt.blocked_until < now, Attempt.since_at < now - 86400.0))
             session.execute(delete(JobLine).where(JobLine.at < now - LINES_KEPT_S))
 
     # Homes.

@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("outcome", sa.String(length=16), nullable=False),
         sa.Column("detail", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_audit_at"), "audit", ["at"], unique=False)
     op.create_index(op.f("ix_audit_environment_id"), "audit", ["environment_id"], unique=False)
@@ -330,6 +331,7 @@ def upgrade() -> None:
         sa.Column("text", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["environment_id"], ["environments.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_job_lines_environment_id"), "job_lines", ["environment_id"], unique=False)
     op.create_index(op.f("ix_job_lines_job_id"), "job_lines", ["job_id"], unique=False)
