@@ -265,6 +265,11 @@ class Backup:
         try:
             return int(self._console.post("/guest/v1/commits", body)["number"])
         except Refused as error:
+            if error.code == "missing":
+                # Something that the parent refers to is gone from the bucket. Everything is here: save all of it anew.
+                self._known.trees, self._known.committed = [], False
+                memory.save(self._places, self._known)
+                raise Moved(f"the bucket lacks objects of the snapshot before: {error}") from error
             head = error.details.get("head")
             if error.status != 409 or error.code != "parent" or not isinstance(head, dict):
                 raise

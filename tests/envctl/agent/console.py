@@ -13,6 +13,8 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from envctl.agent.tree import TreeReader
+
 Answer = tuple[int, dict[str, Any]]
 
 
@@ -173,8 +175,11 @@ class FakeConsole:
         if asked["parent"] != self.number:
             status, answer = _refused(409, "parent")
             return status, {**answer, "head": self.head()}
-        for name in (*(f"trees/{each}" for each in asked["trees"]), *(f"packs/{each}" for each in asked["packs"])):
-            assert name in self.objects, name
+        named = {f"trees/{each}" for each in asked["trees"]} | {f"packs/{each}" for each in asked["packs"]}
+        trees = [TreeReader(self.objects[name]) for name in named if name.startswith("trees/") and name in self.objects]
+        named |= {f"packs/{pack.hex()}" for tree in trees for pack in tree.packs}
+        if named - self.objects.keys():
+            return _refused(409, "missing")
         self.number = (self.number or 0) + 1
         self.snapshots[self.number] = asked
         return 200, {"number": self.number}

@@ -435,6 +435,18 @@ def test_excluded_names_are_neither_saved_nor_touched(console: FakeConsole, tmp_
     assert sorted(os.listdir(other.home)) == ["lost+found", "u"]
 
 
+def test_what_the_bucket_lost_is_saved_anew(console: FakeConsole, machine: Machine, tmp_path: Path) -> None:
+    fill(machine.home)
+    machine.service().backup("timer")
+    for name in [each for each in console.objects if each.startswith("packs/")]:
+        del console.objects[name]
+    (machine.home / "new").write_bytes(b"x")
+    assert machine.service().backup("timer").number == 2
+    assert console.snapshots[2]["parent"] == 1
+    other = rebuilt(console, tmp_path / "second")
+    assert without_times_of_home(seen(other.home)) == without_times_of_home(seen(machine.home))
+
+
 # Restores that are asked for
 
 
