@@ -49,18 +49,31 @@ def check(context: Context, headers: Mapping[str, str], method: str, target: str
     Unsigned: not signed, wrongly, or a second time. Fenced: the identity was revoked, or a later machine has the home.
     ClockOff.
     """
-    who = _WHO.fullmatch(headers.get("envctl-guest", ""))
+    identity, public_key = _key_of(context, headers)
     date, nonce = headers.get("envctl-date", ""), headers.get("envctl-nonce", "")
-    if who is None or not is_id(who[1]) or not _DATE.fullmatch(date) or not _NONCE.fullmatch(nonce):
+    if not _DATE.fullmatch(date) or not _NONCE.fullmatch(nonce):
+        raise Unsigned("the request is not signed")
+    _verify(public_key, headers.get("envctl-signature", ""), to_sign(method, target, date, nonce, body))
+    _admit(context, identity, int(date), nonce)
+    return identity
+
+
+def recognise(context: Context, headers: Mapping[str, str]) -> None:
+    """Unsigned, unless the request says that it is of a machine that has a key. Proves nothing: so that no stranger's long
+    body is held in memory."""
+    _key_of(context, headers)
+
+
+def _key_of(context: Context, headers: Mapping[str, str]) -> tuple[Identity, str]:
+    who = _WHO.fullmatch(headers.get("envctl-guest", ""))
+    if who is None or not is_id(who[1]):
         raise Unsigned("the request is not signed")
     identity = Identity(who[1], int(who[2]))
     with context.database.read() as session:
         guest = session.get(Guest, (identity.environment_id, identity.generation))
     if guest is None or guest.public_key is None:
         raise _wrong()
-    _verify(guest.public_key, headers.get("envctl-signature", ""), to_sign(method, target, date, nonce, body))
-    _admit(context, identity, int(date), nonce)
-    return identity
+    return identity, guest.public_key
 
 
 def _verify(public_key: str, signature: str, signed: bytes) -> None:

@@ -20,13 +20,15 @@ from envctl.errors import EnvctlError, Invalid, NoSuchThing, TooMany
 from envctl.homes import guests
 from envctl.homes.agent_file import agent_file
 from envctl.homes.errors import ClockOff, ObjectsMissing, ParentMoved
-from envctl.homes.identity import Identity, check
+from envctl.homes.identity import Identity, check, recognise
 from envctl.homes.presigning import OBJECTS_PATH, ConsolePresigner, Grant, SignedUrl
 from envctl.homes.store import OBJECT_BYTES_MAX
 from s3core.errors import Corrupt, NotFound, PreconditionFailed, StoreError
 
 BODY_BYTES_MAX: Final = 32 * 2**20
 """Of a signed request; a commit of a first backup names some ten thousand packs."""
+SHORT_BYTES: Final = 64 * 1024
+"""A longer body is taken only of who names a machine that has a key."""
 ENROL_BYTES_MAX: Final = 4096
 WAIT_MAX_S: Final = 30.0
 POLL_S: Final = 1.0
@@ -62,6 +64,9 @@ def router(get_context: Callable[[], Context]) -> APIRouter:
         return JSONResponse(await run_in_threadpool(guests.enrol, get_context(), asked, _address(request)))
 
     async def signed(request: Request) -> tuple[Identity, bytes]:
+        announced = request.headers.get("content-length", "")
+        if not announced.isdecimal() or int(announced) > SHORT_BYTES:
+            await run_in_threadpool(recognise, get_context(), request.headers)
         body = await _body(request, BODY_BYTES_MAX)
         identity = await run_in_threadpool(
             check, get_context(), request.headers, request.method, _target(request), body

@@ -53,8 +53,8 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    world = make_world(tmp_path)
+def site(tmp_path: Path, database_url: str) -> Iterator[Site]:
+    world = make_world(tmp_path, database_url=database_url)
     bucket = Bucket(clock=world.clock)
     world.context = replace(world.context, homes=bucket.store())
     environment = world.add_environment("alice", "work", world.add_template(), generation=1)

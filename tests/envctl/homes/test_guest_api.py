@@ -1,6 +1,7 @@
 """What guests ask over HTTP: enrolment, signatures, objects, commits, commands, and everything that must be refused."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from envctl.calling import Context
 from envctl.database.models import Backup, Environment, Guest, JobLine, Template
 from envctl.homes import requests
 from envctl.homes.identity import WINDOW_S
-from envctl.web.guest import router
+from envctl.web.guest import BODY_BYTES_MAX, router
 from tests.envctl.homes.guest_client import GuestClient
 from tests.envctl.homes.making import Bucket, contents, make
 from tests.envctl.world import World, make_world
@@ -183,6 +184,20 @@ def test_a_signature_counts_once_for_one_request_in_its_time(site: Site) -> None
     site.world.clock.now += 2 * WINDOW_S - 2
     assert guest.get("/guest/v1/state").status_code == 200
     assert code(guest.http.get("/guest/v1/state", headers=headers)) == (401, "signature")
+
+
+def test_a_long_body_of_a_stranger_is_not_taken(site: Site) -> None:
+    guest = site.enrolled(site.environment())
+
+    def body() -> Iterator[bytes]:
+        for _ in range(10):
+            yield b" " * 100_000
+
+    assert code(guest.http.post("/guest/v1/commits", content=body())) == (401, "signature")
+    headers = guest.headers("POST", "/guest/v1/commits", b"")
+    too_long = guest.http.post("/guest/v1/commits", content=b" " * (BODY_BYTES_MAX + 1), headers=headers)
+    assert code(too_long) == (422, "invalid")
+    assert guest.http.post("/guest/v1/enrol", content=b"x" * 5000).status_code == 422
 
 
 def test_an_older_machine_is_fenced_whatever_its_clock_says(site: Site) -> None:
