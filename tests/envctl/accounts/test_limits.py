@@ -1,8 +1,11 @@
 """How often somebody may try."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 from envctl.accounts import limits
 from envctl.errors import TooMany
-from tests.envctl.world import World
+from tests.envctl.world import World, make_world
 
 
 def attempt(world: World, *subjects: limits.Subject) -> float:
@@ -80,3 +83,12 @@ def test_old_counts_are_swept(world: World) -> None:
         limits.sweep(session, world.context.now())
     for _ in range(limits.ACCOUNT.free):
         assert attempt(world, limits.account("alice")) == 0.0
+
+
+def test_a_thousand_at_once_are_a_thousand(database_url: str, tmp_path: Path) -> None:
+    """On both databases: those that come in the same moment do not all see a count of none."""
+    world = make_world(tmp_path / "world", database_url=database_url)
+    with ThreadPoolExecutor(8) as pool:
+        waits = list(pool.map(lambda _: attempt(world, limits.account("alice")), range(24)))
+    assert waits.count(0.0) == limits.ACCOUNT.free + 1
+    world.close()

@@ -2,13 +2,16 @@
 
 import base64
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import pyotp
 import pytest
 
 from envctl.accounts import people, totp
 from envctl.accounts.people import find_user
 from envctl.database.models import User
-from tests.envctl.world import World
+from tests.envctl.world import World, make_world
 
 RFC_SECRET = base64.b32encode(b"12345678901234567890").decode()
 
@@ -38,8 +41,6 @@ def prepared(world: World) -> User:
 
 
 def code_at(world: World, steps: int = 0) -> str:
-    import pyotp
-
     return pyotp.TOTP(RFC_SECRET).generate_otp(int(world.context.now() // totp.STEP_S) + steps)
 
 
@@ -80,3 +81,20 @@ def test_recovery_codes_count_once_for_their_user_until_there_are_new_ones(new_w
         assert totp.recovery_codes_left(session, alice.id) == totp.RECOVERY_CODES - 1
         totp.new_recovery_codes(session, world.context, alice)
         assert not totp.use_recovery_code(session, world.context, alice, codes[1])
+
+
+def test_of_several_at_once_one_counts(database_url: str, tmp_path: Path) -> None:
+    """On both databases: a code that was looked over somebody's shoulder and sent in the same moment."""
+    world = make_world(tmp_path / "world", database_url=database_url)
+    user = prepared(world)
+    with world.database.write() as session:
+        codes = totp.new_recovery_codes(session, world.context, find_user(session, "alice"))
+
+    def use_recovery(_: int) -> bool:
+        with world.database.write() as session:
+            return totp.use_recovery_code(session, world.context, session.get_one(User, user.id), codes[0])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: use(world, code_at(world)), range(8))).count(True) == 1
+        assert list(pool.map(use_recovery, range(8))).count(True) == 1
+    world.close()
