@@ -22,20 +22,23 @@ class Access:
     shared_rights: set[str] = field(default_factory=set)
     """Tokens without privilege separation: they have their user's rights."""
     grants: dict[str, dict[str, dict[str, bool]]] = field(default_factory=dict)
-    """Subject to path to right to `propagate`."""
+    """Subject to path to right to `propagate`. Changed by `grant` and `revoke` alone."""
+    _known: dict[tuple[str, str, str | None], dict[str, bool]] = field(default_factory=dict, repr=False)
 
     def grant(self, subject: str, path: str, rights: Sequence[str], *, propagate: bool = True) -> None:
         """Give rights to a token, and to its user, without whom a token has none."""
+        self._known.clear()
         for each in {subject, subject.partition("!")[0]}:
             self.grants.setdefault(each, {}).setdefault(path, {}).update(dict.fromkeys(rights, propagate))
 
     def revoke(self, subject: str, path: str, *rights: str) -> None:
         """Take these rights, or all at that path, from the subject alone."""
+        self._known.clear()
         held = self.grants.get(subject, {}).get(path, {})
         for right in rights or tuple(held):
             held.pop(right, None)
 
-    def rights(self, subject: str, path: str, pools: Mapping[str, str]) -> dict[str, bool]:
+    def rights(self, subject: str, path: str, pools: Mapping[str, str]) -> Mapping[str, bool]:
         """`pools`: path of a machine or storage to its pool."""
         if subject == ROOT:
             return {"Administrator": True}
@@ -47,7 +50,14 @@ class Access:
             return theirs
         return {right: spread for right, spread in self._own(subject, path, pools).items() if right in theirs}
 
-    def _own(self, subject: str, path: str, pools: Mapping[str, str]) -> dict[str, bool]:
+    def _own(self, subject: str, path: str, pools: Mapping[str, str]) -> Mapping[str, bool]:
+        key = (subject, path, pools.get(path))
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._looked_up(subject, path, pools)
+        return found
+
+    def _looked_up(self, subject: str, path: str, pools: Mapping[str, str]) -> dict[str, bool]:
         entries = self.grants.get(subject, {})
         found: dict[str, bool] = {}
         parts = [part for part in path.split("/") if part]

@@ -335,12 +335,13 @@ class FakePve:
 
     def _resources(self, asked: Mapping[str, str], user: str, via: str) -> Any:
         kind = asked.get("type")
+        pooled = self._pooled()
         rows: list[dict[str, Any]] = []
         if kind in (None, "vm"):
             rows += [
-                self._machine_row(machine, user)
+                self._machine_row(machine, user, pooled)
                 for machine in sorted(self.machines.values(), key=lambda machine: machine.vmid)
-                if self._may(user, f"/vms/{machine.vmid}", "VM.Audit")
+                if self.access.allows(user, f"/vms/{machine.vmid}", "VM.Audit", pooled)
             ]
         if kind in (None, "node"):
             rows += [self._node_row(node, user) for node in self.nodes.values()]
@@ -381,7 +382,7 @@ class FakePve:
             }
         return row
 
-    def _machine_row(self, machine: FakeMachine, user: str) -> dict[str, Any]:
+    def _machine_row(self, machine: FakeMachine, user: str, pooled: Mapping[str, str]) -> dict[str, Any]:
         online = self.nodes[machine.node].online
         if online and self.now() - machine.seen_at >= self.durations.statistics and "name" in machine.config:
             machine.seen_at = self.now()
@@ -407,7 +408,7 @@ class FakePve:
         for name in ("tags", "lock"):
             if name in machine.config:
                 row[name] = machine.config[name]
-        if machine.pool and self._may(user, f"/pool/{machine.pool}", "Pool.Audit"):
+        if machine.pool and self.access.allows(user, f"/pool/{machine.pool}", "Pool.Audit", pooled):
             row["pool"] = machine.pool
         return row
 
