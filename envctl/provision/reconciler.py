@@ -23,7 +23,7 @@ from typing import Final
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from envctl.calling import Context
+from envctl.calling import Caller, Context
 from envctl.database.access import DatabaseBusy, DatabaseUnavailable
 from envctl.database.models import Environment, Guest, Job, Node, Orphan, Vmid
 from envctl.drivers.port import DONE, EnvDriver, MachineFound, NodeHeadroom, TaskRef
@@ -342,7 +342,10 @@ class Reconciler:
             return self._mine(environment, [found]) is None and environment.vmid != (found.vmid or -1)
 
     def _forget(self, orphan: Orphan) -> None:
-        with self._context.database.write() as session:
+        caller = Caller(user_id="", name="reconciler", role="admin", via="console")
+        detail = {"name": orphan.name, "tag": orphan.tag, "first_seen_at": orphan.first_seen_at}
+        with self._context.audit.act(caller, "admin.orphan_gone", target=orphan.machine, detail=detail) as act:
+            session = act.session
             row = session.get(Orphan, orphan.machine)
             if row is not None:
                 session.delete(row)

@@ -53,7 +53,7 @@ def begin(
     session.add(job)
     environment.state = waiting_state(kind)
     environment.failed_step = environment.failed_reason = None
-    if kind is JobKind.RESET:
+    if kind in (JobKind.RESET, JobKind.UNDELETE):
         snapshot = given.get("snapshot")
         environment.restore_snapshot = snapshot if isinstance(snapshot, int) else None
     say(session, context, environment.id, job.id, f"{TITLES[kind]}: asked for by {caller_name}.")
@@ -185,7 +185,7 @@ def resume_at(session: Session, environment: Environment, job: Job) -> str:
 
 def steps_of(environment: Environment, kind: JobKind) -> tuple[StepName, ...]:
     """`STEPS`, but an environment without a machine is started by making it one."""
-    if kind is JobKind.START and environment.machine is None and environment.vmid is None:
+    if kind is JobKind.START and environment.machine is None:
         return STEPS[JobKind.UNDELETE]
     return STEPS[kind]
 

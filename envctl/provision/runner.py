@@ -321,8 +321,9 @@ class _Doors(dict[str, asyncio.Semaphore]):
         return self[node]
 
 
-_KEPT = frozenset({"broken"})
-"""What the next attempt of a step must know of the one before: a clone that failed may have left something."""
+_KEPT = frozenset({"asked", "broken"})
+"""What the next attempt of a step must know of the one before: whether a machine that is found may be the clone it asked for,
+and that one that failed may have left something."""
 
 
 def _free(now: float) -> Select[Job]:

@@ -279,11 +279,12 @@ class Work:
         return list(await self.ask(lambda: self.driver.find(self.tag), "the inventory"))
 
     async def machine(self) -> MachineFound | None:
-        """The environment's machine, wherever it is now; the row follows it. None: there is none. StepFailed where two carry
-        its tag and nothing tells which is the current one."""
+        """The environment's machine, wherever it is now; a row that has one follows it. None: there is none. StepFailed where
+        two carry its tag and nothing tells which is the current one."""
         environment = (await self.facts()).environment
         found = self.current(environment, await self.found())
-        if found is not None and (found.machine, found.node) != (environment.machine, environment.node):
+        known = environment.machine is not None
+        if found is not None and known and (found.machine, found.node) != (environment.machine, environment.node):
             await self.set_environment(machine=found.machine, node=found.node, vmid=found.vmid)
         return found
 

@@ -43,6 +43,14 @@ async def clone(work: Work) -> None:
             return False
         if found is None:
             return False
+        if work.detail.get("asked") is not True:
+            # Left by an earlier job that failed: whether it is whole, nobody knows.
+            if found.running:
+                raise StepFailed(
+                    f"{found.machine} carries this environment's tag and runs", "look what it is, then retry"
+                )
+            await _clear(work, found)
+            return False
         if found.locked:
             await _unlocked(work, environment)
             found = work.current(environment, await work.found())
@@ -55,6 +63,8 @@ async def clone(work: Work) -> None:
         for _ in range(CLASHES_MAX):
             facts = await work.facts()
             vmid = facts.environment.vmid
+            if work.detail.get("asked") is not True:
+                await work.note(asked=True)
             try:
                 return await work.driver.clone(_clone_spec(facts, work.tag))
             except DriverBusy as error:
@@ -316,7 +326,7 @@ async def _unlocked(work: Work, environment: Environment) -> None:
 
 
 async def _clear(work: Work, found: MachineFound) -> None:
-    """What a clone that failed has left: never started, nobody's."""
+    """What a clone that failed has left: nobody's, since no machine of this generation has started."""
     await work.say(f"Removing what the failed clone left ({found.machine}).", level="warning")
     task = await work.ask(lambda: work.driver.destroy(found.machine), "the removal of a failed clone")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from envctl.states import EnvironmentState, JobKind, JobState
 from envctl.verbs import environments
 from envctl.verbs.environment_models import OneEnvironment
 from tests.envctl.provision.scripted_driver import ScriptedDriver
-from tests.envctl.provision.stage import Stage, stage
+from tests.envctl.provision.stage import FAST, Stage, stage
 
 E = EnvironmentState
 
@@ -116,6 +117,16 @@ def test_what_a_failed_clone_leaves_is_removed_before_the_next(on: Stage) -> Non
     assert (on.job(one).attempt, on.job(one).state) == (2, JobState.SUCCEEDED)
 
 
+def test_what_a_failed_clone_leaves_is_not_started_by_another_job(on: Stage) -> None:
+    on.driver.script(("clone", "half"))
+    one = on.make()
+    on.work()
+    one = on.do(one, JobKind.STOP)
+    assert (one.state, one.machine) == (E.STOPPED, None)
+    one = on.do(one, JobKind.START)
+    assert (one.state, on.driver.calls("clone"), len(on.driver.machines())) == (E.READY, 2, 1)
+
+
 def test_a_create_that_failed_offers_retry_stop_delete_and_frees_everything(on: Stage) -> None:
     on.driver.script(("start", "refused"))
     one = on.make()
@@ -136,6 +147,7 @@ def test_a_create_that_failed_offers_retry_stop_delete_and_frees_everything(on: 
 
 def test_a_machine_that_never_reports_fails_and_a_retry_gives_it_a_new_seed(on: Stage) -> None:
     on.guests.mute = True
+    on.set(boot_s=0.3)
     one = on.make()
     on.work()
     one = on.get(one)
@@ -143,6 +155,7 @@ def test_a_machine_that_never_reports_fails_and_a_retry_gives_it_a_new_seed(on: 
     assert "its agent did not report" in (one.failed_reason or "")
     first = on.driver.machines()["pve1/100"]["seed_url"]
     on.guests.mute = False
+    on.set(boot_s=60.0)
     one = on.retry(one)
     assert one.state == E.READY
     assert on.driver.machines()["pve1/100"]["seed_url"] != first
@@ -166,9 +179,11 @@ def test_nothing_goes_off_unsaved_unless_a_person_accepts_it(on: Stage, kind: Jo
 def test_a_silent_agent_is_not_waited_for_for_ever(on: Stage) -> None:
     one = on.ready()
     on.guests.mute = True
+    on.pace = replace(FAST, command_taken_s=0.3)
     failed = on.do(one, JobKind.STOP)
     assert "the agent did not answer" in (failed.failed_reason or "")
     on.guests.mute = False
+    on.pace = FAST
     assert on.retry(failed).state == E.STOPPED
     assert on.guests.final_backups == 1, "the order that nobody took was withdrawn"
 
