@@ -46,7 +46,13 @@ SERIAL_PREFIX: Final = "ds=nocloud;s="
 POLL_S: Final = 0.5
 RETRY_S: Final = 2.0
 SEED_BYTES_MAX: Final = 1 << 20
-_AGENT: Final = "import sys; from envctl.agent.main import main; sys.exit(main())"
+_AGENT: Final = """\
+import os, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+from envctl.agent.main import main
+sys.exit(main())
+"""
+"""It ends with the process that plays the machine, however that ends: then nobody holds the other end of its standard input."""
 
 
 class PowerIsOff(Exception):
@@ -227,10 +233,12 @@ class SimulatedGuest:
             with self._lock:
                 self._time()
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env={**os.environ, "PYTHONPATH": path}
+                    command, stdin=subprocess.PIPE, stdout=said, stderr=said, env={**os.environ, "PYTHONPATH": path}
                 )
                 self._processes.append(process)
             ended = process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
         with self._lock:
             self._processes.remove(process)
         self._time()

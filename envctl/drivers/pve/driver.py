@@ -469,6 +469,9 @@ class PveDriver:
         if not message or message == "unexpected status":
             # The node went down under it: what it has done is for the caller to look at.
             return TaskStatus("unknown", f"{self._name}: {task} ended without a result")
+        if parts[5] == "qmclone" and words.EXISTS.search(message):
+            # Two clones of one number met, as after a lost answer: the other one may well be ours.
+            return TaskStatus("unknown", message)
         return TaskStatus("failed", message, retryable=bool(words.BUSY.search(message)))
 
     # Looking at one

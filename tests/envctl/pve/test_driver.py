@@ -208,6 +208,19 @@ def test_a_clone_that_goes_on_after_a_596_meets_its_repetition(driver: PveDriver
     assert sum(machine.pool == POOL for machine in fake.machines.values()) == 1
 
 
+def test_a_clone_that_meets_another_of_its_number_says_look(driver: PveDriver, fake: FakePve) -> None:
+    """Both requests passed the first check before either had made the configuration."""
+    fake.fault("qmclone/9000", kind="task", message="unable to create VM 90000: config file already exists")
+    fake.fault("qmclone/9000", kind="task", message="clone failed: out of space")
+
+    async def work() -> None:
+        assert (await driver.task(await driver.clone(spec()))).state == "unknown"
+        failed = await driver.task(await driver.clone(spec()))
+        assert (failed.state, failed.retryable) == ("failed", False)
+
+    run(driver, work)
+
+
 def test_a_number_that_is_somebody_elses_is_said_to_exist(driver: PveDriver, fake: FakePve) -> None:
     fake.add_machine(90_000, "foreign")
 
