@@ -7,6 +7,8 @@ state than who dies after it.
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -184,7 +186,14 @@ def begin_worker(world: World, directory: Path, url: str) -> "subprocess.Popen[s
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+
+
+def end_worker(worker: "subprocess.Popen[str]") -> None:
+    """With what it has forked."""
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait(10)
 
 
 @contextmanager
@@ -210,30 +219,29 @@ def site(directory: Path) -> Iterator[Site]:
         try:
             yield Site(world, fake, served.url, hands, guests, worker, template)
         finally:
-            worker.kill()
-            worker.wait(10)
+            end_worker(worker)
     assert fake.violations == []
     world.close()
 
 
+assert set(MOMENTS) == {"before-act", "after-act", "after-row", "during-wait", "after-verify"}
 PASSES = (("before-act", "after-act", "after-verify"), ("after-row", "during-wait", "after-verify"))
 
 
 @pytest.mark.slow
-def test_kill_at_every_moment_of_every_job(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("moments", PASSES, ids=["before", "after"])
+def test_kill_at_every_moment_of_every_job(tmp_path: Path, moments: tuple[str, ...]) -> None:
     with site(tmp_path) as on:
-        for turn, moments in enumerate(PASSES):
-            row = on.world.add_environment(
-                "alice", f"round-{turn}", on.template, EnvironmentState.REQUESTED, running=False
-            )
-            for kind in ROUND:
-                if kind is JobKind.PURGE:
-                    row = on.job(row, JobKind.DELETE, [])
-                    with on.world.database.write() as session:
-                        session.get_one(Environment, row.id).delete_after = 1.0
-                die_at = [point for point in all_points(kind) if point.endswith(moments)]
-                row = on.job(row, kind, die_at, **({"cores": 3} if kind is JobKind.RESIZE else {}))
-        assert set(on.kills) == {point for kind in ROUND for point in all_points(kind)}
+        row = on.world.add_environment("alice", "one", on.template, EnvironmentState.REQUESTED, running=False)
+        for kind in ROUND:
+            if kind is JobKind.PURGE:
+                row = on.job(row, JobKind.DELETE, [])
+                with on.world.database.write() as session:
+                    session.get_one(Environment, row.id).delete_after = 1.0
+            die_at = [point for point in all_points(kind) if point.endswith(moments)]
+            row = on.job(row, kind, die_at, **({"cores": 3} if kind is JobKind.RESIZE else {}))
+        assert on.kills == [point for kind in ROUND for point in all_points(kind) if point.endswith(moments)]
 
 
 def test_kill_between_each_act_and_its_row(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from envctl.provision.runner import Runner
 from envctl.states import STEPS, EnvironmentState, JobKind, JobState
 from tests.envctl.provision.scripted_driver import ScriptedDriver
 from tests.envctl.provision.stage import FAST, Stage, stage
-from tests.envctl.provision.test_kills import begin_worker, site
+from tests.envctl.provision.test_kills import begin_worker, end_worker, site
 
 
 @pytest.fixture
@@ -46,8 +46,7 @@ def test_two_processes_share_the_jobs_and_never_one_job(tmp_path: Path) -> None:
                 assert worker.stdout is not None
                 assert json.loads(worker.stdout.readline()) is None
         finally:
-            second.kill()
-            second.wait(10)
+            end_worker(second)
         for row in rows:
             on.check(row, JobKind.CREATE, alone=False)
         with on.world.database.read() as session:
