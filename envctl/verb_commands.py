@@ -100,6 +100,13 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         kind: Any = bool | None
         shown = typer.Option(f"{flag}/--no-{flag[2:]}", help=field.description, show_default=False)
         default: Any = None
+    elif name.endswith("_password"):
+        # Asked for: what stands on the command line everybody on the host may read.
+        kind, default = str, ""
+        asked = name.replace("_", " ").capitalize()
+        shown = typer.Option(
+            flag, help=f"{field.description}; asked for", prompt=asked, hide_input=True, show_default=False
+        )
     elif get_origin(bare) in (list, tuple, frozenset, set):
         kind, default = list[str] | None, None
         shown = typer.Option(flag, help=f"{field.description} (may be given more than once)", show_default=False)

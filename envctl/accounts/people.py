@@ -29,7 +29,7 @@ def first_admin(context: Context, name: str = "admin", password: str | None = No
     hashed = passwords.hash_password(given)
     with context.audit.act(caller, "user.add", target=name, detail={"role": "admin", "first": True}) as act:
         if act.session.scalar(select(func.count()).select_from(User).where(User.role == "admin")):
-            raise Refused("there is an admin already", hint="s3-envctl init --recover NAME gives one a new password")
+            raise Refused("there is an admin already", hint="s3-envctl init NAME --recover gives one a new password")
         user = new_user(act.session, context, name, hashed, role="admin", must_change=password is None)
     return FirstAdmin(user.id, name, given if password is None else None)
 
