@@ -24,8 +24,9 @@ AGENT_FILE: Final = "/usr/local/lib/envctl/envctl-agent.pyz"
 SEED_FILE: Final = "/etc/envctl/seed.json"
 """What `agent_json` gives, in a guest that cloud-init has set up. Mode 0600. An agent that finds none asks at the address that
 the machine's SMBIOS serial number holds."""
-SERIAL_PREFIX: Final = "ds=nocloud;s="
-"""How that serial number begins; the address, with a slash at its end, follows."""
+SERIAL_PREFIX: Final = "ds=nocloud;dsmode=net;s="
+"""How that serial number begins; the address, with a slash at its end, follows. Without `dsmode` the cloud-init of Debian 12
+(22.4) takes any `ds=nocloud` for local, finds the seed over the network, and then does nothing with it."""
 
 _LOGIN_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

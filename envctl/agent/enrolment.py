@@ -3,7 +3,7 @@
 One rule: the key is durable before the console hears of it, so that a lost answer is asked for again with the same key.
 
 The seed lies in /etc/envctl/seed.json where cloud-init has put it. Else the agent fetches it from the address in the SMBIOS
-serial number (`ds=nocloud;s=ADDRESS`), and does what cloud-init would have done: host name, login user, keys for SSH.
+serial number (`ds=nocloud;...;s=ADDRESS`), and does what cloud-init would have done: host name, login user, keys for SSH.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from envctl.agent.places import Places, read_json, replace
 
 SERIAL: Final = "/sys/class/dmi/id/product_serial"
 UUID: Final = "/sys/class/dmi/id/product_uuid"
-_PREFIX: Final = "ds=nocloud;s="
+_SERIAL: Final = re.compile(r"ds=nocloud(?:-net)?;(?:[^;]*;)*?s=([^;]+)")
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
 
@@ -85,9 +85,8 @@ def _seed_address() -> str | None:
             serial = file.read().strip()
     except OSError:
         return None
-    if not serial.startswith(_PREFIX):
-        return None
-    return serial[len(_PREFIX) :].rstrip("/") + "/"
+    found = _SERIAL.fullmatch(serial)
+    return found[1].rstrip("/") + "/" if found else None
 
 
 def machine_uuid() -> str:

@@ -61,7 +61,7 @@ class MachineSpec:
     """Grown to this; never shrunk."""
     uuid: str
     seed_url: str
-    """NoCloud over SMBIOS: the serial number becomes `ds=nocloud;s=<seed_url>`."""
+    """NoCloud over SMBIOS: the serial number becomes `envctl.seed.SERIAL_PREFIX` and this."""
     tag: str
     description: str
 

@@ -39,10 +39,10 @@ from envctl.agent.main import VERSION
 from envctl.agent.places import Places, read_json, replace
 from envctl.agent.service import Service
 from envctl.fake_pve.machines import Running
+from envctl.seed import SERIAL_PREFIX
 
 log = logging.getLogger(__name__)
 
-SERIAL_PREFIX: Final = "ds=nocloud;s="
 POLL_S: Final = 0.5
 RETRY_S: Final = 2.0
 SEED_BYTES_MAX: Final = 1 << 20

@@ -44,7 +44,7 @@ class Running:
     name: str
     uuid: str
     serial: str
-    """The SMBIOS serial number, such as `ds=nocloud;s=https://...`."""
+    """The SMBIOS serial number, such as `ds=nocloud;...;s=https://...`."""
     cores: int
     memory_mib: int
     disk_gib: int

@@ -50,6 +50,7 @@ from envctl.drivers.port import (
 from envctl.drivers.pve import marks, placement, rights, template, words
 from envctl.drivers.pve.client import AGENT_S, CLONE_S, PREFIX, READ_S, WRITE_S, PveClient
 from envctl.errors import DriverBusy, DriverFailed
+from envctl.seed import SERIAL_PREFIX
 from s3core.settings import ConfigError, EnvctlDriverSettings
 
 log = logging.getLogger(__name__)
@@ -344,7 +345,7 @@ class PveDriver:
         """Sets only what differs. The configuration is in the cluster when this returns; growing the disk is the task."""
         config = await self._config(machine)
         try:
-            serial = f"ds=nocloud;s={spec.seed_url}" if spec.seed_url else ""
+            serial = SERIAL_PREFIX + spec.seed_url if spec.seed_url else ""
             smbios = marks.smbios_with(str(config.get("smbios1", "")), spec.uuid, serial)
         except ValueError as error:
             raise DriverFailed(f"{self._name}: {machine}: {error}") from error

@@ -144,8 +144,10 @@ class Console:
 
 
 @contextmanager
-def console(image: TemplateImage, *, interval_s: float = 3600.0) -> Iterator[Console]:
-    """`interval_s`: so that a backup is made only when somebody asks. A short folder, because names of sockets are."""
+def console(image: TemplateImage, *, agent_inside: bool = True) -> Iterator[Console]:
+    """A backup is made only when somebody asks. `agent_inside` off: cloud-init of the image fetches it.
+
+    A short folder, because names of sockets are."""
     folder = Path(tempfile.mkdtemp(prefix="envctl-"))
     (folder / "homes").mkdir()
     port = free_port()
@@ -157,7 +159,7 @@ def console(image: TemplateImage, *, interval_s: float = 3600.0) -> Iterator[Con
         homes=open_homes(f"file://{folder}/homes", secret=b"s" * 32),
         url="http://127.0.0.1:1",
         guest_url=f"http://{HOST}:{port}",
-        backup_interval_s=interval_s,
+        backup_interval_s=3600.0,
         boot_s=240.0,
         restore_s=240.0,
         shutdown_s=120.0,
@@ -169,18 +171,14 @@ def console(image: TemplateImage, *, interval_s: float = 3600.0) -> Iterator[Con
             runner.wake()
 
     world.context = replace(world.context, clock=SystemClock(), wake=wake)
-    template_image = folder / "template.img"
-    agent = {install.AGENT_FILE: (agent_file(), 0o755)}
-    units = {path: (content, 0o644) for path, content in install.files().items()}
-    with_files(image, template_image, agent | units, install.links())
-    template_image.chmod(0o400)
+    template_image = make_template(image, folder) if agent_inside else image.root
     template = world.add_template(
         "guest",
         driver="local",
         source=str(template_image),
-        options={"kernel": str(image.kernel), "append": KERNEL_ARGUMENTS, "disk": "nvme"},
-        seed="agent",
-        login_user=LOGIN_USER,
+        options=template_options(image),
+        seed="agent" if agent_inside else "cloud-init",
+        login_user=LOGIN_USER if agent_inside else "ada",
         memory_mib=512,
         disk_gib=4,
     )
@@ -215,6 +213,20 @@ def console(image: TemplateImage, *, interval_s: float = 3600.0) -> Iterator[Con
         loop.close()
         world.close()
         shutil.rmtree(folder)
+
+
+def make_template(image: TemplateImage, folder: Path) -> Path:
+    """An image with the agent of this working tree inside."""
+    made = folder / "template.img"
+    agent = {install.AGENT_FILE: (agent_file(), 0o755)}
+    units = {path: (content, 0o644) for path, content in install.files().items()}
+    with_files(image, made, agent | units, install.links())
+    made.chmod(0o400)
+    return made
+
+
+def template_options(image: TemplateImage) -> dict[str, str]:
+    return {"kernel": str(image.kernel), "append": KERNEL_ARGUMENTS, "disk": "nvme"}
 
 
 async def _end_machines(driver: QemuDriver) -> None:

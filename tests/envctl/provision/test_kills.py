@@ -212,7 +212,7 @@ def site(directory: Path) -> Iterator[Site]:
     def running() -> dict[str, str]:
         with fake.lock:
             found = [smbios_of(one.config.get("smbios1", "")) for one in fake.machines.values() if one.running]
-        return {uuid: serial.removeprefix("ds=nocloud;s=") for uuid, serial in found}
+        return {uuid: serial.removeprefix("ds=nocloud;dsmode=net;s=") for uuid, serial in found}
 
     with serve(fake) as served, SimulatedGuests(world.database, running) as guests:
         worker = begin_worker(world, directory, served.url)

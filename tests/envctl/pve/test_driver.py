@@ -129,7 +129,7 @@ def test_a_machine_is_cloned_configured_started_shut_down_and_destroyed(driver: 
         assert config["cores"] == "4"
         assert config["memory"] == "4096"
         assert "size=20G" in config["scsi0"]
-        assert smbios_of(config["smbios1"]) == (UUID, f"ds=nocloud;s={SEED}")
+        assert smbios_of(config["smbios1"]) == (UUID, f"ds=nocloud;dsmode=net;s={SEED}")
         assert config["tags"] == tag_of(ENVIRONMENT)
         assert fake.machines[90_000].pool == POOL
         before = len(fake.asked)
