@@ -56,6 +56,15 @@ NOTE_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
+class Dated:
+    """A snapshot, as far as retention has to know it."""
+
+    number: int
+    at: float
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     objects: int
     bytes: int
@@ -87,7 +96,10 @@ class HomeStore:
         self._url_life_s = url_life_s
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="homes")
         # What is read by number or digest never changes.
-        self._document = lru_cache(4096)(self._read_document)
+        self._document = lru_cache(1024)(self._read_document)
+        self._moment = lru_cache(262_144)(self._read_moment)
+        self.collected_at: dict[str, float] = {}
+        """When the homes were collected last by this process (Unix seconds)."""
 
     def close(self) -> None:
         """Give back threads and connections. Not to be used afterwards."""
@@ -251,6 +263,33 @@ class HomeStore:
                 pass  # pruned, or never was
         raise NoSuchThing(f"there is no backup {number}")
 
+    def dated(self, environment_id: str) -> list[Dated]:
+        """All, ascending by number. Of those that this process has met before nothing is read: hundreds of snapshots cost a
+        listing."""
+        head = self.head(environment_id)
+        if head is None:
+            return []
+        home = keys.home(environment_id)
+
+        def moment(key: str) -> float | None:
+            try:
+                return self._moment(key)
+            except NotFound:
+                return None  # deleted while we read
+
+        listed = [entry.key for entry in self.objects.list(f"{home}snapshots/")]
+        found = {keys.number_of(key): at for key, at in zip(listed, self._pool.map(moment, listed), strict=True)}
+        if head.newest is not None:
+            found[head.newest.number] = head.newest.at
+        pinned = {keys.number_of(entry.key) for entry in self.objects.list(f"{home}pins/")}
+        for number in pinned - found.keys():
+            pin = self._pin(environment_id, number) if number is not None else None
+            found[number] = pin.snapshot.at if pin is not None else None
+        return [
+            Dated(number, at, number in pinned)
+            for number, at in sorted((n, at) for n, at in found.items() if n is not None and at is not None)
+        ]
+
     def pin(self, environment_id: str, number: int, note: str, by: str) -> Snapshot:
         """Keep it for ever, durable when this returns. Pinning again changes the note. NoSuchThing; Refused where the bucket
         took so long that a collector might have been faster."""
@@ -271,7 +310,7 @@ class HomeStore:
     ) -> list[int]:
         """Delete the snapshots that `policy` does not keep; their numbers. Their objects are the collector's. Blocks nobody:
         the newest is never among them, and a pin that is put at the same moment holds the snapshot itself."""
-        found = self.snapshots(environment_id)
+        found = self.dated(environment_id)
         kept = retention.keep(found, policy, now, protected)
         removed = [one.number for one in found if one.number not in kept]
         for number in removed:
@@ -280,7 +319,9 @@ class HomeStore:
 
     def collect(self, environment_id: str, now: float) -> "collecting.Collected":
         """Delete what no snapshot refers to, in two phases at least `collecting.WAIT_S` apart; see there. Blocks nobody."""
-        return collecting.collect(self, environment_id, now)
+        collected = collecting.collect(self, environment_id, now)
+        self.collected_at[environment_id] = now
+        return collected
 
     def purge(self, environment_id: str) -> int:
         """Delete the whole home; how many objects. The head goes first: from then on there is none. Repeatable."""
@@ -476,6 +517,9 @@ class HomeStore:
 
     def _read_document(self, key: str) -> Snapshot:
         return documents.read_snapshot(self.objects.get(key).data, key)
+
+    def _read_moment(self, key: str) -> float:
+        return self._read_document(key).at
 
     def _snapshots_of(self, head: Head) -> Mapping[int, Snapshot]:
         """By number. A document that is deleted while we read is left out."""

@@ -6,16 +6,22 @@ broken off anywhere.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import select
 
 from envctl.calling import Context
 from envctl.database.models import Backup, Environment, Guest, GuestCommand
+from envctl.errors import NoSuchThing
 from envctl.homes.collecting import Collected
+from envctl.homes.documents import Snapshot
 from envctl.homes.guests import remember
 from envctl.homes.retention import Policy
-from envctl.homes.store import Usage
+from envctl.homes.store import HomeStore, Usage
 from s3core.settings import EnvctlSettings
+
+COLLECT_EVERY_S: Final = 20 * 3600.0
+"""A collection reads the end of every tree of every snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,8 @@ class Kept:
     """`pruned`: numbers of the snapshots that were deleted."""
 
     pruned: tuple[int, ...]
-    collected: Collected
+    collected: Collected | None
+    """None: it was not due."""
     usage: Usage
 
 
@@ -43,7 +50,8 @@ def upkeep(context: Context, environment_id: str, policy: Policy | None = None) 
     homes = context.homes
     protected = _protected(context, environment_id)
     pruned = homes.prune(environment_id, policy or policy_of(context.settings), now, protected)
-    collected = homes.collect(environment_id, now)
+    last = homes.collected_at.get(environment_id)
+    collected = homes.collect(environment_id, now) if last is None or now - last >= COLLECT_EVERY_S else None
     reconcile_rows(context, environment_id)
     usage = homes.usage(environment_id)
     with context.database.write() as session:
@@ -55,22 +63,34 @@ def upkeep(context: Context, environment_id: str, policy: Policy | None = None) 
 
 def reconcile_rows(context: Context, environment_id: str) -> None:
     """Rows of backups are those that the bucket has. Not within a `write`."""
-    head = context.homes.head(environment_id)
-    found = context.homes.snapshots(environment_id)
+    homes = context.homes
+    head = homes.head(environment_id)
     newest = head.newest if head else None
-    known = {one.number for one in found}
+    there = {one.number: one for one in homes.dated(environment_id)}
+    with context.database.read() as session:
+        of_home = select(Backup).where(Backup.environment_id == environment_id)
+        rows = {row.number: row.pinned for row in session.scalars(of_home)}
+    unlike = [number for number, one in there.items() if rows.get(number) != one.pinned]
+    found = [one for number in unlike if (one := _still(homes, environment_id, number)) is not None]
     with context.database.write() as session:
         environment = session.get(Environment, environment_id)
         if environment is None:
             return
         remember(session, environment_id, found)
-        for row in session.scalars(select(Backup).where(Backup.environment_id == environment_id)):
+        for row in session.scalars(of_home):
             # A commit that came after the listing has a later number.
-            if row.number not in known and row.number <= (newest.number if newest else 0):
+            if row.number not in there and row.number <= (newest.number if newest else 0):
                 session.delete(row)
         if newest is not None and (environment.last_backup_number or 0) < newest.number:
             environment.last_backup_number = newest.number
             environment.last_backup_at = max(newest.at, head.seen_at if head else 0.0)
+
+
+def _still(homes: HomeStore, environment_id: str, number: int) -> Snapshot | None:
+    try:
+        return homes.snapshot(environment_id, number)
+    except NoSuchThing:
+        return None  # pruned meanwhile
 
 
 def _protected(context: Context, environment_id: str) -> set[int]:

@@ -258,7 +258,7 @@ def test_upkeep_thins_the_home_and_brings_its_rows_in_line(site: Site) -> None:
     with site.world.database.write() as session:
         # A console that died after a commit, and one whose database was put back.
         session.delete(session.get_one(Backup, (home, 3)))
-        remember(session, home, [replace(context.homes.snapshot(home, 1), number=2, at=5.0)])
+        remember(session, home, [replace(context.homes.snapshot(home, 1), number=2, pinned=True)])
         session.get_one(Environment, home).last_backup_number = 2
     nothing = Policy(0, 0, 0, 0)
     site.world.clock.now += 1

@@ -226,6 +226,29 @@ def test_pruning_keeps_the_newest_and_the_pinned_and_a_pin_outlives_its_snapshot
         fresh.pin(ENVIRONMENT, 4, "", "alice")
 
 
+def test_retention_reads_each_snapshot_once() -> None:
+    bucket = Bucket()
+    store = bucket.store()
+    store.fence(ENVIRONMENT, 1)
+    for number in range(1, 9):
+        save(store, make({"home/f": b"%d" % number}), at=float(number))
+    read: list[str] = []
+
+    class Counting(StoreWrapper):
+        def _perform(self, call: Call, action: Callable[[], T]) -> T:
+            if call.operation == "get":
+                read.append(call.key.rpartition("/")[2])
+            return action()
+
+    fresh = bucket.store(Counting(bucket.objects))
+    fresh.pin(ENVIRONMENT, 3, "", "alice")
+    bucket.objects.delete(keys.snapshot(ENVIRONMENT, 3))
+    assert [(one.number, one.pinned) for one in fresh.dated(ENVIRONMENT)] == [(n, n == 3) for n in range(1, 9)]
+    read.clear()
+    assert len(fresh.dated(ENVIRONMENT)) == 8
+    assert read == ["head", "000000000003"]
+
+
 def test_a_purge_takes_everything_of_one_home_and_can_be_repeated() -> None:
     bucket = Bucket()
     store = bucket.store()
