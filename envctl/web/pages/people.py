@@ -45,13 +45,10 @@ def add_user(visit: Visit) -> Response:
             role=visit.field("role", "user"),
             display_name=visit.field("display_name"),
             email=visit.field("email"),
-            password=visit.raw("password") or None,
             groups=visit.fields("group"),
         )
     except EnvctlError as problem:
         return users_of(visit, problem)
-    if answer.one_time_password is None:
-        return visit.go(f"/admin/users/{answer.user.id}", "user.add")
     return user_of(visit, user=answer.user.id, told=answer)
 
 

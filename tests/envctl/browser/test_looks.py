@@ -35,7 +35,7 @@ CONTRAST = """() => {
   return [...new Set(low)];
 }"""
 CUT = """() => [...document.querySelectorAll('main *')]
-  .filter(e => e.checkVisibility() && !e.closest('svg, .unseen, .log, pre, .tabs, .screen'))
+  .filter(e => e.checkVisibility() && !e.closest('svg, thead, .unseen, .log, pre, .tabs, .screen'))
   .filter(e => { const box = e.getBoundingClientRect(); return box.right > innerWidth + 0.5 || box.left < -0.5; })
   .map(e => e.tagName + '.' + e.className + ' ' + e.textContent.trim().slice(0, 30))"""
 OVERLAPPED = """() => [...document.querySelectorAll('main button, main a.button, main input')].filter(e => e.checkVisibility()
