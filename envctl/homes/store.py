@@ -15,6 +15,7 @@ What a crash leaves, and who repairs it:
 | prune: some snapshots deleted | the others | the next prune |
 | pin: put | the pin, whole | nothing to repair |
 | purge: head deleted | no home any more; rests of it | purge again: it deletes whatever lies in the folder |
+| head lost (deleted by hand) | everything but the newest snapshot | the next fence, from the newest that is left |
 | collecting | see `envctl.homes.collecting` | the next collection |
 
 Order of a commit: read the head (its ETag is the referee); look at the collector's lists, then at the objects (in this
@@ -116,7 +117,8 @@ class HomeStore:
             return None
 
     def fence(self, environment_id: str, generation: int) -> Head:
-        """From here on only `generation` commits. Makes the home where there is none; repeating it changes nothing. Fenced
+        """From here on only `generation` commits. Makes the home where there is none (of a home whose head
+        was lost, from the newest snapshot that is left); repeating it changes nothing. Fenced
         where the bucket has a later generation: it is never lowered."""
         key = keys.head(environment_id)
         for _ in range(ATTEMPTS):
@@ -124,7 +126,7 @@ class HomeStore:
                 try:
                     head, etag = self.read_head(environment_id)
                 except NoSuchThing:
-                    made = Head(environment_id, generation, None, self.clock.time())
+                    made = self._first_head(environment_id, generation)
                     self.objects.put_if_absent(key, documents.write_head(made))
                     return made
                 if head.generation == generation:
@@ -404,6 +406,18 @@ class HomeStore:
             yield from (keys.pack(pack.hex()) for pack in packs)
 
     # --- parts -------------------------------------------------------------------------------------------
+
+    def _first_head(self, environment_id: str, generation: int) -> Head:
+        """Of a new home; or of one whose head somebody deleted: its snapshots must not be numbered anew, nor an empty home
+        be taken for what is there."""
+        listed = [entry.key for entry in self.objects.list(f"{keys.home(environment_id)}snapshots/")]
+        numbered = [key for key in listed if keys.number_of(key) is not None]
+        if not numbered:
+            return Head(environment_id, generation, None, self.clock.time())
+        newest = self._document(numbered[-1])
+        if newest.generation > generation:
+            raise Fenced(f"the home of {environment_id} has generation {newest.generation}, later than {generation}")
+        return Head(environment_id, generation, newest, newest.at)
 
     def _head_of(self, environment_id: str, generation: int) -> tuple[Head, str]:
         head, etag = self.read_head(environment_id)

@@ -249,6 +249,24 @@ def test_retention_reads_each_snapshot_once() -> None:
     assert read == ["head", "000000000003"]
 
 
+def test_a_lost_head_is_made_anew_from_the_newest_snapshot_that_is_left() -> None:
+    bucket = Bucket()
+    store = bucket.store()
+    store.fence(ENVIRONMENT, 3)
+    save(store, FIRST, generation=3)
+    save(store, SECOND, generation=3, at=2.0)
+    bucket.objects.delete(keys.head(ENVIRONMENT))
+    with pytest.raises(NoSuchThing):
+        store.commit(ENVIRONMENT, 3, commit_of(FIRST, 2))
+    with pytest.raises(Fenced):
+        store.fence(ENVIRONMENT, 2)
+    head = store.fence(ENVIRONMENT, 4)
+    assert (head.generation, head.number, head.newest) == (4, 1, store.snapshot(ENVIRONMENT, 1))
+    # What machines do next is to restore that one; no number is given twice.
+    assert save(store, SECOND, generation=4, at=3.0).number == 2
+    assert contents(store, 1)["home/ann/b"] == b"beta"
+
+
 def test_a_purge_takes_everything_of_one_home_and_can_be_repeated() -> None:
     bucket = Bucket()
     store = bucket.store()
