@@ -57,6 +57,8 @@ class Runner:
         self._pace = pace
         self._wake = asyncio.Event()
         self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._leased_until: dict[str, float] = {}
+        """Of jobs that are taken and not begun."""
         self._doors: dict[str, dict[str, asyncio.Semaphore]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
@@ -109,7 +111,12 @@ class Runner:
     # Leases.
 
     async def _take(self) -> Job | None:
-        return await asyncio.to_thread(self._take_now)
+        before = self._context.clock.monotonic()
+        job = await asyncio.to_thread(self._take_now)
+        if job is not None:
+            # Counted from before the row was written: here it ends sooner than others think, never later.
+            self._leased_until[job.id] = before + self._pace.lease_s
+        return job
 
     def _take_now(self) -> Job | None:
         context = self._context
@@ -185,7 +192,7 @@ class Runner:
         environment_driver = await asyncio.to_thread(self._driver_of, job.environment_id)
         doors = self._doors.setdefault(environment_driver.name, _Doors(self._pace.calls_at_once))
         work = Work(self._context, self._pace, self._name, job, environment_driver, doors)
-        work.leased_until = self._context.clock.monotonic() + self._pace.lease_s
+        work.leased_until = self._leased_until.pop(job.id)
         heartbeat = asyncio.create_task(self._heartbeat(work))
         try:
             await self._steps(work)

@@ -5,12 +5,12 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from envctl.accounts import rights
+from envctl.accounts import quotas, rights
 from envctl.calling import Caller, Context
-from envctl.database.models import Environment, Job, JobLine
+from envctl.database.models import Environment, Job, JobLine, Template, User
 from envctl.errors import NoSuchThing
 from envctl.provision import requests
-from envctl.states import OVER, JobState
+from envctl.states import OVER, JobKind, JobState
 from envctl.verbs.environment_models import JobAnswer, JobLog, JobView, Line, ListJobs, LogView, OneJob, RetryJob
 from envctl.verbs.environment_views import job_view, job_views
 from envctl.verbs.verb import Verb
@@ -64,6 +64,7 @@ def retry(context: Context, caller: Caller, request: RetryJob) -> JobAnswer:
         act.environment_id = job.environment_id
         how = {name: True for name in ("accept_loss", "force") if getattr(request, name)}
         act.detail.update(how)
+        _check_quota(act.session, job)
         requests.retry(act.session, context, job, caller.name, how)
         answer = JobAnswer(job=job_view(act.session, job))
     context.wake()
@@ -82,6 +83,20 @@ def cancel(context: Context, caller: Caller, request: OneJob) -> JobAnswer:
     context.wake()
     context.told(answer.job.environment_id)
     return answer
+
+
+def _check_quota(session: Session, job: Job) -> None:
+    """What failed and does not run counts for nothing; a retry makes it count again."""
+    if job.kind in (JobKind.STOP, JobKind.DELETE, JobKind.RESIZE):
+        return
+    row = session.get_one(Environment, job.environment_id)
+    quotas.check(
+        session,
+        session.get_one(User, row.owner_id),
+        session.get_one(Template, row.template_id),
+        quotas.Wanted(environments=1, running=1, cores=row.cores, memory_mib=row.memory_mib, disk_gib=row.disk_gib),
+        without=row.id,
+    )
 
 
 def _job(session: Session, caller: Caller, job_id: str) -> Job:

@@ -128,6 +128,21 @@ def test_quotas_count_a_create_a_start_and_a_resize(world: World, alice: Caller)
     with pytest.raises(OverQuota, match="cores"):
         environments.resize(world.context, alice, ResizeEnvironment(environment="on", cores=3))
     assert environments.resize(world.context, alice, ResizeEnvironment(environment="on", cores=2)).job is not None
+    failed = ready(world, "failed", E.FAILED, running=False)
+    with world.database.write() as session:
+        job = Job(
+            id=world.context.new_id(),
+            environment_id=failed.id,
+            kind=JobKind.CREATE,
+            state=JobState.FAILED,
+            step="boot",
+            steps=["boot"],
+            created_by="alice",
+            created_at=0.0,
+        )
+        session.add(job)
+    with pytest.raises(OverQuota, match="running environments"):
+        jobs.retry(world.context, alice, RetryJob(job=job.id))
 
 
 def test_what_is_not_theirs_does_not_exist(world: World, alice: Caller) -> None:
