@@ -33,7 +33,7 @@ def test_a_machine_without_a_seed_says_so_and_obeys_its_power_button(tmp_path: P
     guests = SimulatedGuests(tmp_path)
     off = threading.Event()
     (tmp_path / "90000" / "root" / "home" / "old").mkdir(parents=True)
-    guest = guests(running(off.set, serial="ds=nocloud;s=http://127.0.0.1:9/seed/x/"))
+    guest = guests(running(off.set, serial="ds=nocloud;dsmode=net;s=http://127.0.0.1:9/seed/x/"))
     end = time.monotonic() + 30
     while not any("no seed" in line for line in guest.lines()):
         assert time.monotonic() < end, guest.lines()
