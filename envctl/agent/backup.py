@@ -192,8 +192,7 @@ class Backup:
                 packs = sorted({pack.hex() for name in new for pack in segments.open(name).packs} & uploads.shipped)
                 number, unchanged = self._commit(merged, packs, kind, at, command, stats, reader.fuzzy), False
         except BaseException:
-            if writer.differs and not os.path.exists(self._places.next_cache):
-                writer.abandon()
+            writer.abandon()
             raise
         finally:
             if cache is not None:

@@ -55,7 +55,8 @@ class Places(NamedTuple):
     def make(self) -> None:
         os.makedirs(self.trees, mode=0o700, exist_ok=True)
         os.chmod(self.state, 0o700)
-        os.makedirs(self.run, mode=0o755, exist_ok=True)
+        os.makedirs(self.run, exist_ok=True)
+        os.chmod(self.run, 0o755)
 
 
 def replace(path: str, data: bytes, mode: int = 0o600) -> None:

@@ -86,6 +86,7 @@ class Restore:
         self._progress = progress
         self._names = attributes.Names()
         self._problems: list[str] = []
+        self._open: dict[bytes, int] = {}
         self._apart: set[bytes] = set()
         """Directories that are volumes of their own within another one: each is a unit."""
         self._total = self._staged_bytes = 0
@@ -97,12 +98,16 @@ class Restore:
     ) -> Restored:
         """The whole home, as the first thing a machine does, or again. `head`: the newest snapshot of this home (number,
         trees). Once this returns, the home is in place and durable, and backups may begin."""
-        settings = Settings.of(self._known.settings)
-        roots = settings.roots() if number is not None else []
+        return self._whole(number, trees, source, head, asked=False)
+
+    def _whole(
+        self, number: int | None, trees: Sequence[str], source: str | None, head: dict[str, Any] | None, *, asked: bool
+    ) -> Restored:
+        roots = Settings.of(self._known.settings).roots() if number is not None else []
         outer = _outermost(roots)
         mounted = [root for root in roots if root not in outer and os.path.ismount(self._places.base + root)]
         units = [Unit(root, root, root, True) for root in sorted(outer + mounted, key=sort_key)]
-        return self._begin(number, trees, source, units, head, everything=True)
+        return self._begin(number, trees, source, units, head, everything=True, asked=asked)
 
     def chosen(
         self, number: int, trees: Sequence[str], source: str | None, paths: Sequence[bytes] | None, into: str
@@ -112,7 +117,7 @@ class Restore:
         roots = _outermost(Settings.of(self._known.settings).roots())
         head = {"number": self._known.number, "trees": self._known.trees}
         if paths is None and into == PLACE:
-            return self.home(number, trees, source, head)
+            return self._whole(number, trees, source, head, asked=True)
         units = []
         for path in _outermost(paths if paths is not None else roots):
             if into == PLACE:
@@ -134,7 +139,7 @@ class Restore:
                 while any(unit.final == final for unit in units):
                     final += b".again"
                 units.append(Unit(path, volume, final, False))
-        return self._begin(number, trees, source, units, head, everything=False)
+        return self._begin(number, trees, source, units, head, everything=False, asked=True)
 
     def resume(self) -> Restored | None:
         """Go on with a restore that a crash or a reboot ended. None if there is none."""
@@ -151,6 +156,7 @@ class Restore:
         head: dict[str, Any] | None,
         *,
         everything: bool,
+        asked: bool,
     ) -> Restored:
         self._known.restoring = {
             "number": number,
@@ -159,6 +165,7 @@ class Restore:
             "units": [[os.fsdecode(u.path), os.fsdecode(u.volume), os.fsdecode(u.final), u.whole] for u in units],
             "head": head,
             "everything": everything,
+            "asked": asked,
             "phase": "staging",
             "done": {},
             "began": self._world.time(),
@@ -173,6 +180,13 @@ class Restore:
     # The steps, in order
 
     def _go_on(self) -> Restored:
+        try:
+            return self._run()
+        finally:
+            while self._open:
+                os.close(self._open.popitem()[1])
+
+    def _run(self) -> Restored:
         what = self._known.restoring
         units = [Unit(os.fsencode(u[0]), os.fsencode(u[1]), os.fsencode(u[2]), u[3]) for u in what["units"]]
         segments = Segments(self._places.trees, self._console, what["source"])
@@ -233,7 +247,22 @@ class Restore:
     # Staging
 
     def _staging(self, unit: Unit) -> bytes:
-        return self._places.base + _joined(unit.volume, STAGING)
+        """The staging of a volume, made where it is missing, as a path through its descriptor: the owner of the directory
+        may rename what is in it, and put a link there, but cannot reach what this process has open."""
+        descriptor = self._open.get(unit.volume)
+        if descriptor is None:
+            volume = self._places.base + unit.volume
+            os.makedirs(volume, exist_ok=True)
+            path = _joined(volume, STAGING)
+            if not os.path.lexists(path):
+                os.mkdir(path, 0o700)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            status = os.fstat(descriptor)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                os.close(descriptor)
+                raise _no(f"{os.fsdecode(path)} is not the agent's own: remove it")
+            self._open[unit.volume] = descriptor
+        return b"/proc/self/fd/%d" % descriptor
 
     def _new(self, unit: Unit, path: bytes) -> bytes:
         """Where the row of `path` is gathered."""
@@ -241,14 +270,6 @@ class Restore:
 
     def _stage(self, tree: Tree, unit: Unit) -> None:
         """Directories, files, symbolic links and FIFOs of `unit`, files with their content and attributes."""
-        volume = self._places.base + unit.volume
-        os.makedirs(volume, exist_ok=True)
-        staging = self._staging(unit)
-        if os.path.islink(staging):
-            os.unlink(staging)
-        os.makedirs(staging, mode=0o700, exist_ok=True)
-        os.chown(staging, os.geteuid(), os.getegid())
-        os.chmod(staging, 0o700)
         os.makedirs(os.path.dirname(self._new(unit, unit.path)), mode=0o700, exist_ok=True)
         done = self._known.restoring["done"].get(os.fsdecode(unit.path))
         start = sort_key(os.fsencode(done)) + b"\0" if done is not None else sort_key(unit.path)
@@ -463,7 +484,10 @@ def sweep(places: Places, volumes: Iterable[bytes]) -> None:
         root = places.base + volume
         if os.path.lexists(_joined(root, STAGING)):
             status = os.lstat(root)
-            shutil.rmtree(_joined(root, STAGING))
+            if os.path.isdir(_joined(root, STAGING)) and not os.path.islink(_joined(root, STAGING)):
+                shutil.rmtree(_joined(root, STAGING))
+            else:
+                os.unlink(_joined(root, STAGING))
             os.utime(root, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 

@@ -186,6 +186,7 @@ class CacheWriter:
         self._same_until = 0
         self._file: Any = None
         self._checksum = 0
+        self._finished = False
         self.spoiled: set[bytes] = set()
         """Paths that stat must not be believed about: fuzzy, unreadable."""
 
@@ -229,9 +230,11 @@ class CacheWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        self._finished = True
 
     def abandon(self) -> None:
-        if self._file is not None:
+        """Remove a file that was begun and not finished."""
+        if self._file is not None and not self._finished:
             self._file.close()
             os.unlink(self._path)
 

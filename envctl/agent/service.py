@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -21,6 +22,8 @@ from envctl.agent.restore import PLACE, Restore, path_of, sweep
 
 WAIT_S: Final = 25
 HEARTBEAT_S: Final = 60.0
+PROGRESS_S: Final = 5.0
+"""How often the console is told how far a restore or a backup is."""
 PAUSE_S: Final = 5.0
 PAUSE_S_MAX: Final = 60.0
 SCANS_MAX: Final = 3
@@ -42,7 +45,7 @@ class Service:
         self._phase = "starting"
         self._message = ""
         self._progress = 0.0
-        self._told_at = 0.0
+        self._told_at = self._beat_at = 0.0
         self._login_user = ""
         self._ssh_keys: list[str] = []
 
@@ -56,7 +59,7 @@ class Service:
         except Fenced as error:
             self._fenced(error)
             raise
-        except (AgentError, OSError, ValueError) as error:
+        except (AgentError, OSError, ValueError, KeyError) as error:
             self._failed("restoring", error)
             return False
 
@@ -84,7 +87,7 @@ class Service:
         )
         begun = self._known.restoring
         is_same = bool(begun) and (begun["number"], begun["trees"], begun["source"]) == (number, trees, source)
-        done = restore.resume() if begun and (is_same or not begun["everything"]) else None
+        done = restore.resume() if begun and (is_same or begun["asked"]) else None
         if done is None:
             done = restore.home(number, trees, source, state.get("head"))
         self._known.last_error = "; ".join(done.problems[:5])
@@ -114,7 +117,9 @@ class Service:
             return False
         interval_s = Settings.of(self._known.settings).interval_s
         chance = (self._world.random(1)[0] / 255 - 0.5) * 2 * JITTER
-        return self._world.time() - self._known.last_backup_at >= interval_s * (1 + chance)
+        passed_s = self._world.time() - self._known.last_backup_at
+        # A clock that was put back must not put off backups.
+        return passed_s < 0 or passed_s >= interval_s * (1 + chance)
 
     def backup(self, kind: str, command: str | None = None) -> Done:
         """Save the home. As `Backup.run`; what goes wrong is told before it is raised."""
@@ -126,7 +131,7 @@ class Service:
             raise NotRestored("the home is not restored: saving it now would save an empty one over it")
         console = self._enrolled()
         settings = Settings.of(self._known.settings)
-        console.rate = Allowance(settings.bandwidth_bytes_per_s, self._world.time, self._world.sleep)
+        console.rate = Allowance(settings.bandwidth_bytes_per_s, time.monotonic, time.sleep)
         sweep(self._places, settings.roots())
         self._phase, self._message = "saving", ""
         self._tell()
@@ -172,6 +177,11 @@ class Service:
                 console = self._enrolled()
                 if not confirmed:
                     self._known = memory.load(self._places)
+                    if self._known.restoring:
+                        with locked(3600.0) as held:
+                            if not held:
+                                raise Unavailable("another run is under way for an hour")
+                            self.restore()
                     self._confirm(console)
                     confirmed = True
                 answer = console.get(f"/guest/v1/commands?wait={WAIT_S}", timeout_s=WAIT_S + 15.0, attempts=1)
@@ -298,7 +308,8 @@ class Service:
         self._message, self._progress = message, part
         if self._world.time() - self._told_at >= 1.0:
             self._tell()
-            if self._phase == "restoring" and self._console is not None:
+            if self._console is not None and self._told_at - self._beat_at >= PROGRESS_S:
+                self._beat_at = self._told_at
                 self._heartbeat(self._console)
 
     def _tell(self) -> None:
