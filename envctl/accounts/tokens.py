@@ -66,7 +66,7 @@ def find(context: Context, text: str, *, address: str = "", via: Via = "api") ->
         if user is None or not user.enabled:
             return None
         caller = people.caller_of(session, user, via, address=address, scopes=frozenset(row.scopes))
-        stale = row.last_used_at is None or now - row.last_used_at > SEEN_EVERY_S or row.last_used_from != address
+        stale = row.last_used_at is None or now - row.last_used_at > SEEN_EVERY_S
     if stale:
         with context.database.write() as session:
             again = session.get(ApiToken, row_id)

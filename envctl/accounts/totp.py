@@ -6,6 +6,7 @@ hashes.
 
 import base64
 import hmac
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -17,6 +18,8 @@ from sqlalchemy.orm import Session
 from envctl.calling import Context
 from envctl.database.models import RecoveryCode, User
 from envctl.sealing import NotOurs, SecretBox
+
+log = logging.getLogger(__name__)
 
 STEP_S: Final = 30
 SECRET_BYTES: Final = 20
@@ -63,8 +66,9 @@ def use_code(session: Session, context: Context, user: User, code: str) -> bool:
         return False
     try:
         secret = context.secrets.open(user.totp_secret, f"totp:{user.id}").decode()
-    except NotOurs:
-        # Another key file, or a secret moved from another row: no code is right.
+    except NotOurs as error:
+        # No code is right. Whoever runs the console must hear why: recovery codes do not work then either.
+        log.error("second factor of %s: %s; is it the key file of this database?", user.name, error)
         return False
     step = matching_step(secret, code, context.now(), user.totp_last_step)
     if step is None:

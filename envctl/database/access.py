@@ -29,12 +29,12 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool
 
-from envctl.errors import EnvctlError
+from envctl.errors import EnvctlError, Invalid
 from s3core.exit_codes import ExitCode, register
 
 WAIT_S: Final = 10.0
@@ -71,7 +71,8 @@ register(DatabaseUnavailable, ExitCode.UNAVAILABLE)
 
 
 class Database:
-    """Threads share it. Rows stay readable after their session has ended (they are not expired by a commit).
+    """Threads share it. Rows stay readable after their session has ended (they are not expired by a commit). What a column
+    cannot hold raises Invalid.
 
     Errors never show the values of a statement: they may be hashes of passwords. A JSON column counts as changed when it is
     assigned: `row.ssh_keys = [*row.ssh_keys, key]`, never `append`."""
@@ -279,6 +280,9 @@ def _translated() -> Iterator[None]:
         raise DatabaseUnavailable(
             f"the database does not answer: {_first_line(error)}", hint="check `database` and `state_dir` in [envctl]"
         ) from error
+    except (DataError, UnicodeEncodeError, OverflowError) as error:
+        # Half a character, a NUL (PostgreSQL), a number beyond 64 bits: somebody sent it, and it is no mistake of ours.
+        raise Invalid("a value that was given cannot be kept", hint="is a text or a number out of bounds?") from error
     except DBAPIError as error:
         if not _is_missing_table(error):
             raise
