@@ -17,7 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cost, disk, doors, ledger, pve, scale, sync, tgt
+from bench import console as web_console
+from bench import cost, disk, doors, home, ledger, pve, scale, sync, tgt
 from bench.initiator import BLOCK_BYTES, MIB, fill
 from bench.measure import Bench, Measured
 from bench.plan import FULL, LATENCIES_MS, QUICK
@@ -27,7 +28,7 @@ from bench.store import READY, Client
 from tests.guest.image import ImageFailed
 
 RESULTS = Path(".results")
-SECTIONS = ("speed", "cost", "scale", "doors", "sync", "ledger", "pve")
+SECTIONS = ("speed", "cost", "scale", "doors", "sync", "ledger", "pve", "home", "console")
 CEILING_S = 2.0
 WIDTH = 140
 """Of the tables where nothing says how wide they may be."""
@@ -119,6 +120,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sections.append(Section("ledger", ledger.tables(kept), ledger.lines(kept), ledger.document(kept)))
         if "pve" in wanted:
             sections.append(_pve(directory, quick=options.quick, say=say))
+        if "home" in wanted:
+            saved = home.HomeBench(directory, say).run(home.QUICK if options.quick else home.FULL)
+            sections.append(Section("home", home.tables(saved), home.lines(saved), home.document(saved)))
+        if "console" in wanted:
+            seen = web_console.ConsoleBench(directory, say).run(
+                web_console.QUICK if options.quick else web_console.FULL
+            )
+            sections.append(
+                Section("console", web_console.tables(seen), web_console.lines(seen), web_console.document(seen))
+            )
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
