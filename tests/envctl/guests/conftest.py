@@ -17,8 +17,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.guest)
             item.add_marker(pytest.mark.slow)
-            # The first one pays for the image.
-            item.add_marker(pytest.mark.timeout(600))
+            # Limits are for what hangs: on a busy host everything takes many times as long. The first one pays for the image.
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 @pytest.fixture(scope="session")

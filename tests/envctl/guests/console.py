@@ -70,7 +70,7 @@ class Console:
         )
         return self.do(environment, JobKind.CREATE)
 
-    def do(self, environment: Environment, kind: JobKind, seconds: float = 240.0, **parameters: object) -> Environment:
+    def do(self, environment: Environment, kind: JobKind, seconds: float = 900.0, **parameters: object) -> Environment:
         """A job from its beginning to its end. AssertionError, with the environment's log, unless it succeeds."""
         with self.context.database.write() as session:
             row = session.get_one(Environment, environment.id)
@@ -118,7 +118,7 @@ class Console:
     def ask_backup(self, environment: Environment, kind: str = "asked") -> str:
         return guest_requests.ask(self.context, environment.id, "backup", {"kind": kind})
 
-    def answer_of(self, command: str, seconds: float = 120.0) -> Answered:
+    def answer_of(self, command: str, seconds: float = 600.0) -> Answered:
         """How a command to the agent ended. AssertionError where it does not in time."""
         give_up = time.monotonic() + seconds
         while not (answered := guest_requests.answer_of(self.context, command)).over:
@@ -160,9 +160,9 @@ def console(image: TemplateImage, *, agent_inside: bool = True) -> Iterator[Cons
         url="http://127.0.0.1:1",
         guest_url=f"http://{HOST}:{port}",
         backup_interval_s=3600.0,
-        boot_s=240.0,
-        restore_s=240.0,
-        shutdown_s=120.0,
+        boot_s=900.0,
+        restore_s=900.0,
+        shutdown_s=600.0,
     )
     runners: list[Runner] = []
 

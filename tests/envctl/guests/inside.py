@@ -37,7 +37,7 @@ class Inside:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def wait_until_up(self, seconds: float = 180.0) -> None:
+    def wait_until_up(self, seconds: float = 600.0) -> None:
         """Until the shell answers: its first words may have been said before somebody listened."""
         give_up = time.monotonic() + seconds
         self._number += 1
@@ -49,14 +49,14 @@ class Inside:
                 return
         raise GuestFailed(f"the machine did not come up within {seconds:g} s:\n{self._shown()}")
 
-    def run(self, *words: str, given: bytes = b"", seconds: float = 60.0) -> str:
+    def run(self, *words: str, given: bytes = b"", seconds: float = 300.0) -> str:
         """What it printed, both streams. GuestFailed unless it ends with 0 within `seconds`."""
         done = self.finish(*words, given=given, seconds=seconds)
         if done.status:
             raise GuestFailed(f"{words[:3]} ended with {done.status}:\n{done.output[-4000:]}\n{self._shown()}")
         return done.output
 
-    def finish(self, *words: str, given: bytes = b"", seconds: float = 60.0) -> Finished:
+    def finish(self, *words: str, given: bytes = b"", seconds: float = 300.0) -> Finished:
         self._number += 1
         number = self._number
         question = {"id": number, "run": words, "seconds": seconds, "input": base64.b64encode(given).decode()}
@@ -66,10 +66,10 @@ class Inside:
             raise GuestFailed(f"{words[:3]}: no answer\n{self._shown()}")
         return Finished(answer["status"], base64.b64decode(answer["output"]).decode(errors="replace"))
 
-    def python(self, program: str, *words: str, seconds: float = 120.0) -> str:
+    def python(self, program: str, *words: str, seconds: float = 600.0) -> str:
         return self.run("python3", "-", *words, given=program.encode(), seconds=seconds)
 
-    def wait_for(self, *words: str, seconds: float = 120.0) -> str:
+    def wait_for(self, *words: str, seconds: float = 600.0) -> str:
         """Until the command ends with 0; what it printed then."""
         give_up = time.monotonic() + seconds
         while (done := self.finish(*words)).status:

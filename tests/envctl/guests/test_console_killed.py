@@ -78,7 +78,7 @@ def test_a_console_that_is_killed_loses_no_machine_and_no_home(template_image: T
             assert answer.is_success, answer.text
             return answer.json()
 
-        def wait_for(condition: Callable[[dict[str, Any]], bool], seconds: float = 240.0) -> dict[str, Any]:
+        def wait_for(condition: Callable[[dict[str, Any]], bool], seconds: float = 900.0) -> dict[str, Any]:
             give_up = time.monotonic() + seconds
             while True:
                 shown: dict[str, Any] = ask("GET", f"/environments/{environment}")

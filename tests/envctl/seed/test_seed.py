@@ -15,7 +15,18 @@ import yaml  # type: ignore[import-untyped]  # its stubs are a distribution of t
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envctl.seed import AGENT_FILE, SEED_FILE, SeedFacts, agent_json, meta_data, quoted, user_data, vendor_data
+from envctl.agent import enrolment
+from envctl.seed import (
+    AGENT_FILE,
+    SEED_FILE,
+    SERIAL_PREFIX,
+    SeedFacts,
+    agent_json,
+    meta_data,
+    quoted,
+    user_data,
+    vendor_data,
+)
 
 AGENT = b"import pathlib, sys\npathlib.Path(sys.argv[0] + '.said').write_text(sys.argv[1])\n"
 FACTS = SeedFacts(
@@ -138,3 +149,16 @@ def test_the_bootstrap_installs_nothing_else(console: tuple[str, type[_Console]]
     assert done.returncode != 0
     assert "nothing was installed" in done.stderr
     assert not (tmp_path / "lib/agent.pyz").exists()
+
+
+@pytest.mark.parametrize("start", [SERIAL_PREFIX, "ds=nocloud;s=", "ds=nocloud-net;h=alice-dev;s="])
+def test_the_agent_finds_the_address_in_the_serial_number(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serial = tmp_path / "product_serial"
+    monkeypatch.setattr(enrolment, "SERIAL", str(serial))
+    serial.write_text(f"{start}https://console.example:8443/seed/T0-ken_/\n")
+    assert enrolment._seed_address() == "https://console.example:8443/seed/T0-ken_/"
+    for other in ("", "VMware-56 4d", "ds=nocloud", "ds=ec2;s=https://elsewhere/"):
+        serial.write_text(other)
+        assert enrolment._seed_address() is None
