@@ -22,7 +22,7 @@ from envctl.web.bridge import Bridge
 from envctl.web.events import Watchers
 from envctl.web.health import Monitor
 from envctl.web.pages import routes as pages
-from envctl.web.pages.visit import error_page as draw_error
+from envctl.web.pages.visit import error_page_for
 from envctl.web.security import Security, current_caller
 from s3core.console import program_version
 from s3core.errors import StoreError
@@ -53,7 +53,7 @@ def create_app(
         return context
 
     def error_page(request: Request, error: EnvctlError) -> Response:
-        return draw_error(context.now(), error, path=request.url.path)
+        return error_page_for(context, request, error)
 
     app = new_app()
     add_errors(app, error_page)

@@ -20,7 +20,7 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from envctl.calling import Caller, Context
@@ -150,7 +150,6 @@ def mark_of(session: Session, environment_id: str) -> str:
         .order_by(Job.id.desc())
         .limit(1)
     ).first()
-    lines = session.scalar(select(func.max(JobLine.id)).where(JobLine.environment_id == environment_id))
     seen = (
         row.state,
         row.running,
@@ -161,7 +160,7 @@ def mark_of(session: Session, environment_id: str) -> str:
         row.frozen,
         row.finding,
     )
-    return repr((seen, tuple(job) if job else None, lines))
+    return repr((seen, tuple(job) if job else None))
 
 
 def router(get_context: Callable[[], Context], watchers: Watchers) -> APIRouter:

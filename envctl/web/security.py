@@ -239,6 +239,12 @@ def who_of(request: HTTPConnection) -> Who:
     return found
 
 
+def who_if_known(request: HTTPConnection) -> Who | None:
+    """None where the request was refused before anybody was looked for."""
+    found: Any = request.scope.get(_WHO)
+    return found if isinstance(found, Who) else None
+
+
 def csrf_token(request: HTTPConnection) -> str:
     """What each form of a page carries in its field `csrf`, or htmx in the header `X-CSRF-Token`."""
     return who_of(request).csrf

@@ -23,7 +23,7 @@ from envctl.verbs.table import verb
 from envctl.web.api import call, invalid, stream_answer
 from envctl.web.pages.notices import NOTICES
 from envctl.web.pages.rendering import render
-from envctl.web.security import csrf_token, current_caller, who_of
+from envctl.web.security import csrf_token, current_caller, who_if_known, who_of
 
 log = logging.getLogger(__name__)
 
@@ -261,6 +261,19 @@ def error_page(
         back_title="To my environments" if caller else "Sign in",
     )
     return response
+
+
+def error_page_for(context: Context, request: Request, error: EnvctlError) -> Response:
+    """The same, as whoever is signed in sees it: with the menu, and a way back."""
+    who = who_if_known(request)
+    if who is None or who.caller is None:
+        return error_page(context.now(), error, path=request.url.path)
+    try:
+        theme = user_of(context, who.caller).theme
+    except EnvctlError:
+        # The database does not answer, say; the page of that must be drawn all the same.
+        theme = "system"
+    return error_page(context.now(), error, caller=who.caller, csrf=who.csrf, theme=theme, path=request.url.path)
 
 
 def own_path(text: str, default: str = "/environments") -> str:

@@ -136,7 +136,8 @@ def test_the_page_of_an_error(house: House) -> None:
     with house.browser("alice") as client:
         answer = client.get("/nowhere")
         assert answer.status_code == 404
-        assert "<h1>" in answer.text
+        assert "There is no such page" in answer.text
+        assert "Signed in as <b>alice</b>" in answer.text, "with the menu"
     assert httpx.get(f"{house.url}/environments").headers["location"] == "/login?next=%2Fenvironments"
     assert httpx.get(f"{house.url}/static/../visit.py").status_code == 404
     assert httpx.get(f"{house.url}/static/console.css").headers["cache-control"] == "no-cache"
