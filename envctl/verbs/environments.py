@@ -228,7 +228,7 @@ def open_one(context: Context, caller: Caller, request: OneEnvironment) -> OpenV
         address=address,
         ssh_command=f"ssh {shown.login_user}@{host}",
         ssh_config=f"Host {shown.name}\n    HostName {host}\n    User {shown.login_user}\n",
-        console_url=f"{console}/environments/{shown.id}/console",
+        console_url=f"{console}/environments/{shown.id}/console/vnc",
     )
 
 

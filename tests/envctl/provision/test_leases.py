@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy import select
 
 from envctl.database.access import Database
-from envctl.database.models import Environment, Job, JobStep
+from envctl.database.models import Environment, Job, JobStep, Node, Setting
 from envctl.provision import points, reconciling, requests
 from envctl.provision.runner import Runner
+from envctl.provision.worker import Worker
 from envctl.states import STEPS, EnvironmentState, JobKind, JobState
 from tests.envctl.provision.scripted_driver import ScriptedDriver
 from tests.envctl.provision.stage import FAST, Stage, stage
@@ -151,3 +152,25 @@ def test_a_life_on_either_database(on: Stage) -> None:
         assert on.job(one).state == JobState.SUCCEEDED, one.failed_reason
     assert isinstance(on.driver, ScriptedDriver)
     assert len(on.driver.machines()) == 1
+
+
+def test_a_worker_does_jobs_looks_at_hypervisors_and_leaves_in_order(on: Stage) -> None:
+    one = on.make()
+
+    async def life() -> None:
+        worker = Worker(on.context, pace=FAST, reconcile_s=0.02, schedule_s=0.02)
+        running = asyncio.create_task(worker.run())
+        while on.get(one).state != EnvironmentState.READY or _nodes(on) == []:
+            assert not running.done()
+            await asyncio.sleep(0.01)
+        worker.stop()
+        await running
+
+    asyncio.run(life())
+    with on.context.database.read() as session:
+        assert [row.key for row in session.scalars(select(Setting)) if row.key.startswith("_lead.")] == []
+
+
+def _nodes(on: Stage) -> list[str]:
+    with on.context.database.read() as session:
+        return list(session.scalars(select(Node.name)))
