@@ -28,7 +28,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
@@ -47,44 +47,18 @@ from envctl.drivers.port import (
     TaskRef,
     TaskStatus,
 )
-from envctl.drivers.pve import marks, placement, rights, template, words
+from envctl.drivers.pve import marks, placement, words
+from envctl.drivers.pve.checks import Checks
 from envctl.drivers.pve.client import AGENT_S, CLONE_S, PREFIX, READ_S, WRITE_S, PveClient
+from envctl.drivers.pve.cluster import GIB, VM, Cluster, Listed, is_on, place_of, plain, vmid_of
 from envctl.errors import DriverBusy, DriverFailed
 from envctl.seed import SERIAL_PREFIX
 from s3core.settings import ConfigError, EnvctlDriverSettings
 
 log = logging.getLogger(__name__)
 
-VM: Final = "/nodes/{node}/qemu/{vmid}"
-GIB: Final = 1 << 30
 LOOKS_AT_ONCE: Final = 8
-CLOCK_S: Final = 60.0
-"""More between our clock and the cluster's is a finding: console tickets last 40 s."""
-TERMINAL_RELEASE: Final = (9, 1)
-"""Since pve-access-control 9.0.4 (November 2025) a terminal's ticket may belong to a token."""
 _CLONE_ID: Final = re.compile(r"creating a clone of VM (\d+) with ID (\d+)")
-_ON: Final = frozenset({"1", "yes", "on", "true"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """A line of the cluster's list of machines."""
-
-    vmid: int
-    node: str
-    name: str
-    status: str
-    tags: str
-    pool: str
-    lock: str
-    template: bool
-    cores: int
-    memory_bytes: int
-    disk_bytes: int
-
-    @property
-    def machine(self) -> MachineRef:
-        return MachineRef(f"{self.node}/{self.vmid}")
 
 
 class PveDriver:
@@ -104,6 +78,8 @@ class PveDriver:
         self._name = name
         self._settings = settings
         self._client = PveClient(name, settings, environ=environ, transport=transport, now=now)
+        self._cluster = Cluster(name, self._client)
+        self._checks = Checks(name, settings, self._client, self._cluster)
 
     @property
     def name(self) -> str:
@@ -126,8 +102,8 @@ class PveDriver:
         """Every machine with a tag of ours, and those in our range that only their description names yet. One in our range that
         has neither is left out, unless it is being cloned (tag ""). DriverBusy where a node that holds one is offline, or where
         the node that answered may be cut off from the others."""
-        listed, nodes = await asyncio.gather(self._listed(), self._nodes())
-        self._require_quorum(nodes)
+        listed, nodes = await asyncio.gather(self._cluster.machines(), self._cluster.nodes())
+        self._cluster.require_quorum(nodes)
         ours = [each for each in listed if self._may_be_ours(each)]
         away = sorted({each.node for each in ours if nodes.get(each.node) != "online"})
         if away:
@@ -142,7 +118,7 @@ class PveDriver:
     async def find(self, tag: str) -> Sequence[MachineFound]:
         """By tag, or by the description's last line where the tag is not there yet. A machine on a node that is offline is
         found, with `locked` saying so."""
-        listed, nodes = await asyncio.gather(self._listed(), self._nodes())
+        listed, nodes = await asyncio.gather(self._cluster.machines(), self._cluster.nodes())
         tagged = [each for each in listed if self._may_be_ours(each) and marks.our_tag(each.tags) in ("", tag)]
         reachable = [each for each in tagged if nodes.get(each.node) == "online"]
         found = [
@@ -150,28 +126,33 @@ class PveDriver:
         ]
         for each in tagged:
             if each not in reachable and marks.our_tag(each.tags) == tag:
-                found.append(replace(_plain(each, tag), running=False, locked=f"node {each.node} is offline"))
+                found.append(replace(plain(each, tag), running=False, locked=f"node {each.node} is offline"))
         found = [each for each in found if each.tag == tag]
         if not found:
-            self._require_quorum(nodes)
+            self._cluster.require_quorum(nodes)
         return found
 
-    def _may_be_ours(self, each: _Listed) -> bool:
+    def _may_be_ours(self, each: Listed) -> bool:
+        """In our range, or tagged in our pool. A copy of an environment that an admin made by hand, with its tag and its
+        description, is neither, and is nobody's orphan."""
+        settings = self._settings
         if each.template:
             return False
-        return bool(marks.our_tag(each.tags)) or self._settings.vmid_first <= each.vmid <= self._settings.vmid_last
+        if settings.vmid_first <= each.vmid <= settings.vmid_last:
+            return True
+        return bool(settings.pool) and each.pool == settings.pool and bool(marks.our_tag(each.tags))
 
-    async def _found(self, each: _Listed, *, fresh: bool) -> MachineFound | None:
+    async def _found(self, each: Listed, *, fresh: bool) -> MachineFound | None:
         """The machine with what is asked of itself; None: it went away meanwhile."""
-        found = _plain(each, marks.our_tag(each.tags))
+        found = plain(each, marks.our_tag(each.tags))
         try:
             if not found.tag or fresh:
-                config = await self._config(each.machine)
+                config = await self._cluster.config(each.machine)
                 mark = marks.mark_of(str(config.get("description", "")))
                 uuid, _ = marks.smbios_of(str(config.get("smbios1", "")))
                 found = replace(found, tag=found.tag or (mark.tag if mark else ""), uuid=uuid)
             if fresh:
-                current = await self._client.get(f"{VM}/status/current", _place(each.machine))
+                current = await self._client.get(f"{VM}/status/current", place_of(each.machine))
                 found = replace(
                     found,
                     name=str(current.get("name", found.name)),
@@ -184,34 +165,15 @@ class PveDriver:
             raise
         return found
 
-    async def _each(self, listed: Sequence[_Listed], look: "Callable[[_Listed], Any]") -> "list[MachineFound | None]":
+    async def _each(self, listed: Sequence[Listed], look: "Callable[[Listed], Any]") -> "list[MachineFound | None]":
         slots = asyncio.Semaphore(LOOKS_AT_ONCE)
 
-        async def one(each: _Listed) -> MachineFound | None:
+        async def one(each: Listed) -> MachineFound | None:
             async with slots:
                 found: MachineFound | None = await look(each)
                 return found
 
         return list(await asyncio.gather(*(one(each) for each in listed)))
-
-    async def _listed(self) -> list[_Listed]:
-        return [
-            _listed(row)
-            for row in await self._client.get("/cluster/resources", {"type": "vm"})
-            if row.get("type") == "qemu"
-        ]
-
-    async def _nodes(self) -> dict[str, str]:
-        return {str(row["node"]): str(row.get("status", "unknown")) for row in await self._client.get("/nodes")}
-
-    def _require_quorum(self, nodes: Mapping[str, str]) -> None:
-        online = sum(status == "online" for status in nodes.values())
-        if not nodes or online * 2 <= len(nodes):
-            raise DriverBusy(
-                f"{self._name}: {online} of {len(nodes)} nodes are online, as the one that answered sees it",
-                hint="its list may be old; wait until the cluster has its quorum again (pvecm status)",
-                nothing_done=True,
-            )
 
     # Making and unmaking
 
@@ -222,8 +184,8 @@ class PveDriver:
         known = await self._already(spec)
         if known is not None:
             return known
-        source = _vmid(spec.source)
-        listed = await self._listed()
+        source = vmid_of(spec.source)
+        listed = await self._cluster.machines()
         node = spec.options.get("node") or next((each.node for each in listed if each.vmid == source), "")
         if not node:
             raise DriverFailed(
@@ -231,7 +193,7 @@ class PveDriver:
                 hint=f"the token needs VM.Audit and VM.Clone at /vms/{source}",
                 details={"reason": "denied"},
             )
-        full = spec.options.get("full", "").lower() in _ON
+        full = is_on(spec.options.get("full"))
         target = await self._target(spec, node, source, listed)
         parameters: dict[str, object] = {
             "node": node,
@@ -260,19 +222,19 @@ class PveDriver:
     async def _already(self, spec: CloneSpec) -> TaskRef | None:
         """The task that makes this VMID, DONE where the machine is there, None where the number is free. DriverFailed
         `exists`: the number is something else's."""
-        if await self._free(spec.vmid or 0):
+        if await self._cluster.is_free(spec.vmid or 0):
             return None
         task = await self._clone_task(spec)
         if task is not None:
             return task
         own = marks.mark_of(spec.description)
-        for each in await self._listed():
+        for each in await self._cluster.machines():
             if each.vmid == spec.vmid:
-                config = await self._config(each.machine)
+                config = await self._cluster.config(each.machine)
                 mark = marks.mark_of(str(config.get("description", "")))
                 if mark is not None and mark == own and not config.get("lock"):
                     return DONE
-        if await self._free(spec.vmid or 0):
+        if await self._cluster.is_free(spec.vmid or 0):
             return None  # the task ended between the two looks, and took back what it had made
         raise DriverFailed(
             f"{self._name}: VMID {spec.vmid} is taken by another machine",
@@ -280,20 +242,10 @@ class PveDriver:
             details={"reason": "exists"},
         )
 
-    async def _free(self, vmid: int) -> bool:
-        """Is no machine of the cluster called so, ours to see or not?"""
-        try:
-            await self._client.get("/cluster/nextid", {"vmid": vmid})
-        except DriverFailed as error:
-            if words.reason(error) == "exists":
-                return False
-            raise
-        return True
-
     async def _clone_task(self, spec: CloneSpec) -> TaskRef | None:
         """The running clone task of this token that makes `spec.vmid`: its log names the number in the first line."""
         nodes = [spec.options["node"]] if spec.options.get("node") else sorted(await self._nodes_online())
-        source = _vmid(spec.source)
+        source = vmid_of(spec.source)
         for node in nodes:
             tasks = await self._client.get(
                 "/nodes/{node}/tasks",
@@ -312,38 +264,30 @@ class PveDriver:
         return None
 
     async def _nodes_online(self) -> list[str]:
-        return [node for node, status in (await self._nodes()).items() if status == "online"]
+        return [node for node, status in (await self._cluster.nodes()).items() if status == "online"]
 
-    async def _target(self, spec: CloneSpec, node: str, source: int, listed: Sequence[_Listed]) -> str:
+    async def _target(self, spec: CloneSpec, node: str, source: int, listed: Sequence[Listed]) -> str:
         wished = spec.options.get("target", "")
         allowed = tuple(each for each in re.split(r"[,\s]+", spec.options.get("nodes", "")) if each)
         if not wished and await self._alone():
             return node
-        config = await self._config(MachineRef(f"{node}/{source}"))
-        shared = await self._shared()
+        config = await self._cluster.config(MachineRef(f"{node}/{source}"))
+        shared = await self._cluster.shared()
         everywhere = all(shared.get(marks.storage_of(value), False) for value in marks.disks(config).values())
         given: dict[str, int] = {}
         for each in listed:
             if each.status == "running" or self._may_be_ours(each):
                 given[each.node] = given.get(each.node, 0) + each.memory_bytes
         return placement.choose(
-            node, await self.headroom(), shared=everywhere, given_bytes=given, allowed=allowed, wished=wished
+            node, await self._cluster.headroom(), shared=everywhere, given_bytes=given, allowed=allowed, wished=wished
         )
 
     async def _alone(self) -> bool:
-        return len(await self._nodes()) == 1
-
-    async def _shared(self) -> dict[str, bool]:
-        rows = await self._client.get("/cluster/resources", {"type": "storage"})
-        return {
-            str(row["storage"]): _flag(row.get("shared"))
-            for row in rows
-            if row.get("type") == "storage" and "storage" in row
-        }
+        return len(await self._cluster.nodes()) == 1
 
     async def configure(self, machine: MachineRef, spec: MachineSpec) -> TaskRef:
         """Sets only what differs. The configuration is in the cluster when this returns; growing the disk is the task."""
-        config = await self._config(machine)
+        config = await self._cluster.config(machine)
         try:
             serial = SERIAL_PREFIX + spec.seed_url if spec.seed_url else ""
             smbios = marks.smbios_with(str(config.get("smbios1", "")), spec.uuid, serial)
@@ -356,15 +300,15 @@ class PveDriver:
         }
         if marks.smbios_of(smbios) != marks.smbios_of(str(config.get("smbios1", ""))):
             wanted["smbios1"] = smbios
-        if _flag(config.get("protection")):
+        if is_on(config.get("protection")):
             wanted["protection"] = False  # inherited from the template: the machine could never be destroyed
-        if _flag(config.get("onboot")):
+        if is_on(config.get("onboot")):
             wanted["onboot"] = False  # who starts it is the console's to say
         await self._change(machine, config, wanted)
         return await self._grow(machine, config, spec.disk_gib)
 
     async def resize(self, machine: MachineRef, cores: int, memory_mib: int, disk_gib: int) -> TaskRef:
-        config = await self._config(machine)
+        config = await self._cluster.config(machine)
         await self._change(machine, config, _size(config, cores, memory_mib))
         return await self._grow(machine, config, disk_gib)
 
@@ -375,7 +319,12 @@ class PveDriver:
         }
         if not changes and not removed:
             return
-        parameters = {**_place(machine), **changes, "delete": ",".join(removed) or None, "digest": config.get("digest")}
+        parameters = {
+            **place_of(machine),
+            **changes,
+            "delete": ",".join(removed) or None,
+            "digest": config.get("digest"),
+        }
         await self._client.call("PUT", f"{VM}/config", parameters, timeout_s=WRITE_S)
 
     async def _grow(self, machine: MachineRef, config: Mapping[str, object], disk_gib: int) -> TaskRef:
@@ -384,15 +333,15 @@ class PveDriver:
             raise DriverFailed(f"{self._name}: {machine} has no disk to boot from", hint="check the template")
         if marks.size_bytes(str(config[disk])) >= disk_gib * GIB:
             return DONE
-        parameters = {**_place(machine), "disk": disk, "size": f"{disk_gib}G"}
+        parameters = {**place_of(machine), "disk": disk, "size": f"{disk_gib}G"}
         answer = await self._client.call("PUT", f"{VM}/resize", parameters, timeout_s=WRITE_S)
         return _task(answer.data)
 
     async def start(self, machine: MachineRef) -> TaskRef:
-        if (await self._current(machine)).get("status") == "running":
+        if (await self._cluster.current(machine)).get("status") == "running":
             return DONE
         try:
-            answer = await self._client.call("POST", f"{VM}/status/start", _place(machine), timeout_s=WRITE_S)
+            answer = await self._client.call("POST", f"{VM}/status/start", place_of(machine), timeout_s=WRITE_S)
         except DriverFailed as error:
             if words.RUNNING.search(str(error)):
                 return DONE
@@ -400,16 +349,16 @@ class PveDriver:
         return _task(answer.data)
 
     async def shutdown(self, machine: MachineRef, timeout_s: float) -> TaskRef:
-        if (await self._current(machine)).get("status") != "running":
+        if (await self._cluster.current(machine)).get("status") != "running":
             return DONE
-        parameters = {**_place(machine), "timeout": max(1, round(timeout_s)), "forceStop": False}
+        parameters = {**place_of(machine), "timeout": max(1, round(timeout_s)), "forceStop": False}
         return await self._end(f"{VM}/status/shutdown", parameters)
 
     async def stop(self, machine: MachineRef) -> TaskRef:
-        if (await self._current(machine)).get("status") != "running":
+        if (await self._cluster.current(machine)).get("status") != "running":
             return DONE
         # A shutdown under way holds the machine's lock for its whole timeout; whoever says "now" does not wait for it.
-        return await self._end(f"{VM}/status/stop", {**_place(machine), "overrule-shutdown": True})
+        return await self._end(f"{VM}/status/stop", {**place_of(machine), "overrule-shutdown": True})
 
     async def _end(self, path: str, parameters: Mapping[str, object]) -> TaskRef:
         try:
@@ -421,17 +370,17 @@ class PveDriver:
         return _task(answer.data)
 
     async def destroy(self, machine: MachineRef) -> TaskRef:
-        """Only what carries our tag, our description or lies in our range outside any template; DriverFailed otherwise: no
-        mistake of ours may cost somebody else a machine. `purge` takes it out of backup jobs and HA as well."""
+        """Only what lies in our range or pool and carries our tag or our description; DriverFailed otherwise: no mistake of
+        ours may cost somebody else a machine. `purge` takes it out of backup jobs and HA as well."""
         machine_now = await self._where(machine)
         if machine_now is None:
             return DONE
-        config = await self._config(machine_now.machine)
+        config = await self._cluster.config(machine_now.machine)
         mark = marks.mark_of(str(config.get("description", "")))
         tagged = marks.our_tag(str(config.get("tags", "")))
-        if _flag(config.get("template")) or not (mark or tagged):
+        if is_on(config.get("template")) or not self._may_be_ours(machine_now) or not (mark or tagged):
             raise DriverFailed(
-                f"{self._name}: {machine_now.machine} carries no mark of an environment, and is not destroyed",
+                f"{self._name}: {machine_now.machine} is no machine of ours, or carries no mark: it is not destroyed",
                 hint="if it is yours to remove, use Proxmox VE",
                 details={"reason": "foreign"},
             )
@@ -441,7 +390,7 @@ class PveDriver:
                 hint=f"if no clone task runs: qm unlock {machine_now.vmid} at node {machine_now.node}",
                 nothing_done=True,
             )
-        parameters = {**_place(machine_now.machine), "purge": True}
+        parameters = {**place_of(machine_now.machine), "purge": True}
         try:
             answer = await self._client.call("DELETE", VM, parameters, timeout_s=WRITE_S)
         except DriverFailed as error:
@@ -480,7 +429,7 @@ class PveDriver:
     async def status(self, machine: MachineRef) -> MachineStatus:
         """Of a machine that was moved, its state where it is now; `exists` is False only where the whole cluster has none."""
         try:
-            found = await self._client.get(f"{VM}/status/current", _place(machine))
+            found = await self._client.get(f"{VM}/status/current", place_of(machine))
         except DriverFailed as error:
             if words.reason(error) not in ("gone", "denied"):
                 raise
@@ -488,13 +437,13 @@ class PveDriver:
             if there is None:
                 return MachineStatus(exists=False, running=False)
             machine = there.machine
-            found = await self._client.get(f"{VM}/status/current", _place(machine))
+            found = await self._client.get(f"{VM}/status/current", place_of(machine))
         running = found.get("status") == "running"
         return MachineStatus(
             exists=True,
             running=running,
             locked=str(found.get("lock", "")),
-            address=await self._address(machine) if running and _flag(found.get("agent")) else "",
+            address=await self._address(machine) if running and is_on(found.get("agent")) else "",
             uptime_s=float(found.get("uptime") or 0),
             cpu=float(found.get("cpu") or 0),
             memory_used_bytes=int(found.get("mem") or 0),
@@ -505,30 +454,22 @@ class PveDriver:
 
     async def _address(self, machine: MachineRef) -> str:
         try:
-            answer = await self._client.get(f"{VM}/agent/network-get-interfaces", _place(machine), timeout_s=AGENT_S)
+            answer = await self._client.get(f"{VM}/agent/network-get-interfaces", place_of(machine), timeout_s=AGENT_S)
         except DriverFailed as error:
             # An agent that is not up yet is the usual case while a guest boots: the address is unknown, nothing failed.
             log.debug("%s: no address of %s: %s", self._name, machine, error)
             return ""
         return address_of(answer)
 
-    async def _current(self, machine: MachineRef) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = await self._client.get(f"{VM}/status/current", _place(machine))
-        return found
-
-    async def _config(self, machine: MachineRef) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = await self._client.get(f"{VM}/config", _place(machine))
-        return found
-
-    async def _where(self, machine: MachineRef) -> _Listed | None:
+    async def _where(self, machine: MachineRef) -> Listed | None:
         """The machine's place in the whole cluster; None: no node has it, as a cluster with quorum says."""
-        vmid = int(str(_place(machine)["vmid"]))
-        listed, nodes = await asyncio.gather(self._listed(), self._nodes())
+        vmid = int(str(place_of(machine)["vmid"]))
+        listed, nodes = await asyncio.gather(self._cluster.machines(), self._cluster.nodes())
         here = next((each for each in listed if each.vmid == vmid), None)
         if here is not None:
             return here
-        self._require_quorum(nodes)
-        if not await self._free(vmid):
+        self._cluster.require_quorum(nodes)
+        if not await self._cluster.is_free(vmid):
             raise DriverBusy(
                 f"{self._name}: VMID {vmid} is in use, and the token may not see by what",
                 hint="a clone is under way, or broke off on a node that went down; qm list there shows it",
@@ -537,207 +478,13 @@ class PveDriver:
         return None
 
     async def headroom(self) -> Sequence[NodeHeadroom]:
-        """Memory is 0 where the token has no Sys.Audit on nodes: it is then not known."""
-        rows, storages = await asyncio.gather(
-            self._client.get("/cluster/resources", {"type": "node"}),
-            self._client.get("/cluster/resources", {"type": "storage"}),
-        )
-        space: dict[str, list[tuple[str, int, int]]] = {}
-        for row in storages:
-            if row.get("type") == "storage" and row.get("status") == "available":
-                space.setdefault(str(row["node"]), []).append(
-                    (str(row["storage"]), int(row.get("maxdisk") or 0), int(row.get("disk") or 0))
-                )
-        return [
-            NodeHeadroom(
-                node=str(row["node"]),
-                online=row.get("status") == "online",
-                cores=int(row.get("maxcpu") or 0),
-                memory_bytes=int(row.get("maxmem") or 0),
-                memory_used_bytes=int(row.get("mem") or 0),
-                storages=tuple(sorted(space.get(str(row["node"]), ()))),
-            )
-            for row in rows
-            if row.get("type") == "node"
-        ]
-
-    # Checks
+        return await self._cluster.headroom()
 
     async def check_template(self, source: str, options: Mapping[str, str]) -> Sequence[DriverFinding]:
-        """Of the machine itself, of its storages and of the rights that a clone of it takes."""
-        vmid = _vmid(source)
-        here = next((each for each in await self._listed() if each.vmid == vmid), None)
-        if here is None:
-            return [
-                DriverFinding(
-                    "error",
-                    f"there is no machine {vmid}, or the token may not see it",
-                    f"give the token's role VM.Audit and VM.Clone at /vms/{vmid}",
-                )
-            ]
-        config = await self._config(here.machine)
-        full = options.get("full", "").lower() in _ON
-        findings = template.judge(vmid, config, shared=await self._shared(), full=full)
-        if self._settings.vmid_first <= vmid <= self._settings.vmid_last:
-            findings.append(
-                DriverFinding(
-                    "warning",
-                    f"{vmid} lies in the range for machines",
-                    "keep templates outside vmid_first to vmid_last",
-                )
-            )
-        listing = await self._client.get("/access/permissions")
-        storage = options.get("storage") or self._settings.storage
-        storages = (
-            {storage} if full and storage else {marks.storage_of(value) for value in marks.disks(config).values()}
-        )
-        wanted = rights.needed(
-            options.get("pool") or self._settings.pool,
-            [vmid],
-            sorted(storages - {""}),
-            rights.network_paths(config, listing),
-        )
-        held = await self._permissions(listing, wanted)
-        missing = rights.compare(held, wanted, pool=self._settings.pool, vmids=(1, 0), release=await self._release())
-        findings += [each for each in missing if " is missing at " in each.message]
-        if options.get("storage") and not full:
-            findings.append(
-                DriverFinding(
-                    "warning", "`storage` has no effect on linked clones", "set full = 1, or leave storage away"
-                )
-            )
-        return findings
+        return await self._checks.template(source, options)
 
     async def check_access(self) -> Sequence[DriverFinding]:
-        findings: list[DriverFinding] = []
-        settings = self._settings
-        where = f"[envctl.driver.{self._name}]"
-        if not settings.verify_tls and not settings.fingerprint:
-            findings.append(
-                DriverFinding(
-                    "error",
-                    f"{where} verify_tls is off: anybody on the way can read the token and give orders with it",
-                    "set fingerprint (pvenode cert info), or ca_file to a copy of /etc/pve/pve-root-ca.pem",
-                )
-            )
-        if not settings.pool:
-            findings.append(
-                DriverFinding(
-                    "warning",
-                    f"{where} pool is not set: the token needs its rights at /vms, over all machines",
-                    "pveum pool add",
-                )
-            )
-        if settings.vmid_last - settings.vmid_first < 10:
-            findings.append(
-                DriverFinding("warning", f"{where} the range of VMIDs is short", "widen vmid_first to vmid_last")
-            )
-        try:
-            answer = await self._client.call("GET", "/version", {}, timeout_s=READ_S)
-            release = _release(answer.data)
-            findings.append(
-                DriverFinding("ok", f"{self._name}: Proxmox VE {answer.data.get('version')} answers at {answer.base}")
-            )
-            findings += self._about_release(release, answer.clock_ahead_s)
-            findings += await self._about_nodes()
-            findings += await self._about_pool()
-            findings += await self._about_rights(release)
-        except DriverFailed as error:
-            findings.append(DriverFinding("error", str(error.args[0]) if error.args else str(error), error.hint))
-        return findings
-
-    def _about_release(self, release: tuple[int, ...], clock_ahead_s: float | None) -> list[DriverFinding]:
-        findings = []
-        if release < (8, 4):
-            findings.append(DriverFinding("error", "this Proxmox VE is older than 8.4", "upgrade it"))
-        elif release < TERMINAL_RELEASE:
-            findings.append(
-                DriverFinding(
-                    "warning",
-                    "the terminal in the browser does not work: before Proxmox VE 9.1 a token cannot open one",
-                    "the screen (VNC) works; upgrade for the terminal",
-                )
-            )
-        if clock_ahead_s is not None and abs(clock_ahead_s) > CLOCK_S:
-            findings.append(
-                DriverFinding(
-                    "warning",
-                    f"the cluster's clock is {clock_ahead_s:+.0f} s from this host's",
-                    "run chrony or systemd-timesyncd on both",
-                )
-            )
-        return findings
-
-    async def _about_nodes(self) -> list[DriverFinding]:
-        nodes = await self._nodes()
-        findings = [
-            DriverFinding(
-                "warning", f"node {node} is {status}", "while it is away, the inventory of its machines is not known"
-            )
-            for node, status in sorted(nodes.items())
-            if status != "online"
-        ]
-        if len(nodes) > 1 and len(self._client.bases) == 1:
-            findings.append(
-                DriverFinding(
-                    "warning",
-                    f"the cluster has {len(nodes)} nodes and [envctl.driver.{self._name}] url names one",
-                    "name more of them, with commas between: any of them can answer",
-                )
-            )
-        return findings
-
-    async def _about_pool(self) -> list[DriverFinding]:
-        pool = self._settings.pool
-        if not pool:
-            return []
-        try:
-            await self._client.get("/pools/{poolid}", {"poolid": pool})
-        except DriverFailed as error:
-            if isinstance(error, DriverBusy):
-                raise
-            if words.reason(error) == "denied":
-                return []  # the missing right is told with the others
-            return [DriverFinding("error", str(error.args[0]), f"pveum pool add {pool}")]
-        return []
-
-    async def _about_rights(self, release: tuple[int, ...]) -> list[DriverFinding]:
-        listing = await self._client.get("/access/permissions")
-        listed = await self._listed()
-        templates = [each.vmid for each in listed if each.template]
-        storages: set[str] = {self._settings.storage} - {""}
-        networks: set[str] = set()
-        for each in listed:
-            if each.template and (await self._nodes()).get(each.node) == "online":
-                config = await self._config(each.machine)
-                storages |= {marks.storage_of(value) for value in marks.disks(config).values()} - {""}
-                networks |= set(rights.network_paths(config, listing))
-        wanted = rights.needed(self._settings.pool, templates, sorted(storages), sorted(networks))
-        held = await self._permissions(listing, wanted)
-        vmids = (self._settings.vmid_first, self._settings.vmid_last)
-        findings = rights.compare(held, wanted, pool=self._settings.pool, vmids=vmids, release=release)
-        if not templates:
-            findings.append(
-                DriverFinding(
-                    "warning", "the token sees no template", "give its role VM.Audit and VM.Clone at /vms/VMID of one"
-                )
-            )
-        if not findings:
-            findings.append(DriverFinding("ok", f"{self._name}: the token has the rights it needs, and no other"))
-        return findings
-
-    async def _permissions(
-        self, listing: Mapping[str, dict[str, object]], wanted: Sequence[rights.Needed]
-    ) -> dict[str, dict[str, object]]:
-        """What the token has, also at each path that matters (the listing leaves out paths without an ACL)."""
-        held = dict(listing)
-        for each in wanted:
-            if each.path not in held:
-                held.update(await self._client.get("/access/permissions", {"path": each.path}))
-        return held
-
-    async def _release(self) -> tuple[int, ...]:
-        return _release(await self._client.get("/version"))
+        return await self._checks.access()
 
     # Consoles
 
@@ -747,14 +494,14 @@ class PveDriver:
         The terminal speaks termproxy's protocol after `OK`: the browser's side sends `0:LENGTH:DATA` (length in bytes),
         `1:COLUMNS:ROWS:` and `2` (keep alive); what comes back is the terminal's own bytes.
         """
-        place = _place(machine)
+        place = place_of(machine)
         if kind == "vnc":
             # The password is asked for by itself: older releases take the ticket's first characters for one, newer ones both.
             answer = await self._client.call(
                 "POST", f"{VM}/vncproxy", {**place, "websocket": True, "generate-password": True}, timeout_s=READ_S
             )
         else:
-            config = await self._config(machine)
+            config = await self._cluster.config(machine)
             serial = next((f"serial{n}" for n in range(4) if str(config.get(f"serial{n}", "")) == "socket"), None)
             if serial is None:
                 raise DriverFailed(
@@ -787,33 +534,9 @@ def address_of(answer: Mapping[str, Any]) -> str:
     return min(found, key=lambda each: each[0])[1] if found else ""
 
 
-def _place(machine: MachineRef) -> dict[str, object]:
-    node, slash, vmid = machine.partition("/")
-    if not slash or not vmid.isdigit() or not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", node):
-        raise DriverFailed(f"{machine!r} is not a machine of Proxmox VE (node/VMID)")
-    return {"node": node, "vmid": int(vmid)}
-
-
-def _vmid(source: str) -> int:
-    text = source.rpartition("/")[2]
-    if not text.isdigit():
-        raise DriverFailed(
-            f"{source!r} is not a template of Proxmox VE", hint="give the VMID of the template, such as 9000"
-        )
-    return int(text)
-
-
 def _task(data: object) -> TaskRef:
     """A UPID; DONE where the call did all (a resize before Proxmox VE 8.1)."""
     return TaskRef(data) if isinstance(data, str) and data.startswith("UPID:") else DONE
-
-
-def _flag(value: object) -> bool:
-    return str(value).lower() in _ON if value is not None else False
-
-
-def _release(data: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", str(data.get("version", "0")))[:2])
 
 
 def _size(config: Mapping[str, object], cores: int, memory_mib: int) -> dict[str, object]:
@@ -835,34 +558,3 @@ def _same(key: str, there: object, wanted: object) -> bool:
     if key in ("cores", "sockets"):
         return str(there or 1) == str(wanted)
     return str(there or "") == str(wanted)
-
-
-def _listed(row: Mapping[str, Any]) -> _Listed:
-    return _Listed(
-        vmid=int(row["vmid"]),
-        node=str(row["node"]),
-        name=str(row.get("name") or ""),
-        status=str(row.get("status") or "unknown"),
-        tags=str(row.get("tags") or ""),
-        pool=str(row.get("pool") or ""),
-        lock=str(row.get("lock") or ""),
-        template=_flag(row.get("template")),
-        cores=int(row.get("maxcpu") or 0),
-        memory_bytes=int(row.get("maxmem") or 0),
-        disk_bytes=int(row.get("maxdisk") or 0),
-    )
-
-
-def _plain(each: _Listed, tag: str) -> MachineFound:
-    return MachineFound(
-        machine=each.machine,
-        tag=tag,
-        name=each.name,
-        node=each.node,
-        vmid=each.vmid,
-        running=each.status == "running",
-        locked=each.lock,
-        cores=each.cores,
-        memory_mib=each.memory_bytes >> 20,
-        disk_gib=-(-each.disk_bytes // GIB),
-    )

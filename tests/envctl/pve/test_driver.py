@@ -401,13 +401,33 @@ def test_what_carries_no_mark_is_never_destroyed(driver: PveDriver, fake: FakePv
 
     async def work() -> None:
         for vmid in (TEMPLATE, 90_005):
-            with pytest.raises(DriverFailed, match="no mark of an environment"):
+            with pytest.raises(DriverFailed, match="carries no mark"):
                 await driver.destroy(MachineRef(f"pve1/{vmid}"))
         with pytest.raises(DriverBusy, match="may not see"):
             await driver.destroy(MachineRef("pve1/100"))
 
     run(driver, work)
     assert {TEMPLATE, 90_005, 100} <= set(fake.machines)
+
+
+def test_a_copy_that_an_admin_made_by_hand_is_left_alone(driver: PveDriver, fake: FakePve) -> None:
+    """Proxmox VE copies tags and description; the number and the pool say that it is not the console's."""
+    fake.access.grant(TOKEN, "/vms", ("VM.Audit", "VM.Allocate"))
+
+    async def work() -> None:
+        machine = await made(driver)
+        await ended(driver, await driver.configure(machine, MACHINE))
+        copied = {key: value for key, value in fake.machines[90_000].config.items() if key != "name"}
+        fake.add_machine(500, "copy-of-alice-work", node="pve2").config |= copied
+        assert [found.vmid for found in await driver.find(tag_of(ENVIRONMENT))] == [90_000]
+        assert [found.vmid for found in await driver.inventory()] == [90_000]
+        with pytest.raises(DriverFailed, match="no machine of ours"):
+            await driver.destroy(MachineRef("pve2/500"))
+        fake.machines[500].pool = POOL
+        assert {found.vmid for found in await driver.inventory()} == {500, 90_000}, "what is in the pool is ours"
+
+    run(driver, work)
+    assert 500 in fake.machines
 
 
 def test_old_statistics_do_not_decide_whether_a_machine_runs(driver: PveDriver, fake: FakePve) -> None:
