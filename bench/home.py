@@ -53,12 +53,14 @@ QUICK: Final = HomePlan(50_000, 512 * MIB, 2)
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """One run. `puts`: objects put by the guest; `memory_mib`: the most that the agent held."""
+    """One run. `cpu_s`: of the agent, which a busy machine changes less than `seconds`; `puts`: objects put by the guest;
+    `memory_mib`: the most that the agent held."""
 
     name: str
     files: int
     size: int
     seconds: float
+    cpu_s: float
     puts: int
     put_bytes: int
     memory_mib: float
@@ -140,8 +142,8 @@ class _Site:
         end(self._console)
         shutil.rmtree(self._folder)
 
-    def _agent(self, *verb: str) -> tuple[float, float]:
-        """(seconds, MiB at the most) of one command."""
+    def _agent(self, *verb: str) -> tuple[float, float, float]:
+        """(seconds, of them on a processor, MiB at the most) of one command."""
         places = [f"--{name}={self._folder / name}" for name in ("etc", "state", "run")]
         command = [sys.executable, str(self._folder / "agent.pyz"), *places, f"--base={self._folder / 'disk'}", *verb]
         began = time.perf_counter()
@@ -154,13 +156,13 @@ class _Site:
         if process.returncode:
             console = (self._folder / "console.log").read_text()[-2000:]
             raise BenchFailed(f"the agent ended with {process.returncode}: {said.strip()}; the console said {console}")
-        return time.perf_counter() - began, used.ru_maxrss / 1024
+        return time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
     def save(self, name: str, files: int, size: int = 0) -> Saved:
         before = self._counts()
-        seconds, memory_mib = self._agent("backup", "--now")
+        seconds, cpu_s, memory_mib = self._agent("backup", "--now")
         after = self._counts()
-        return Saved(name, files, size, seconds, after[0] - before[0], after[1] - before[1], memory_mib)
+        return Saved(name, files, size, seconds, cpu_s, after[0] - before[0], after[1] - before[1], memory_mib)
 
     def _counts(self) -> tuple[int, int]:
         with urllib.request.urlopen(f"{self._address}/bench/counts") as answer:
@@ -218,13 +220,14 @@ def tables(runs: list[Saved]) -> list[TableOf]:
     return [
         (
             "Homes: one backup by the agent, from its start to its exit",
-            ["home", "files", "GB", "s", "PUTs", "MB put", "MiB of memory", "aim s"],
+            ["home", "files", "GB", "s", "s of processor", "PUTs", "MB put", "MiB of memory", "aim s"],
             [
                 [
                     run.name,
                     f"{run.files:,}",
                     f"{run.size / 1e9:.2f}" if run.size else DASH,
                     f"{run.seconds:.1f}",
+                    f"{run.cpu_s:.1f}",
                     f"{run.puts:,}",
                     f"{run.put_bytes / 1e6:,.1f}",
                     f"{run.memory_mib:,.0f}",

@@ -7,6 +7,7 @@ units are disabled, and the status says so to whoever sits in the machine.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -146,7 +147,7 @@ class Service:
                     progress=self._has_progress,
                 )
                 try:
-                    done = run.run(kind, command=command, status=self._status())
+                    done = run.run(kind, command=command, status={**self._status(), "last_error": ""})
                     break
                 except Moved:
                     if attempt == SCANS_MAX:
@@ -349,9 +350,18 @@ class Service:
             subprocess.run(["systemctl", "stop", "--no-block", "envctl-backup.timer"], check=False)
 
 
-def _logins() -> int:
-    """How many people are signed in, by what systemd-logind knows."""
+def _logins(folder: str = "/run/systemd/sessions") -> int:
+    """How many people are signed in, by what systemd-logind knows; a user's own manager is nobody."""
     try:
-        return sum(1 for name in os.listdir("/run/systemd/sessions") if name.isdigit() or name[:1] == "c")
+        names = [name for name in os.listdir(folder) if re.fullmatch(r"c?[0-9]+", name)]
     except OSError:
         return 0
+    return sum(_is_person(os.path.join(folder, name)) for name in names)
+
+
+def _is_person(path: str) -> bool:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return "CLASS=user\n" in file.read().replace("CLASS=user-early\n", "CLASS=user\n")
+    except OSError:
+        return False

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from envctl.agent import hooks, main, memory, merge, segments, status
+from envctl.agent import hooks, main, memory, merge, segments, service, status
 from envctl.agent.client import Allowance, Console, World
 from envctl.agent.codec import ZLIB
 from envctl.agent.dedup import Dedup
@@ -240,3 +240,15 @@ def test_an_address_that_has_expired_is_asked_for_again(console: FakeConsole, tm
     assert machine.service().backup("timer").number == 2
     tree = Tree(console.snapshots[2]["trees"], lambda name: TreeReader(console.objects[f"trees/{name}"]))
     assert tree.find(b"home/file") is not None
+
+
+def test_people_are_counted_not_their_managers(tmp_path: Path) -> None:
+    for name, text in {
+        "1": "CLASS=user\n",
+        "c2": "CLASS=user-early\n",
+        "3": "CLASS=manager\n",
+        "1.ref": "CLASS=user\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert service._logins(str(tmp_path)) == 2
+    assert service._logins(str(tmp_path / "none")) == 0
