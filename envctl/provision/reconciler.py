@@ -61,7 +61,7 @@ class _Look:
 
 
 class Reconciler:
-    """One of all workers does it at a time (`reconciling.lead`). `_missed` and `_off` are this process's memory of the look
+    """One of all workers does it at a time (`reconciling.lead`). `_missed` and `_turned` are this process's memory of the look
     before: a new leader needs two looks of its own."""
 
     def __init__(self, context: Context, worker: str, *, every_s: float = EVERY_S, poll_s: float = 2.0) -> None:
@@ -70,7 +70,7 @@ class Reconciler:
         self._every_s = every_s
         self._poll_s = poll_s
         self._missed: set[str] = set()
-        self._off: set[str] = set()
+        self._turned: set[str] = set()
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -188,7 +188,7 @@ class Reconciler:
         if mine.running != row.running and not mine.locked:
             said = self._power(session, look, row, mine.running)
         else:
-            self._off.discard(row.id)
+            self._turned.discard(row.id)
         drift = _drift(row, mine) if row.state != EnvironmentState.FAILED else ""
         if said:
             self._finding(look, row, said)
@@ -199,8 +199,13 @@ class Reconciler:
             look.changed.add(row.id)
 
     def _power(self, session: Session, look: _Look, row: Environment, running: bool) -> str:
-        """The machine is on or off, and the row says otherwise. A finding, or ""."""
+        """The machine is on or off, and the row says otherwise. A finding, or "". Believed at the second look: listings show
+        states that are some seconds old, and a job may have ended just now."""
         now = self._context.now()
+        if row.id not in self._turned:
+            self._turned.add(row.id)
+            return row.finding or ""
+        self._turned.discard(row.id)
         if running:
             guest = session.get(Guest, (row.id, row.generation))
             alive = (
@@ -208,6 +213,7 @@ class Reconciler:
                 and guest.revoked_at is None
                 and guest.restored_at is not None
                 and now - (guest.seen_at or 0.0) < REPORTS_S
+                and (guest.seen_at or 0.0) > (row.stopped_at or 0.0)
             )
             row.running = True
             look.changed.add(row.id)
@@ -219,10 +225,6 @@ class Reconciler:
                 )
                 return ""
             return "it was started at the hypervisor" if row.state == EnvironmentState.STOPPED else ""
-        if row.id not in self._off:
-            self._off.add(row.id)
-            return ""
-        self._off.discard(row.id)
         row.running = False
         row.stopped_at = now
         look.changed.add(row.id)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 
 from envctl.calling import Context
-from envctl.database.models import Environment, Job, JobLine
+from envctl.database.models import Environment, Guest, Job, JobLine
 from envctl.homes.opening import open_homes
 from envctl.provision import requests
 from envctl.provision.runner import Runner
@@ -100,6 +100,11 @@ class Stage:
     def get(self, environment: Environment) -> Environment:
         with self.context.database.read() as session:
             return session.get_one(Environment, environment.id)
+
+    def seen_at(self, environment: Environment) -> float:
+        """When the agent of its machine said anything last."""
+        with self.context.database.read() as session:
+            return session.get_one(Guest, (environment.id, environment.generation)).seen_at or 0.0
 
     def job(self, environment: Environment) -> Job:
         with self.context.database.read() as session:

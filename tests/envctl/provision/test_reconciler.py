@@ -1,6 +1,7 @@
 """Hypervisors and rows differ: what is believed, what is followed, what is destroyed and what never."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,11 @@ def test_power_and_place_are_followed(on: Stage, reconciler: Reconciler) -> None
     assert "went off by itself" in (off.finding or "")
     with on.driver.state() as state:
         state["machines"]["pve2/100"]["running"] = True
+    look(reconciler)
+    assert on.get(one).state == EnvironmentState.STOPPED, "listings are some seconds old"
+    since = on.context.now()
+    while on.seen_at(one) < since:
+        time.sleep(0.01)
     look(reconciler)
     assert (on.get(one).state, on.get(one).running) == (EnvironmentState.READY, True)
     with on.context.database.read() as session:
