@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from envctl.calling import Caller, Context
@@ -92,6 +92,8 @@ def stream_answer(stream: Stream) -> StreamingResponse:
 def _endpoint(verb: Verb, get_context: Callable[[], Context], get_caller: GetCaller) -> Callable[..., Any]:
     in_path = path_fields(verb)
     in_query = verb.method in ("GET", "DELETE")
+    # Once, and by pydantic itself: a list of hundreds is written in a tenth of the time that FastAPI takes for it.
+    written = None if verb.answer is Stream else TypeAdapter(verb.answer)
     rest = {name: field for name, field in verb.request.model_fields.items() if name not in in_path}
 
     def answer(request: Request, given: Mapping[str, object]) -> Any:
@@ -100,7 +102,10 @@ def _endpoint(verb: Verb, get_context: Callable[[], Context], get_caller: GetCal
         except ValidationError as error:
             raise invalid(error) from error
         told = call(get_context(), get_caller(request), verb, asked)
-        return stream_answer(told) if isinstance(told, Stream) else told
+        if isinstance(told, Stream):
+            return stream_answer(told)
+        assert written is not None, f"{verb.name} gives what the table does not say"
+        return Response(written.dump_json(told), media_type="application/json")
 
     if rest:
         place = Query() if in_query else Body()
