@@ -113,12 +113,13 @@ def facts(visit: Visit) -> Response:
 
 
 def way_in(visit: Visit, found: EnvironmentView) -> dict[str, Any]:
-    """How to connect, where the machine is ready and its address known."""
-    reachable = found.running and found.address and found.state is EnvironmentState.READY
-    return {
-        "open": visit.ask("env.open", environment=found.id) if reachable else None,
-        "has_keys": bool(visit.user.ssh_keys),
-    }
+    """How to connect, where the machine is ready and its address known. Not asked of `env.open`: that counts as use, and a
+    page that is left open must not keep a machine from its idle stop."""
+    shown_way = None
+    if found.running and found.address and found.state is EnvironmentState.READY:
+        lines = f"Host {found.name}\n    HostName {found.address}\n    User {found.login_user}"
+        shown_way = SimpleNamespace(ssh_command=f"ssh {found.login_user}@{found.address}", ssh_config=lines)
+    return {"open": shown_way, "has_keys": bool(visit.user.ssh_keys)}
 
 
 def head(visit: Visit) -> Response:

@@ -83,6 +83,7 @@ def pages(house: House) -> list[str]:
         if not re.search("/(head|facts|download|zip|console)", path)
     ]
     thesis = house.environments["thesis"]
+    found.append("/admin/environments?deleted=1")
     return [
         *found,
         f"/environments/{house.environments['broken']}",

@@ -141,3 +141,18 @@ def test_the_page_of_an_error(house: House) -> None:
     assert httpx.get(f"{house.url}/environments").headers["location"] == "/login?next=%2Fenvironments"
     assert httpx.get(f"{house.url}/static/../visit.py").status_code == 404
     assert httpx.get(f"{house.url}/static/console.css").headers["cache-control"] == "no-cache"
+
+
+def test_looking_is_not_using(house: House) -> None:
+    """A page that is left open does not keep a machine from its idle stop, nor fill the audit."""
+
+    def activity() -> float | None:
+        with house.world.database.read() as session:
+            return session.get_one(Environment, house.environments["thesis"]).last_activity_at
+
+    before = activity()
+    with house.browser("alice") as client:
+        for path in ("", "/head", "/facts", "/backups", "/settings", "/log"):
+            assert client.get(f"/environments/{house.environments['thesis']}{path}").status_code == 200
+        assert "ssh user@10.20.0" in client.get(f"/environments/{house.environments['thesis']}").text
+    assert activity() == before
