@@ -43,11 +43,11 @@ LEFT_OUT = {
     "uvicorn": "as fastapi",
     "h11": "of uvicorn",
     **dict.fromkeys(
-        ("alembic", "argon2-cffi", "argon2-cffi-bindings", "authlib", "httpx", "jinja2", "pyotp", "python-multipart"),
+        ("alembic", "argon2-cffi", "argon2-cffi-bindings", "httpx", "jinja2", "pyotp", "python-multipart"),
         "for the console's server: s3-envctl's",
     ),
-    **dict.fromkeys(("segno", "sqlalchemy", "websockets"), "for the console's server: s3-envctl's"),
-    **dict.fromkeys(("mako", "markupsafe", "joserfc", "httpcore", "certifi"), "of those"),
+    **dict.fromkeys(("joserfc", "segno", "sqlalchemy", "tzdata", "websockets"), "for the console's server: s3-envctl's"),
+    **dict.fromkeys(("mako", "markupsafe", "httpcore", "certifi"), "of those"),
 }
 SERVICES = ("s3", "sts")
 """botocore describes every service of Amazon's, in 25 MB."""

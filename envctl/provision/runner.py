@@ -20,7 +20,7 @@ from envctl.database.access import DatabaseBusy, DatabaseUnavailable
 from envctl.database.models import Environment, Job, JobLine, JobStep
 from envctl.drivers.port import EnvDriver, TaskRef
 from envctl.errors import EnvctlError
-from envctl.provision.steps import ACTS
+from envctl.provision.steps.acts import ACTS
 from envctl.provision.work import PACE, Abandoned, Cancelled, Pace, StepFailed, Work
 from envctl.states import EnvironmentState, JobKind, JobState, StepName
 from s3core.errors import StoreError
