@@ -8,9 +8,9 @@ that dies anywhere leaves the last snapshot as it was.
 | some packs are uploaded | objects that nothing refers to | the next run finds them there; else the console collects them |
 | new segments are uploaded | the same | the same |
 | `scan.next` is written | a cache of a tree that is not yet a snapshot | it counts only for a head with these trees |
-| the console has committed, its answer is lost | a snapshot the agent does not know of | the next commit is refused with the
-head; equal trees: done; else the agent goes on from that head | | `state.json` is written | `scan.next` beside the old cache
-| the next run takes whichever is of its trees |
+| the console has committed, its answer is lost | a snapshot the agent does not know of | the next commit is refused and told |
+|  |  | the head: equal trees are done, else it goes on from there |
+| `state.json` is written | `scan.next` beside the old cache | the next run takes whichever is of its trees |
 """
 
 from __future__ import annotations

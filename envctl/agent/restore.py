@@ -12,8 +12,8 @@ it will have, `old/` with what was in its place.
 | staging | part of `new/`, durable up to the path in `restoring` | the same restore goes on behind that path |
 | putting in place | some names exchanged | names that are still in `new/` are exchanged; the others were |
 | before the sentinel | a whole home, not said to be | putting in place finds nothing to do, and says so |
-| after the sentinel, before the console knows | a home that backs up nothing yet, as the console refuses | `restored` is
-said again | | removing staging | part of it, never saved | `sweep`, at the start of each backup and restore |
+| after the sentinel, before the console knows | a home that backs up nothing yet: the console refuses | `restored` again |
+| removing staging | part of it, never saved | `sweep`, at the start of each backup and restore |
 """
 
 from __future__ import annotations

@@ -3,10 +3,13 @@
 One rule: nothing that a commit may still refer to is deleted, however long that commit sleeps between two of its steps. Two
 phases:
 
-    mark    objects at least WAIT_S old that no snapshot and no pin refers to are named in a list, `doomed/<moment>` (state
-    `marked`) sweep   at least WAIT_S later: 1. the list is put again as `sweeping` (If-Match)  2. the head is put again,
-    naming the list
-            (If-Match)  3. snapshots and pins are read anew  4. what is in the list and still not referred to is deleted
+    mark    objects at least WAIT_S old that no snapshot and no pin refers to are named in a list, `doomed/<moment>`
+            (state `marked`)
+    sweep   at least WAIT_S later:
+            1. the list is put again as `sweeping` (If-Match)
+            2. the head is put again, naming the list (If-Match)
+            3. snapshots and pins are read anew
+            4. what is in the list and still not referred to is deleted
             5. the list is deleted
 
 Why it is safe. A commit C reads the head (its ETag E), then the lists, then looks whether its objects are there, then puts
