@@ -500,12 +500,16 @@ class EnvctlDriverSettings(_Table):
     """`[envctl.driver.NAME]`: where machines are made. `kind = "pve"`: a Proxmox VE cluster; `qemu`: this host."""
 
     kind: Literal["pve", "qemu"] = _setting("pve", "what makes machines")
-    url: str = _setting("", "`https://NODE:8006` of any node of the cluster (pve)")
+    url: str = _setting(
+        "", "`https://NODE:8006` of any node of the cluster; better of several, with commas between (pve)"
+    )
     token: str = _setting(
         "", "where the API token is: `file:PATH` or `systemd:NAME`; `USER@REALM!NAME=SECRET` in it (pve)"
     )
     ca_file: str = _setting("", "PEM file of authorities to trust in place of the system's (pve)")
-    fingerprint: str = _setting("", "SHA-256 of the server's certificate, trusted whoever signed it (pve)")
+    fingerprint: str = _setting(
+        "", "SHA-256 of the nodes' certificates, with commas between, trusted whoever signed them (pve)"
+    )
     verify_tls: bool = _setting(True, "off: anybody on the way can read the token; `doctor` says so (pve)")
     pool: str = _setting("", "resource pool that machines go into (pve)")
     storage: str = _setting("", "storage of full clones; empty: the template's (pve)")
