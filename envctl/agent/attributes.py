@@ -18,6 +18,8 @@ from typing import Final
 from envctl.agent.tree import DIRECTORY, FIFO, FILE, SYMLINK, Row
 
 _SAVED: Final = ("user.", "system.posix_acl_", "security.capability")
+TIME_NS_MAX: Final = (1 << 63) - 1
+"""In the year 2262. File systems know later times; a row does not, and has this one."""
 _NO_XATTRS: Final = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP})
 _TYPES: Final = {stat.S_IFDIR: DIRECTORY, stat.S_IFREG: FILE, stat.S_IFLNK: SYMLINK, stat.S_IFIFO: FIFO}
 
@@ -79,7 +81,7 @@ def read(path: bytes, directory: int, name: bytes, status: os.stat_result, names
         gid=status.st_gid,
         user=names.user(status.st_uid),
         group=names.group(status.st_gid),
-        mtime_ns=status.st_mtime_ns,
+        mtime_ns=max(-TIME_NS_MAX, min(status.st_mtime_ns, TIME_NS_MAX)),
         size=status.st_size if kind == FILE else 0,
         target=os.readlink(name, dir_fd=directory) if kind == SYMLINK else b"",
         xattrs=_xattrs(directory, name),

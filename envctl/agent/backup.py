@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 from envctl.agent import attributes, codec, hooks, memory, upload
 from envctl.agent.client import Console, World
 from envctl.agent.content import Packer, Reader
-from envctl.agent.errors import Corrupt, Fenced, Moved, NotRestored, Refused
+from envctl.agent.errors import Corrupt, Fenced, Incomplete, Moved, NotRestored, Refused
 from envctl.agent.memory import Memory
 from envctl.agent.merge import Lookup, Merge, Merged, Spool
 from envctl.agent.places import Places, sync_directory
@@ -35,6 +35,7 @@ from envctl.agent.segments import Segments
 from envctl.agent.tree import decode
 
 FUZZY_TOLD_MAX: Final = 100
+PROBLEMS_TOLD_MAX: Final = 5
 DIRECTORIES: Final = ("/home",)
 
 
@@ -119,7 +120,8 @@ class Backup:
 
     def run(self, kind: str, *, command: str | None = None, status: dict[str, Any] | None = None) -> Done:
         """Back the home up. Once this returns, the home as it was during the run is in the bucket: in a new snapshot, or in
-        the one it was in before. NotRestored before the restore is done; Fenced for good; Moved: scan again."""
+        the one it was in before. NotRestored before the restore is done; Fenced for good; Moved: scan again; Incomplete: part
+        of the home could not be looked at, and is in the bucket as it was before."""
         if self._known.fenced:
             raise Fenced(self._known.fenced)
         if self._known.restoring:
@@ -138,6 +140,13 @@ class Backup:
     def _run(self, kind: str, command: str | None, status: dict[str, Any], problems: list[str]) -> Done:
         at = self._world.time()
         known, settings = self._known, self._settings
+        mounted = [os.fsdecode(root) for root in settings.roots() if os.path.ismount(self._places.base + root)]
+        for directory in known.mounted:
+            if directory not in mounted and os.fsencode(directory) in settings.roots():
+                # What lies below it now is not the home: an empty directory would become the newest snapshot.
+                raise Incomplete(
+                    f"/{directory} was a volume of its own, and is not mounted: mount it, or reset the machine"
+                )
         segments = Segments(self._places.trees, self._console)
         cache = open_cache(self._places, settings, known.trees)
         writer = CacheWriter(self._places.next_cache, cache)
@@ -155,6 +164,7 @@ class Backup:
             first = next(edits, None)
             if first is None and known.number is not None and known.committed:
                 self._console.post("/guest/v1/heartbeats", self._heartbeat(status, unchanged=True))
+                known.mounted = mounted
                 self._remember(known.number, known.trees, at)
                 return Done(known.number, True, {"entries": scan.entries}, problems)
             segments.fetch(known.trees)
@@ -165,7 +175,7 @@ class Backup:
                 reader = Reader(self._places.base, packer, attributes.Names())
                 spool = Spool(self._places.state)
                 try:
-                    self._read(first, edits, reader, spool, Lookup(known.trees, segments), scan)
+                    gone, lost = self._read(first, edits, reader, spool, Lookup(known.trees, segments), scan)
                     packer.finish()
                     self._reached("packs")
                     merge = Merge(known.trees, segments, codec.choose(settings.codec), packer.name_of)
@@ -173,11 +183,14 @@ class Backup:
                 finally:
                     spool.close()
                     reader.directories.close()
-                writer.spoiled.update(reader.fuzzy)
+                # What was away when it was to be read may be back with the stat data that the cache has.
+                writer.spoiled.update(reader.fuzzy, gone)
                 problems += reader.problems
                 stats = _stats(merged, packer.new_bytes, len(reader.fuzzy))
                 new = [name for name in dict.fromkeys(merged.trees) if name not in set(known.trees)]
                 is_new = merged.trees != known.trees or known.number is None or not known.committed
+                if lost and not is_new:
+                    raise Incomplete("; ".join(lost[:PROBLEMS_TOLD_MAX]))
                 if is_new:
                     uploads.ship_trees(new, segments)
                 uploads.finish()
@@ -198,11 +211,14 @@ class Backup:
             if cache is not None:
                 cache.close()
         self._reached("committed")
-        self._remember(number, merged.trees, at)
+        known.mounted = mounted
+        self._remember(number, merged.trees, known.last_backup_at if lost else at)
         self._reached("remembered")
         os.replace(self._places.next_cache, self._places.cache)
         sync_directory(self._places.state)
         segments.keep_only(merged.trees)
+        if lost:
+            raise Incomplete(f"backup {number} has not all of the home: {'; '.join(lost[:PROBLEMS_TOLD_MAX])}")
         return Done(number, unchanged, stats, problems)
 
     def _read(
@@ -213,10 +229,12 @@ class Backup:
         spool: Spool,
         lookup: Lookup,
         scan: Scan,
-    ) -> None:
-        """Make rows of what differs, into the spool."""
+    ) -> tuple[set[bytes], list[str]]:
+        """Make rows of what differs, into the spool. Returns the paths at which nothing was any more, and what of the home
+        could not be looked at."""
         leaders: set[bytes] = set()
         gone: set[bytes] = set()
+        lost: list[str] = []
         edit = first
         while edit is not None:
             if isinstance(edit, Put):
@@ -235,10 +253,14 @@ class Backup:
                 spool.fresh(edit.path)
             elif isinstance(edit, Unread):
                 spool.keep(edit.path)
-                reader.problems.append(f"/{os.fsdecode(edit.path)} was not looked into: {edit.reason}")
+                problem = f"/{os.fsdecode(edit.path)} was not looked into: {edit.reason}"
+                reader.problems.append(problem)
+                if edit.is_lost and (edit.path not in self._settings.roots() or lookup.find(edit.path) is not None):
+                    lost.append(problem)
             edit = next(edits, None)
         if leaders & gone:
             raise Moved("a file with several links went away while it was read; the next scan will find the others")
+        return gone, lost
 
     def _commit(
         self,

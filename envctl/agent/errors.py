@@ -36,5 +36,9 @@ class NotRestored(AgentError):
     """The home is not yet here: backing up now would save an empty one over it."""
 
 
+class Incomplete(AgentError):
+    """Part of the home could not be looked at. What could be is saved; nobody may take that for the whole."""
+
+
 class Moved(AgentError):
     """The tree changed under the scan in a way that makes its result useless. The next scan starts afresh."""

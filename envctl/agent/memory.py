@@ -31,6 +31,8 @@ class Memory:
     last_backup_at: float = 0.0
     """Unix seconds at which the home was last known to be in the bucket as it is here."""
     last_error: str = ""
+    mounted: list[str] = field(default_factory=list)
+    """Directories of the home that were volumes of their own at the last backup."""
     restoring: dict[str, Any] = field(default_factory=dict)
     """A restore under way (envctl.agent.restore): resumed after a crash before anything else."""
 

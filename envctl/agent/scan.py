@@ -15,6 +15,7 @@ directories asks for it.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -40,6 +41,11 @@ _RECORD: Final = struct.Struct("<II")
 _END: Final = struct.Struct("<II8s")
 _STAT: Final = struct.Struct("<QIIQqq")
 _LEADER_BYTES: Final = 8
+_NS_SPAN: Final = 1 << 64
+_NOT_OURS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOTCONN})
+"""What root hears of a user's mount (FUSE) that is closed to it, or whose server died."""
+_PASSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENAMETOOLONG})
+"""Of a directory that was moved away under the walk, or whose path is longer than the kernel takes."""
 _KEPT: Final = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO})
 
 
@@ -82,10 +88,12 @@ class Fresh(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """A directory that could not be listed: what the last snapshot has of it stays."""
+    """What could not be looked at: what the last snapshot has of it and below stays. `is_lost`: it is of this home, and a run
+    without it is not whole; else another file system's business, or gone by now."""
 
     path: bytes
     reason: str
+    is_lost: bool = False
 
 
 Edit = Union[Put, Drop, Fresh, Unread]  # noqa: UP007 - evaluated when it is imported, on Python 3.9 too
@@ -287,7 +295,7 @@ class Scan:
             if not any(directory.startswith(other + b"/") for other in below):
                 records.append(directory + b"\0" + _packed(status))
                 below[directory] = (status.st_dev, status.st_ino)
-        stack = [self._compared(b"", (0, 0), records, [], below)]
+        stack = [self._compared(b"", (0, 0), records, [], below, {})]
         while stack:
             step = next(stack[-1], None)
             if step is None:
@@ -296,11 +304,11 @@ class Scan:
                 stack.append(self._directory(step))
             else:
                 for directory in [each for each in missing if sort_key(each) < sort_key(step.path)]:
-                    yield Unread(directory, missing.pop(directory))
+                    yield Unread(directory, missing.pop(directory), True)
                 if not (isinstance(step, Drop) and step.path in missing):
                     yield step
         for directory, reason in missing.items():
-            yield Unread(directory, reason)
+            yield Unread(directory, reason, True)
 
     def _is_mounted(self, directory: bytes) -> bool:
         """Whether a directory within another one is a file system of its own."""
@@ -315,30 +323,33 @@ class Scan:
         try:
             descriptor = os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            yield Unread(path, str(error.strerror))
+            yield Unread(path, str(error.strerror), error.errno not in _PASSING)
             return
         try:
             status = os.fstat(descriptor)
             if (status.st_dev, status.st_ino) != step.identity:
                 yield Unread(path, "it was replaced while it was looked at")
                 return
-            records, linked, below = self._list(path, descriptor, status.st_dev)
+            records, linked, below, unseen = self._list(path, descriptor, status.st_dev)
         except OSError as error:
-            yield Unread(path, str(error.strerror))
+            yield Unread(path, str(error.strerror), error.errno not in _PASSING)
             return
         finally:
             os.close(descriptor)
-        yield from self._compared(path, step.identity, records, linked, below)
+        yield from self._compared(path, step.identity, records, linked, below, unseen)
 
     def _list(
         self, path: bytes, descriptor: int, device: int
-    ) -> tuple[list[bytes], list[tuple[bytes, bytes, os.stat_result]], dict[bytes, tuple[int, int]]]:
-        """Records of the entries, in no order; further, those with several links; and what the walk may enter. This loop is
-        what a home of a million files takes its time in."""
+    ) -> tuple[
+        list[bytes], list[tuple[bytes, bytes, os.stat_result]], dict[bytes, tuple[int, int]], dict[bytes, OSError]
+    ]:
+        """Records of the entries, in no order; further, those with several links; what the walk may enter; and entries of which
+        not even stat says anything. This loop is what a home of a million files takes its time in."""
         left_out = self._excludes.within(path)
         records = []
         linked = []
         below = {}
+        unseen = {}
         encode, pack, regular = os.fsencode, _STAT.pack, stat.S_IFREG
         with os.scandir(descriptor) as entries:
             for entry in entries:
@@ -349,11 +360,18 @@ class Scan:
                     found = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
+                except OSError as error:
+                    # One mount that root may not look at must not hide the home that it lies in.
+                    unseen[name] = error
+                    continue
                 mode, links = found.st_mode, found.st_nlink
                 kind = mode & 0o170000
                 if kind == regular and links == 1:
                     if found.st_dev == device:
-                        what = pack(found.st_ino, mode, 1, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                        try:
+                            what = pack(found.st_ino, mode, 1, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                        except struct.error:
+                            what = _packed(found)
                         records.append(name + b"\0" + what)
                 elif kind == stat.S_IFDIR:
                     records.append(name + b"\0" + _packed(found))
@@ -365,7 +383,7 @@ class Scan:
                         records.append(record)
                     else:
                         linked.append((name, record, found))
-        return records, linked, below
+        return records, linked, below, unseen
 
     def _compared(
         self,
@@ -374,6 +392,7 @@ class Scan:
         records: list[bytes],
         linked: list[tuple[bytes, bytes, os.stat_result]],
         below: dict[bytes, tuple[int, int]],
+        unseen: dict[bytes, OSError],
     ) -> Iterator[Edit | _Descend]:
         prefix = path + b"/" if path else b""
         leaders = {}
@@ -382,14 +401,20 @@ class Scan:
             records.append(record + blake2b(leader, digest_size=_LEADER_BYTES).digest())
             if leader != prefix + name:
                 leaders[name] = leader
+        old = self._cache.take(path) if self._cache is not None else None
+        if unseen and old is not None:
+            last = _split(old)
+            records += [last[name] for name in unseen if name in last]
         records.sort()
         self.entries += len(records)
         blob = b"".join(records)
-        old = self._cache.take(path) if self._cache is not None else None
         if old == blob:
             self._writer.same(path, blob)
-            for name in sorted(below, key=sort_key):
-                yield _Descend(prefix + name, below[name])
+            for name in sorted([*below, *unseen], key=sort_key):
+                if name in unseen:
+                    yield _unseen(prefix + name, unseen[name])
+                else:
+                    yield _Descend(prefix + name, below[name])
             return
         del records
         new = _split(blob)
@@ -399,7 +424,10 @@ class Scan:
             yield Fresh(path)
         else:
             before = _split(old)
-        for name in sorted(new.keys() | before.keys(), key=sort_key):
+        for name in sorted(new.keys() | before.keys() | unseen.keys(), key=sort_key):
+            if name in unseen:
+                yield _unseen(prefix + name, unseen[name])
+                continue
             record_now, was = new.get(name), before.get(name)
             if record_now is None:
                 yield Drop(prefix + name)
@@ -438,9 +466,17 @@ class _Descend(NamedTuple):
     identity: tuple[int, int]
 
 
+def _unseen(path: bytes, error: OSError) -> Unread:
+    return Unread(path, str(error.strerror), error.errno not in _NOT_OURS)
+
+
 def _packed(status: os.stat_result) -> bytes:
+    """Times after the year 2262 have more nanoseconds than 63 bits: they wrap, which tells two of them apart still."""
     links, size = (0, 0) if stat.S_ISDIR(status.st_mode) else (status.st_nlink, status.st_size)
-    return _STAT.pack(status.st_ino, status.st_mode, links, size, status.st_mtime_ns, status.st_ctime_ns)
+    mtime_ns, ctime_ns = (
+        (each + _NS_SPAN // 2) % _NS_SPAN - _NS_SPAN // 2 for each in (status.st_mtime_ns, status.st_ctime_ns)
+    )
+    return _STAT.pack(status.st_ino, status.st_mode, links, size, mtime_ns, ctime_ns)
 
 
 def _found(name: bytes, record: bytes) -> Found:

@@ -1,0 +1,167 @@
+"""Homes that are not as one expects: nothing of them may stop the agent, and no run may claim more than it saved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envctl.agent import attributes, content
+from envctl.agent.errors import Incomplete
+from tests.envctl.agent.console import FakeConsole
+from tests.envctl.agent.machine import Machine
+from tests.envctl.agent.test_backup_and_restore import rebuilt, tree_of
+
+
+@pytest.fixture
+def console() -> Iterator[FakeConsole]:
+    with FakeConsole() as made:
+        yield made
+
+
+@pytest.fixture
+def machine(console: FakeConsole, tmp_path: Path) -> Machine:
+    made = Machine(tmp_path / "first", console)
+    made.service().restore()
+    return made
+
+
+class _Closed:
+    """An entry as `os.scandir` gives it, of a mount that root may not look at."""
+
+    def __init__(self, entry: os.DirEntry[str], number: int) -> None:
+        self.name = entry.name
+        self._number = number
+
+    def stat(self, *, follow_symlinks: bool) -> os.stat_result:
+        raise OSError(self._number, os.strerror(self._number))
+
+
+class _Entries:
+    def __init__(self, found: Any, closed: dict[str, int]) -> None:
+        self._found, self._closed = found, closed
+
+    def __enter__(self) -> Iterator[Any]:
+        return (_Closed(each, self._closed[each.name]) if each.name in self._closed else each for each in self._found)
+
+    def __exit__(self, *error: object) -> None:
+        self._found.close()
+
+
+def closed(patched: pytest.MonkeyPatch, **numbers: int) -> None:
+    """Entries of these names answer stat with that error, wherever the walk meets them."""
+    scandir = os.scandir
+    patched.setattr(os, "scandir", lambda folder: _Entries(scandir(folder), numbers))
+
+
+def paths_of(console: FakeConsole) -> set[bytes]:
+    assert console.number is not None
+    return {row.path for row in tree_of(console, console.number).rows()}
+
+
+def test_a_mount_that_root_may_not_see_hides_nothing_beside_it(
+    console: FakeConsole, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.home / "user" / "remote").mkdir(parents=True)
+    (machine.home / "user" / "a").write_bytes(b"1")
+    (machine.home / "user" / "z").mkdir()
+    machine.service().backup("timer")
+    with monkeypatch.context() as patched:
+        closed(patched, remote=13)
+        (machine.home / "user" / "b").write_bytes(b"2")
+        (machine.home / "user" / "z" / "c").write_bytes(b"3")
+        machine.service().backup("timer")
+        assert {b"home/user/b", b"home/user/z/c", b"home/user/remote"} <= paths_of(console)
+        assert machine.service().backup("timer").unchanged
+    (machine.home / "user" / "remote").rmdir()
+    machine.service().backup("timer")
+    assert b"home/user/remote" not in paths_of(console)
+
+
+def test_what_the_disk_does_not_give_is_told_and_no_backup_is_good_without_it(
+    console: FakeConsole, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.home / "user").mkdir()
+    (machine.home / "user" / "a").write_bytes(b"1")
+    machine.service().backup("timer")
+    good_at = machine.memory()["last_backup_at"]
+    with monkeypatch.context() as patched:
+        closed(patched, user=5)
+        with pytest.raises(Incomplete):
+            machine.service().backup("timer")
+        (machine.home / "beside").write_bytes(b"2")
+        with pytest.raises(Incomplete, match="backup 2 has not all"):
+            machine.service().backup("timer")
+    assert console.number == 2
+    assert {b"home/user/a", b"home/beside"} <= paths_of(console)
+    assert not any(each["unchanged"] for each in console.heartbeats)
+    assert "home/user was not looked into" in console.heartbeats[-1]["status"]["last_error"]
+    assert machine.memory()["last_backup_at"] == good_at
+    machine.service().backup("timer")
+    assert machine.memory()["last_error"] == ""
+    assert machine.memory()["last_backup_at"] > good_at
+
+
+def test_a_home_that_is_away_is_no_unchanged_home(console: FakeConsole, machine: Machine) -> None:
+    (machine.home / "a").write_bytes(b"1")
+    machine.service().backup("timer")
+    machine.home.rename(machine.disk / "elsewhere")
+    with pytest.raises(Incomplete, match="it is not there"):
+        machine.service().backup("timer")
+    assert not any(each["unchanged"] for each in console.heartbeats)
+    assert console.number == 1
+
+
+def test_a_volume_that_is_not_mounted_is_no_empty_home(
+    console: FakeConsole, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.home / "a").write_bytes(b"1")
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "ismount", lambda path: path.endswith(b"/home"))
+        machine.service().backup("timer")
+    (machine.home / "a").unlink()
+    with pytest.raises(Incomplete, match="not mounted"):
+        machine.service().backup("timer")
+    assert console.number == 1
+
+
+def test_a_file_that_was_away_while_it_was_read_is_saved_when_it_is_back(
+    console: FakeConsole, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.home / "user" / "project").mkdir(parents=True)
+    (machine.home / "user" / "project" / "thesis").write_bytes(b"years of work")
+    of = content.Directories.of
+
+    def of_nothing(self: content.Directories, put: Any) -> int:
+        if put.path.endswith(b"/thesis"):
+            raise content.Gone("its directory was away for a moment")
+        return of(self, put)
+
+    for each in (machine.home / "user" / "project" / "thesis", machine.home / "user" / "project"):
+        os.utime(each, (1, 1))
+    with monkeypatch.context() as patched:
+        # As if the change were older than the tick of the clock.
+        patched.setattr("envctl.agent.scan.RACY_NS", -(10**12))
+        patched.setattr(content.Directories, "of", of_nothing)
+        machine.service().backup("timer")
+    assert b"home/user/project/thesis" not in paths_of(console)
+    machine.service().backup("timer")
+    assert b"home/user/project/thesis" in paths_of(console)
+
+
+def test_times_of_later_centuries(console: FakeConsole, machine: Machine, tmp_path: Path) -> None:
+    for name, at in (("late", 13_569_465_600), ("early", -2_000_000_000)):
+        (machine.home / name).write_bytes(b"x")
+        os.utime(machine.home / name, (at, at))
+    if os.stat(machine.home / "late").st_mtime_ns <= attributes.TIME_NS_MAX:
+        pytest.skip("this file system knows no time after 2262")
+    machine.service().backup("timer")
+    assert machine.service().backup("timer").unchanged
+    second = rebuilt(console, tmp_path / "second")
+    assert os.stat(second.home / "early").st_mtime == -2_000_000_000
+    assert os.stat(second.home / "late").st_mtime_ns == attributes.TIME_NS_MAX
+    shutil.rmtree(second.disk)
