@@ -163,7 +163,7 @@ class Backup:
             edits = scan.edits()
             first = next(edits, None)
             if first is None and known.number is not None and known.committed:
-                self._console.post("/guest/v1/heartbeats", self._heartbeat(status, unchanged=True))
+                self._say_unchanged(status)
                 known.mounted = mounted
                 self._remember(known.number, known.trees, at)
                 return Done(known.number, True, {"entries": scan.entries}, problems)
@@ -199,7 +199,7 @@ class Backup:
             self._reached("cache")
             number: int | None
             if not is_new:
-                self._console.post("/guest/v1/heartbeats", self._heartbeat(status, unchanged=True))
+                self._say_unchanged(status)
                 number, unchanged = known.number, True
             else:
                 packs = sorted({pack.hex() for name in new for pack in segments.open(name).packs} & uploads.shipped)
@@ -291,20 +291,28 @@ class Backup:
                 self._known.trees, self._known.committed = [], False
                 memory.save(self._places, self._known)
                 raise Moved(f"the bucket lacks objects of the snapshot before: {error}") from error
-            head = error.details.get("head")
-            if error.status != 409 or error.code != "parent" or not isinstance(head, dict):
-                raise
+            head = _head_of(error)
             if list(head.get("trees", [])) == merged.trees:
                 return int(head["number"])
             # The answer to an earlier commit of this machine was lost, and the home has changed since: go on from there.
-            self._known.number = head.get("number")
-            self._known.trees = list(head.get("trees", []))
-            self._known.committed = True
-            memory.save(self._places, self._known)
-            raise Moved(f"the newest snapshot is {head.get('number')}, not the one this run began from") from error
+            raise self._moved(head) from error
 
-    def _heartbeat(self, status: dict[str, Any], *, unchanged: bool) -> dict[str, Any]:
-        return {"number": self._known.number, "unchanged": unchanged, "status": status}
+    def _say_unchanged(self, status: dict[str, Any]) -> None:
+        """Tell the console that the home is that of the newest snapshot."""
+        try:
+            body = {"number": self._known.number, "unchanged": True, "status": status}
+            self._console.post("/guest/v1/heartbeats", body)
+        except Refused as error:
+            # The machine's disk was put back to an earlier moment, with the agent's state on it.
+            raise self._moved(_head_of(error)) from error
+
+    def _moved(self, head: dict[str, Any]) -> Moved:
+        """Go on from that head the next time, and look at everything anew."""
+        self._known.number = head.get("number")
+        self._known.trees = list(head.get("trees", []))
+        self._known.committed = True
+        memory.save(self._places, self._known)
+        return Moved(f"the newest snapshot is {head.get('number')}, not the one this run began from")
 
     def _remember(self, number: int | None, trees: list[str], at: float) -> None:
         self._known.number = number
@@ -313,6 +321,14 @@ class Backup:
         self._known.last_backup_at = at
         self._known.last_error = ""
         memory.save(self._places, self._known)
+
+
+def _head_of(error: Refused) -> dict[str, Any]:
+    """The head that came with a refusal because of another parent. Any other refusal is raised again."""
+    head = error.details.get("head")
+    if error.status != 409 or error.code != "parent" or not isinstance(head, dict):
+        raise error
+    return head
 
 
 def _stats(merged: Merged, new_bytes: int, fuzzy: int) -> dict[str, Any]:

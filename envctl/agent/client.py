@@ -109,7 +109,9 @@ class Console:
     def post(
         self, path: str, body: dict[str, Any], *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS
     ) -> dict[str, Any]:
-        return self._ask("POST", path, json.dumps(body).encode("utf-8"), timeout_s, attempts)
+        # A name that is no UTF-8 has lone surrogates here, which are no JSON to others.
+        data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        return self._ask("POST", path, data, timeout_s, attempts)
 
     def _ask(self, method: str, path: str, body: bytes, timeout_s: float, attempts: int) -> dict[str, Any]:
         pause = PAUSE_S

@@ -33,6 +33,8 @@ class Memory:
     last_error: str = ""
     mounted: list[str] = field(default_factory=list)
     """Directories of the home that were volumes of their own at the last backup."""
+    restored_number: int | None = None
+    """The snapshot that this machine's home was made from: it may be older than `number`."""
     restoring: dict[str, Any] = field(default_factory=dict)
     """A restore under way (envctl.agent.restore): resumed after a crash before anything else."""
 

@@ -9,6 +9,7 @@ it will have, `old/` with what was in its place.
 
 | crash while | leaves | repaired by |
 | --- | --- | --- |
+| staging, for somebody who asked | the same | the same; when it fails it is forgotten, and the home stays as it is |
 | staging | part of `new/`, durable up to the path in `restoring` | the same restore goes on behind that path |
 | putting in place | some names exchanged | names that are still in `new/` are exchanged; the others were |
 | before the sentinel | a whole home, not said to be | putting in place finds nothing to do, and says so |
@@ -166,6 +167,7 @@ class Restore:
             "head": head,
             "everything": everything,
             "asked": asked,
+            "was_restored": self._known.restored,
             "phase": "staging",
             "done": {},
             "began": self._world.time(),
@@ -182,9 +184,29 @@ class Restore:
     def _go_on(self) -> Restored:
         try:
             return self._run()
+        except Exception:
+            if self._known.restoring["asked"] and self._known.restoring["phase"] == "staging":
+                self._give_up()
+            raise
         finally:
             while self._open:
                 os.close(self._open.popitem()[1])
+
+    def _give_up(self) -> None:
+        """Forget a restore that somebody asked for and that failed before anything of the home was touched: the home is what
+        it was, and is to be saved on. Staging goes first, as it may hold the space that the state needs; without `new`
+        a crash in between begins from the start."""
+        what = self._known.restoring
+        volumes = {os.fsencode(volume) for _, volume, _, _ in what["units"]}
+        for volume in volumes:
+            new = _joined(self._places.base + volume, STAGING) + b"/new"
+            if os.path.lexists(new):
+                os.rename(new, new + b".void")
+        sweep(self._places, volumes)
+        if what["everything"]:
+            self._known.restored = what["was_restored"]
+        self._known.restoring = {}
+        memory.save(self._places, self._known)
 
     def _run(self) -> Restored:
         what = self._known.restoring
@@ -241,6 +263,7 @@ class Restore:
             known.trees = [] if what["source"] else list(what["trees"])
             known.committed = bool(head) and not what["source"] and list(head.get("trees", [])) == known.trees
             known.restored = True
+            known.restored_number = what["number"]
         known.restoring = {}
         memory.save(self._places, known)
 
@@ -270,8 +293,10 @@ class Restore:
 
     def _stage(self, tree: Tree, unit: Unit) -> None:
         """Directories, files, symbolic links and FIFOs of `unit`, files with their content and attributes."""
-        os.makedirs(os.path.dirname(self._new(unit, unit.path)), mode=0o700, exist_ok=True)
         done = self._known.restoring["done"].get(os.fsdecode(unit.path))
+        if not os.path.lexists(self._new(unit, unit.path)):
+            done = None
+        os.makedirs(os.path.dirname(self._new(unit, unit.path)), mode=0o700, exist_ok=True)
         start = sort_key(os.fsencode(done)) + b"\0" if done is not None else sort_key(unit.path)
         rows = since_bytes = 0
         with _Content(self._console, self._known.restoring["source"], self._world) as content:

@@ -108,7 +108,10 @@ class Service:
         self._take_settings(state.get("settings"))
         wanted = state.get("restore") or {}
         if self._known.restored and not wanted.get("done"):
-            number = wanted.get("number") if self._known.number is None else self._known.number
+            # A home of an older snapshot is one that was told to be so; `number` is what the next one comes after.
+            number = wanted.get("number")
+            if number not in (self._known.number, self._known.restored_number):
+                number = self._known.number
             console.post("/guest/v1/restored", {"number": number, "files": 0, "bytes": 0, "seconds": 0})
 
     def is_due(self) -> bool:
@@ -176,7 +179,7 @@ class Service:
         while True:
             try:
                 console = self._enrolled()
-                if not confirmed:
+                if not confirmed or self._known.restoring:
                     self._known = memory.load(self._places)
                     if self._known.restoring:
                         with locked(3600.0) as held:
@@ -336,7 +339,11 @@ class Service:
     def _failed(self, phase: str, error: Exception) -> None:
         self._phase, self._message = phase, str(error)
         self._known.last_error = str(error)
-        memory.save(self._places, self._known)
+        try:
+            memory.save(self._places, self._known)
+        except OSError as full:
+            # Whoever sits here, and the console, are told all the same.
+            self._message = f"{error}; and the agent's state cannot be written: {full}"
         self._tell()
 
     def _fenced(self, error: Fenced) -> None:

@@ -29,7 +29,11 @@ def read(places: Places) -> dict[str, Any] | None:
 
 
 def words(facts: dict[str, Any]) -> str:
-    """The status in sentences."""
+    """The status in sentences, as any terminal can show them."""
+    return _sentences(facts).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _sentences(facts: dict[str, Any]) -> str:
     if facts.get("fenced"):
         return (
             "This machine has been replaced: another one has this home now, and nothing is saved from here any more.\n"

@@ -127,6 +127,7 @@ class FakeConsole:
 
     def _answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
         asked = json.loads(body) if body else {}
+        assert b"\\ud" not in body, "a lone surrogate is no JSON to a strict reader"
         route = path.split("?")[0]
         if route == "/guest/v1/enrol":
             key = bytes.fromhex(asked["public_key"])
@@ -142,6 +143,8 @@ class FakeConsole:
         if route == "/guest/v1/state":
             return 200, {"generation": 1, "settings": self.settings, "restore": self.restore, "head": self.head()}
         if route == "/guest/v1/restored":
+            if asked["number"] != self.restore["number"] and not self.restore["done"]:
+                return _refused(409, "refused")
             self.restored.append(asked)
             self.restore["done"] = True
             return 200, {}
@@ -154,6 +157,9 @@ class FakeConsole:
             self.answers[route.split("/")[-1]] = asked
             return 200, {}
         if route == "/guest/v1/heartbeats":
+            if asked["unchanged"] and asked["number"] != self.number:
+                status, answer = _refused(409, "parent")
+                return status, {**answer, "head": self.head()}
             self.heartbeats.append(asked)
             return 200, {"settings": self.settings}
         if not self.restore["done"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from envctl.agent import attributes, content
 from envctl.agent.errors import Incomplete
 from tests.envctl.agent.console import FakeConsole
 from tests.envctl.agent.machine import Machine
-from tests.envctl.agent.test_backup_and_restore import rebuilt, tree_of
+from tests.envctl.agent.test_backup_and_restore import obey, rebuilt, tree_of
 
 
 @pytest.fixture
@@ -165,3 +166,98 @@ def test_times_of_later_centuries(console: FakeConsole, machine: Machine, tmp_pa
     assert os.stat(second.home / "early").st_mtime == -2_000_000_000
     assert os.stat(second.home / "late").st_mtime_ns == attributes.TIME_NS_MAX
     shutil.rmtree(second.disk)
+
+
+def test_a_name_that_is_no_utf_8_is_told_of(
+    console: FakeConsole, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for number in range(130):
+        Path(os.fsdecode(os.fsencode(machine.home) + b"/caf\xe9 %03d" % number)).write_bytes(b"x")
+    with monkeypatch.context() as patched:
+        patched.setattr("envctl.agent.service.PROGRESS_S", 0.0)
+        service = machine.service()
+        service._has_progress(os.fsdecode(b"/home/caf\xe9"), 0.5)
+        assert "\\udce9" in Path(machine.places.run, "status.txt").read_text()
+        service.backup("timer")
+        service._has_progress(os.fsdecode(b"/home/caf\xe9"), 0.5)
+        service._heartbeat(service._enrolled())
+    assert console.heartbeats[-1]["status"]["message"] == "/home/caf?"
+    assert len(list(rebuilt(console, tmp_path / "second").home.iterdir())) == 130
+
+
+def test_a_restore_that_fails_for_good_leaves_an_agent_that_works(console: FakeConsole, machine: Machine) -> None:
+    (machine.home / "user").mkdir()
+    (machine.home / "user" / "large").write_bytes(os.urandom(100_000))
+    machine.service().backup("timer")
+    (machine.home / "user" / "large").write_bytes(os.urandom(100_000))
+    machine.service().backup("timer")
+    snapshot = console.snapshots[1]
+    lost = {name: console.objects.pop(name) for name in [f"packs/{pack}" for pack in snapshot["packs"]]}
+    for paths in (None, [base64.b64encode(b"home/user/large").decode()]):
+        answer = obey(machine, console, number=1, trees=snapshot["trees"], paths=paths, into="place")
+        assert not answer["ok"]
+        assert machine.memory()["restoring"] == {}
+        (machine.home / "user" / "later").write_text(str(paths))
+        assert not machine.service().backup("timer").unchanged
+        machine.service().restore()
+    assert not (machine.home / ".envctl-staging").exists()
+    console.objects.update(lost)
+    answer = obey(machine, console, number=1, trees=snapshot["trees"], paths=None, into="place")
+    assert answer["ok"], answer
+    assert not (machine.home / "user" / "later").exists()
+
+
+def test_a_rollback_whose_end_the_console_did_not_hear_of_is_confirmed_later(
+    console: FakeConsole, machine: Machine, tmp_path: Path
+) -> None:
+    for text in ("one", "two"):
+        (machine.home / "file").write_text(text)
+        machine.service().backup("timer")
+    console.want(1)
+    second = Machine(tmp_path / "second", console)
+
+    def dies(point: str) -> None:
+        if point == "sentinel":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        second.service(dies).restore()
+    second.service().restore()
+    assert [each["number"] for each in console.restored] == [None, 1]
+    second.service().backup("timer")
+    assert console.snapshots[3]["parent"] == 2
+    assert (second.home / "file").read_text() == "one"
+
+
+def test_a_disk_that_was_put_back_to_an_earlier_day_is_saved_as_it_is(
+    console: FakeConsole, machine: Machine, tmp_path: Path
+) -> None:
+    (machine.home / "file").write_text("one")
+    os.utime(machine.home, (1, 1))
+    machine.service().backup("timer")
+    shutil.copytree(machine.places.state, tmp_path / "state")
+    (machine.home / "second").write_text("two")
+    machine.service().backup("timer")
+    (machine.home / "second").unlink()
+    os.utime(machine.home, (1, 1))
+    shutil.rmtree(machine.places.state)
+    shutil.copytree(tmp_path / "state", machine.places.state)
+    machine.service().backup("timer")
+    machine.service().backup("timer")
+    assert console.number == 3
+    assert b"home/second" not in paths_of(console)
+
+
+def test_a_state_that_cannot_be_written_is_told_to_the_console(
+    console: FakeConsole, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.home / "file").write_text("one")
+
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    monkeypatch.setattr("envctl.agent.memory.save", full)
+    with pytest.raises(OSError, match="No space"):
+        machine.service().backup("timer")
+    assert "No space left" in console.heartbeats[-1]["status"]["last_error"]
