@@ -89,6 +89,7 @@ def _templates() -> jinja2.Environment:
         clock=shown.clock,
         local=shown.local,
         sentence=shown.sentence,
+        rounded=shown.rounded,
         plain=shown.plain,
         q=lambda text: quote(str(text), safe=""),
     )

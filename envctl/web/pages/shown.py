@@ -120,14 +120,23 @@ def rpo(environment: EnvironmentView, now: float) -> Badge:
 
 
 def sentence(text: str) -> str:
-    """Messages of errors begin in lower case and have no full stop; on a page they are sentences."""
+    """Messages of errors begin in lower case and have no full stop; on a page they are sentences. A name or an address that
+    they begin with stays as it is."""
     text = str(text).strip()
-    return text if not text else text[0].upper() + text[1:] + ("" if text[-1] in ".!?:" else ".")
+    if not text:
+        return text
+    first = text[0].upper() if text.split()[0].rstrip(",;").isalpha() else text[0]
+    return first + text[1:] + ("" if text[-1] in ".!?:" else ".")
 
 
 def plain(value: object) -> object:
     """A number as people type it: 300, not 300.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def rounded(value: object) -> object:
+    """A figure that an agent told, with two digits at most behind the point; what is none stays as it was told."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
 def clock(moment: float) -> str:

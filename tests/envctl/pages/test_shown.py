@@ -42,6 +42,8 @@ def test_moments() -> None:
 def test_sentences() -> None:
     assert shown.sentence("it is frozen") == "It is frozen."
     assert shown.sentence("Is it?") == "Is it?"
+    assert shown.sentence("file:///homes does not answer") == "file:///homes does not answer."
+    assert shown.sentence("pve1: no quorum") == "pve1: no quorum."
     assert shown.sentence("") == ""
 
 
@@ -105,3 +107,9 @@ def test_nobody_is_sent_elsewhere(path: str) -> None:
 
 def test_own_paths_are_kept() -> None:
     assert own_path("/environments/1?tab=a&b=c%20d") == "/environments/1?tab=a&b=c+d"
+
+
+def test_what_an_agent_tells_as_a_figure_is_short_and_anything_else_is_harmless() -> None:
+    assert shown.rounded(5.53759765625) == "5.54"
+    assert shown.rounded(2.0) == "2"
+    assert shown.rounded("<b>") == "<b>"
