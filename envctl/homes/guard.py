@@ -14,10 +14,13 @@ FILES_MIN: Final = 50
 
 def alert_of(before: Stats, now: Stats, fraction: float) -> str:
     """What there is to tell of a snapshot after one with `before`; "" where no more than `fraction` of its files was
-    rewritten or removed."""
+    rewritten or removed. That a home is empty all at once is always told, however small it was."""
+    if before.files and not now.files:
+        return f"all {before.files} files are gone"
     if before.files < FILES_MIN:
         return ""
-    gone = now.changed + now.removed
-    if gone <= fraction * before.files:
+    # A run that saved everything anew tells of nothing removed; fewer files are fewer files.
+    removed = max(now.removed, before.files - now.files)
+    if now.changed + removed <= fraction * before.files:
         return ""
-    return f"{now.changed} of {before.files} files were rewritten and {now.removed} removed at once"
+    return f"{now.changed} of {before.files} files were rewritten and {removed} removed at once"

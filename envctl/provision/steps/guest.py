@@ -127,7 +127,8 @@ async def _machine_off(work: Work) -> None:
     if loss is None:
         await _skip(work, "The machine is off, and was saved before.")
     elif work.kind in (JobKind.STOP, JobKind.RESTART):
-        await _skip(work, "The machine is off already; what it did not save is still on its disk.")
+        # Not noted as saved: whoever destroys it later must be asked.
+        await _skip(work, "The machine is off already; what it did not save is still on its disk.", saved=False)
     else:
         await _lost(
             work,
@@ -149,8 +150,8 @@ async def _lost(work: Work, reason: str, hint: str) -> None:
     work.point("after-verify")
 
 
-async def _skip(work: Work, text: str) -> None:
-    await work.note(saved=True, skipped=True)
+async def _skip(work: Work, text: str, *, saved: bool = True) -> None:
+    await work.note(saved=saved, skipped=True)
     await work.say(text)
     work.point("after-verify")
 
@@ -248,7 +249,12 @@ def unsaved_s(session: Session, environment_id: str, shutdown_s: float) -> float
     off_at = environment.stopped_at or began
     if saved is not None and saved.detail.get("saved") is True and saved.started_at >= began:
         shut = last_step(session, environment_id, StepName.SHUTDOWN)
-        if shut is not None and shut.started_at >= saved.started_at:
+        # Off much later than our shutdown: somebody started it at the hypervisor meanwhile, and worked on it.
+        if (
+            shut is not None
+            and shut.started_at >= saved.started_at
+            and off_at <= (shut.ended_at or shut.started_at) + FOUND_OFF_S
+        ):
             return None
     newest = session.scalar(
         select(Backup).where(Backup.environment_id == environment_id).order_by(Backup.number.desc()).limit(1)

@@ -199,7 +199,13 @@ def test_the_guard_pins_what_was_before_a_mass_change() -> None:
     small = Bucket().store()
     small.fence(ENVIRONMENT, 1)
     save(small, FIRST, stats=Stats(files=49))
-    assert not save(small, SECOND, at=2.0, stats=Stats(files=0, removed=49)).alert
+    assert not save(small, SECOND, at=2.0, stats=Stats(files=1, removed=48)).alert
+    assert "all 1 files are gone" in save(small, FIRST, at=3.0, stats=Stats(files=0)).alert
+    anew = Bucket().store()
+    anew.fence(ENVIRONMENT, 1)
+    save(anew, FIRST, stats=Stats(files=100))
+    told_nothing = save(anew, SECOND, at=2.0, stats=Stats(files=60, added=60))
+    assert "40 removed" in told_nothing.alert
 
 
 def test_pruning_keeps_the_newest_and_the_pinned_and_a_pin_outlives_its_snapshot() -> None:

@@ -207,6 +207,25 @@ def test_a_stopped_environment_is_deleted_without_another_backup(on: Stage) -> N
     assert on.guests.final_backups == 1
 
 
+def test_a_stop_of_a_machine_that_was_off_saves_nothing_and_says_nothing_else_later(on: Stage) -> None:
+    one = on.ready()
+    with on.driver.state() as state:
+        state["machines"]["pve1/100"]["running"] = False
+    stopped = on.do(one, JobKind.STOP)
+    assert stopped.state == E.STOPPED
+    failed = on.do(stopped, JobKind.RESET)
+    assert (failed.state, failed.failed_step) == (E.FAILED, "backup")
+    assert list(on.driver.machines()) == ["pve1/100"], "what it did not save is on its disk alone"
+
+
+def test_a_stopped_machine_that_ran_once_more_without_us_is_not_destroyed_unasked(on: Stage) -> None:
+    one = on.do(on.ready(), JobKind.STOP)
+    with on.context.database.write() as session:
+        session.get_one(Environment, one.id).stopped_at = on.context.now() + 7200
+    failed = on.do(one, JobKind.RESET)
+    assert (failed.state, failed.failed_step) == (E.FAILED, "backup")
+
+
 def test_a_machine_that_does_not_shut_down_is_powered_off_only_when_told(on: Stage) -> None:
     one = on.ready()
     on.driver.script(("shutdown", "task-failed"))
