@@ -32,7 +32,8 @@ class Dedup:
     def _open(self, slots: int) -> None:
         self._slots = slots
         self._file: Any = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by `close`
-        os.ftruncate(self._file.fileno(), slots * _SLOT.size)
+        # Allocated, not sparse: a write to a page that a full disk has no block for ends the process.
+        os.posix_fallocate(self._file.fileno(), 0, slots * _SLOT.size)
         self._map = mmap.mmap(self._file.fileno(), slots * _SLOT.size)
 
     def _place_of(self, sha256: bytes) -> int:

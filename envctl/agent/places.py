@@ -60,8 +60,9 @@ class Places(NamedTuple):
 
 
 def replace(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Write `path` anew. Durable once this returns; a crash before leaves the old file, and perhaps `path`.new."""
-    temporary = path + ".new"
+    """Write `path` anew. Durable once this returns; a crash before leaves the old file, and perhaps `path`.PID.new."""
+    # Of this process: two that write at once must not write into one file.
+    temporary = f"{path}.{os.getpid()}.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)

@@ -191,7 +191,7 @@ class Service:
                 answer = console.get(f"/guest/v1/commands?wait={WAIT_S}", timeout_s=WAIT_S + 15.0, attempts=1)
                 for command in answer.get("commands", []):
                     self._obey(console, command, locked)
-                if self._world.time() - heard_at >= HEARTBEAT_S:
+                if not 0 <= self._world.time() - heard_at < HEARTBEAT_S:
                     self._known = memory.load(self._places)
                     self._take_settings(self._heartbeat(console))
                     heard_at = self._world.time()
@@ -310,9 +310,10 @@ class Service:
 
     def _has_progress(self, message: str, part: float) -> None:
         self._message, self._progress = message, part
-        if self._world.time() - self._told_at >= 1.0:
+        # A clock that was put back must not silence the agent until it has caught up.
+        if not 0 <= self._world.time() - self._told_at < 1.0:
             self._tell()
-            if self._console is not None and self._told_at - self._beat_at >= PROGRESS_S:
+            if self._console is not None and not 0 <= self._told_at - self._beat_at < PROGRESS_S:
                 self._beat_at = self._told_at
                 self._heartbeat(self._console)
 

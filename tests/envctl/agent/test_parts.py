@@ -70,6 +70,32 @@ def test_hooks_run_in_order_and_hold_up_nothing(tmp_path: Path) -> None:
     assert hooks.run(str(tmp_path / "none"), 1.0, {}) == []
 
 
+def test_a_hook_that_leaves_a_service_or_leads_nowhere_holds_up_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "pre.d"
+    folder.mkdir()
+    program(folder, "10-service", f"setsid sleep 30 & echo $! > {tmp_path / 'pid'}\nexit 0\n")
+    (folder / "20-nowhere").symlink_to("/nowhere")
+    began = time.monotonic()
+    problems = hooks.run(str(folder), 20.0, {})
+    assert time.monotonic() - began < 15
+    assert len(problems) == 1
+    assert "20-nowhere was not run" in problems[0]
+    os.kill(int((tmp_path / "pid").read_text()), 9)
+
+
+def test_a_clock_that_is_put_back_does_not_silence_the_agent(console: FakeConsole, tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "first", console)
+    service = machine.service()
+    service.restore()
+    before = len(console.heartbeats)
+    machine.now += 60
+    service._has_progress("one", 0.1)
+    machine.now -= 86400
+    service._has_progress("two", 0.2)
+    assert len(console.heartbeats) == before + 2
+    assert machine.status()["message"] == "two"
+
+
 def test_the_rate_is_kept_by_all_threads_together() -> None:
     now = [0.0]
     lock = threading.Lock()
