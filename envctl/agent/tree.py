@@ -294,10 +294,14 @@ class _Frame(NamedTuple):
 
 class TreeReader:
     """Reads one segment from its bytes, a frame at a time. Corrupt, from any of its methods, if they are not whole; whether
-    they are those of the name is for whoever fetched them to check."""
+    they are those of the name is for whoever fetched them to check.
 
-    def __init__(self, segment: bytes) -> None:
+    A stranger may have written the bytes: what they say of their own lengths is compared with what is there before anything is
+    made of it. `frame_bytes_max`: a frame of more is not unpacked."""
+
+    def __init__(self, segment: bytes, frame_bytes_max: int = FRAME_BYTES_LIMIT) -> None:
         self._segment = segment
+        self._frame_bytes_max = frame_bytes_max
         if len(segment) < _HEADER.size + _TRAILER.size or segment[: len(MAGIC)] != MAGIC:
             raise Corrupt("this is not a segment of a tree")
         if _HEADER.unpack_from(segment)[1] != VERSION:
@@ -310,14 +314,20 @@ class TreeReader:
         footer = segment[begin : begin + length]
         if zlib.crc32(struct.pack("<QQQIII", *numbers), zlib.crc32(footer)) != checksum:
             raise Corrupt("the footer of a segment fails its checksum")
+        if frames > SEGMENT_ROWS_MAX or frames * _FRAME.size + packs * 32 > length:
+            raise Corrupt(f"the footer of a segment has {length} bytes, too few for {frames} frames and {packs} packs")
         self._frames: list[_Frame] = []
         place = 0
         for _ in range(frames):
+            if place + _FRAME.size > length:
+                raise Corrupt("the footer of a segment is cut short")
             *fields, firsts, lasts = _FRAME.unpack_from(footer, place)
             place += _FRAME.size
             keys = footer[place : place + firsts], footer[place + firsts : place + firsts + lasts]
             place += firsts + lasts
             self._frames.append(_Frame._make((*fields, *keys)))
+        if place + 32 * packs != length:
+            raise Corrupt(f"the footer of a segment has {length} bytes, and its parts {place + 32 * packs}")
         self.packs: tuple[bytes, ...] = tuple(footer[at : at + 32] for at in range(place, place + 32 * packs, 32))
         """The packs its rows refer to (binary SHA-256), sorted."""
         self._lasts = [sort_key(frame.last) for frame in self._frames]
@@ -345,8 +355,10 @@ class TreeReader:
                 yield path, body
 
     def _rows_of(self, frame: _Frame) -> Iterator[tuple[bytes, bytes]]:
+        if frame.raw > self._frame_bytes_max or frame.rows > FRAME_ROWS:
+            raise Corrupt(f"the frame from {frame.first!r} on is too large: {frame.raw} bytes, {frame.rows} rows")
         stored = self._segment[frame.offset : frame.offset + frame.stored]
-        if zlib.crc32(stored) != frame.crc or frame.raw > FRAME_BYTES_LIMIT:
+        if zlib.crc32(stored) != frame.crc:
             raise Corrupt(f"the frame from {frame.first!r} on fails its checksum")
         raw = codecs.unpack(frame.codec, stored, frame.raw)
         place = 0

@@ -13,11 +13,12 @@ backup that is told as done is in the bucket.
 """
 
 import hmac
+import json
 import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
@@ -37,6 +38,9 @@ from envctl.seed import SeedFacts
 HOOKS_TIMEOUT_S: Final = 300
 UPLOAD_BYTES: Final = 8 * 2**20
 STATUS_BYTES_MAX: Final = 16 * 1024
+COUNT_MAX: Final = 2**31 - 1
+SIZE_MAX: Final = 2**53
+"""What a guest counts is kept in rows and added up over all homes: no sum of these leaves what a database or JSON can hold."""
 FUZZY_MAX: Final = 100
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _NO_SEED: Final = "there is no such seed"
@@ -45,7 +49,12 @@ _NO_SEED: Final = "there is no such seed"
 class _Asked(BaseModel):
     """What is not known is left aside: an agent may be newer than the console."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+Name = Annotated[str, Field(max_length=80)]
+FuzzyPath = Annotated[str, Field(max_length=8192)]
+"""In base64."""
 
 
 class Enrol(_Asked):
@@ -66,42 +75,42 @@ class Uploads(_Asked):
 
 
 class Downloads(_Asked):
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True, allow_inf_nan=False)
     objects: list[str] = Field(max_length=500)
     source: str | None = Field(default=None, alias="from", max_length=26)
 
 
 class CommitStats(_Asked):
-    files: int = Field(default=0, ge=0)
-    bytes: int = Field(default=0, ge=0)
-    added: int = Field(default=0, ge=0)
-    changed: int = Field(default=0, ge=0)
-    removed: int = Field(default=0, ge=0)
-    new_bytes: int = Field(default=0, ge=0)
-    fuzzy: int = Field(default=0, ge=0)
+    files: int = Field(default=0, ge=0, le=COUNT_MAX)
+    bytes: int = Field(default=0, ge=0, le=SIZE_MAX)
+    added: int = Field(default=0, ge=0, le=COUNT_MAX)
+    changed: int = Field(default=0, ge=0, le=COUNT_MAX)
+    removed: int = Field(default=0, ge=0, le=COUNT_MAX)
+    new_bytes: int = Field(default=0, ge=0, le=SIZE_MAX)
+    fuzzy: int = Field(default=0, ge=0, le=COUNT_MAX)
     changed_files_fraction: float = Field(0.0, ge=0)
 
 
 class NewCommit(_Asked):
-    parent: int | None = Field(default=None, ge=0)
-    trees: list[str] = Field(max_length=200_000)
-    packs: list[str] = Field(max_length=200_000)
+    parent: int | None = Field(default=None, ge=0, le=COUNT_MAX)
+    trees: list[Name] = Field(max_length=200_000)
+    packs: list[Name] = Field(max_length=200_000)
     kind: Kind
     at: float
     command: str | None = Field(default=None, max_length=26)
     stats: CommitStats = Field(default_factory=lambda: CommitStats.model_validate({}))
-    fuzzy_paths: list[str] = Field(default_factory=list, max_length=FUZZY_MAX)
+    fuzzy_paths: list[FuzzyPath] = Field(default_factory=list, max_length=FUZZY_MAX)
 
 
 class Restored(_Asked):
-    number: int | None = Field(default=None, ge=0)
-    files: int = Field(default=0, ge=0)
-    bytes: int = Field(default=0, ge=0)
+    number: int | None = Field(default=None, ge=0, le=COUNT_MAX)
+    files: int = Field(default=0, ge=0, le=COUNT_MAX)
+    bytes: int = Field(default=0, ge=0, le=SIZE_MAX)
     seconds: float = Field(0.0, ge=0)
 
 
 class Heartbeat(_Asked):
-    number: int | None = Field(default=None, ge=0)
+    number: int | None = Field(default=None, ge=0, le=COUNT_MAX)
     unchanged: bool = False
     status: dict[str, Any] = Field(default_factory=dict)
 
@@ -479,7 +488,12 @@ def _checked_status(status: dict[str, Any]) -> dict[str, object]:
         for name, value in list(status.items())[:64]
         if isinstance(value, str | int | float | bool | list | dict | None)
     }
-    if len(repr(plain)) > STATUS_BYTES_MAX:
+    try:
+        size = len(json.dumps(plain, allow_nan=False, ensure_ascii=False))
+    except ValueError as error:
+        # It goes out again as JSON, to people and to PostgreSQL, where there is no NaN.
+        raise Invalid("a status has no number that is none") from error
+    if size > STATUS_BYTES_MAX:
         raise Invalid(f"a status has at most {STATUS_BYTES_MAX} bytes")
     return plain
 

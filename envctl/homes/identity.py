@@ -58,10 +58,10 @@ def check(context: Context, headers: Mapping[str, str], method: str, target: str
     return identity
 
 
-def recognise(context: Context, headers: Mapping[str, str]) -> None:
-    """Unsigned, unless the request says that it is of a machine that has a key. Proves nothing: so that no stranger's long
-    body is held in memory."""
-    _key_of(context, headers)
+def recognise(context: Context, headers: Mapping[str, str]) -> Identity:
+    """Of which machine the request says that it is; Unsigned where there is none, or it has no key. Proves nothing: so that no
+    stranger's long body is held in memory."""
+    return _key_of(context, headers)[0]
 
 
 def _key_of(context: Context, headers: Mapping[str, str]) -> tuple[Identity, str]:

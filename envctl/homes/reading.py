@@ -32,6 +32,9 @@ SEGMENTS_KEPT: Final = 6
 WINDOWS_KEPT: Final = 4
 WINDOW_BYTES: Final = 1024 * 1024
 """Small files lie beside each other in a pack; so much is read at once."""
+FRAME_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Of rows, unpacked; a row of more is a file of 400,000 chunks. A guest may have written a few kilobytes that unpack to
+anything: the console leaves such a frame alone, agents restore it."""
 HOLE_BYTES: Final = 1024 * 1024
 LIMIT_MAX: Final = 10_000
 ZIP_FILES_MAX: Final = 100_000
@@ -139,7 +142,7 @@ class Reader:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise HomeDamaged(f"{self._environment_id}: {name} holds other bytes than its name says")
         try:
-            return TreeReader(data)
+            return TreeReader(data, FRAME_BYTES_MAX)
         except Corrupt as error:
             raise HomeDamaged(f"{self._environment_id}: {name}: {error}") from error
 
@@ -358,10 +361,14 @@ class _Sink(io.RawIOBase):
 
 def _rows_below(reader: Reader, path: bytes) -> Callable[[], Iterator[Row]]:
     def rows() -> Iterator[Row]:
+        above = b""
         try:
             for row in reader.tree.subtree(path):
-                if not is_clean(row.path):
+                # Below a link a file would be unpacked to wherever the link leads.
+                if not is_clean(row.path) or (above and row.path.startswith(above)):
                     raise HomeDamaged(f"backup {reader.snapshot.number} has a file called {text_of(row.path)!r}")
+                if row.type != DIRECTORY:
+                    above = row.path + b"/"
                 yield row
         except Corrupt as error:
             raise reader.damaged(error) from error

@@ -429,6 +429,8 @@ class HomeStore:
 
     def _check(self, environment_id: str, commit: Commit, newest: Snapshot | None) -> None:
         """Every object that the parent does not vouch for is there, whole, and not about to be deleted."""
+        if len(set(commit.trees)) != len(commit.trees):
+            raise Invalid("a tree is in the commit twice")
         known = set(newest.trees) if newest else set()
         new = [keys.tree(tree) for tree in dict.fromkeys(commit.trees) if tree not in known]
         wanted = {*new, *(keys.pack(pack) for pack in commit.packs)}

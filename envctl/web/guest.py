@@ -6,7 +6,9 @@ One rule: no cookie and no person's token counts here. A guest is who signed the
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -26,9 +28,19 @@ from envctl.homes.store import OBJECT_BYTES_MAX
 from s3core.errors import Corrupt, NotFound, PreconditionFailed, StoreError
 
 BODY_BYTES_MAX: Final = 32 * 2**20
-"""Of a signed request; a commit of a first backup names some ten thousand packs."""
+"""Of a commit; that of a first backup names some ten thousand packs."""
+LIST_BYTES_MAX: Final = 256 * 1024
+"""Of the names of five hundred objects."""
 SHORT_BYTES: Final = 64 * 1024
-"""A longer body is taken only of who names a machine that has a key."""
+"""Of every other request. A longer body is taken only of who names a machine that has a key."""
+LONG_MAX: Final = 2
+"""Long bodies of one machine from one address at a time: each is held in memory."""
+OPEN_MAX: Final = 8
+"""Requests of one machine under way; its agent has two."""
+POLLS_MAX: Final = 3
+"""Of them those that wait for commands: an agent has one, and its last one, broken off, goes within POLL_S."""
+OBJECTS_MAX: Final = 8
+"""Objects of one home that pass through the console at a time; an agent has four under way."""
 ENROL_BYTES_MAX: Final = 4096
 WAIT_MAX_S: Final = 30.0
 POLL_S: Final = 1.0
@@ -36,9 +48,34 @@ POLL_S: Final = 1.0
 Asked = TypeVar("Asked", bound=BaseModel)
 
 
+class Turns:
+    """How many at a time, for each of many: whoever is root in a machine shares the console with everybody else. One event
+    loop."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: Counter[Hashable] = Counter()
+
+    @contextmanager
+    def one(self, whose: Hashable) -> Iterator[None]:
+        """TooMany, which an agent waits for."""
+        if self._open[whose] >= self._most:
+            raise TooMany(
+                f"{self._most} of these are under way already", retry_after_s=POLL_S, hint="wait for their answers"
+            )
+        self._open[whose] += 1
+        try:
+            yield
+        finally:
+            self._open[whose] -= 1
+            if not self._open[whose]:
+                del self._open[whose]
+
+
 def router(get_context: Callable[[], Context]) -> APIRouter:
     """Below `/seed` and `/guest/v1`. Its errors are answered here, whatever handlers the application has."""
     made = APIRouter(include_in_schema=False)
+    long, requests, polls, objects = Turns(LONG_MAX), Turns(OPEN_MAX), Turns(POLLS_MAX), Turns(OBJECTS_MAX)
 
     def seed_of(request: Request, token: str) -> seeds.SeedFacts:
         context = get_context()
@@ -63,40 +100,52 @@ def router(get_context: Callable[[], Context]) -> APIRouter:
         asked = _parsed(guests.Enrol, await _body(request, ENROL_BYTES_MAX))
         return JSONResponse(await run_in_threadpool(guests.enrol, get_context(), asked, _address(request)))
 
-    async def signed(request: Request) -> tuple[Identity, bytes]:
-        announced = request.headers.get("content-length", "")
-        if not announced.isdecimal() or int(announced) > SHORT_BYTES:
-            await run_in_threadpool(recognise, get_context(), request.headers)
-        body = await _body(request, BODY_BYTES_MAX)
+    async def checked(request: Request, most: int) -> tuple[Identity, bytes]:
+        body = await _body(request, most)
         identity = await run_in_threadpool(
             check, get_context(), request.headers, request.method, _target(request), body
         )
         return identity, body
 
+    async def signed(request: Request, most: int = SHORT_BYTES) -> tuple[Identity, bytes]:
+        announced = request.headers.get("content-length", "0" if request.method == "GET" else "")
+        if announced.isdecimal() and int(announced) <= SHORT_BYTES:
+            return await checked(request, SHORT_BYTES)
+        if most > SHORT_BYTES:
+            said = await run_in_threadpool(recognise, get_context(), request.headers)
+            with long.one((said, _address(request))):
+                return await checked(request, most)
+        return await checked(request, most)
+
     def served(
-        model: type[Asked], answer: Callable[[Context, Identity, Asked], dict[str, Any]]
+        model: type[Asked], answer: Callable[[Context, Identity, Asked], dict[str, Any]], most: int = SHORT_BYTES
     ) -> Callable[[Request], Awaitable[Response]]:
+        def answered(identity: Identity, body: bytes) -> dict[str, Any]:
+            return answer(get_context(), identity, _parsed(model, body))
+
         async def endpoint(request: Request) -> Response:
-            identity, body = await signed(request)
-            asked = _parsed(model, body)
-            return JSONResponse(await run_in_threadpool(answer, get_context(), identity, asked))
+            identity, body = await signed(request, most)
+            with requests.one(identity):
+                return JSONResponse(await run_in_threadpool(answered, identity, body))
 
         return endpoint
 
     async def get_state(request: Request) -> Response:
         identity, _ = await signed(request)
-        return JSONResponse(await run_in_threadpool(guests.state, get_context(), identity))
+        with requests.one(identity):
+            return JSONResponse(await run_in_threadpool(guests.state, get_context(), identity))
 
     async def get_commands(request: Request) -> Response:
         identity, _ = await signed(request)
         wait_s = min(max(_number(request.query_params.get("wait", "0")), 0.0), WAIT_MAX_S)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + wait_s
-        while True:
-            commands = await run_in_threadpool(guests.take_commands, get_context(), identity)
-            if commands or loop.time() >= until or await request.is_disconnected():
-                return JSONResponse({"commands": commands})
-            await asyncio.sleep(min(POLL_S, max(until - loop.time(), 0.0)))
+        with polls.one(identity):
+            loop = asyncio.get_running_loop()
+            until = loop.time() + wait_s
+            while True:
+                commands = await run_in_threadpool(guests.take_commands, get_context(), identity)
+                if commands or loop.time() >= until or await request.is_disconnected():
+                    return JSONResponse({"commands": commands})
+                await asyncio.sleep(min(POLL_S, max(until - loop.time(), 0.0)))
 
     async def post_answer(request: Request) -> Response:
         identity, body = await signed(request)
@@ -106,12 +155,15 @@ def router(get_context: Callable[[], Context]) -> APIRouter:
         return JSONResponse({})
 
     async def get_object(request: Request) -> Response:
-        return await run_in_threadpool(_given, request, get_context(), request.path_params["token"])
+        grant = _grant(get_context(), request.path_params["token"], "GET")
+        with objects.one(_home_of(grant)):
+            return await run_in_threadpool(_given, request, get_context(), grant)
 
     async def put_object(request: Request) -> Response:
         grant = _grant(get_context(), request.path_params["token"], "PUT")
-        body = await _body(request, min(grant.size, OBJECT_BYTES_MAX))
-        return await run_in_threadpool(_taken, get_context(), grant, body)
+        with objects.one(_home_of(grant)):
+            body = await _body(request, min(grant.size, OBJECT_BYTES_MAX))
+            return await run_in_threadpool(_taken, get_context(), grant, body)
 
     def uploads(context: Context, identity: Identity, asked: guests.Uploads) -> dict[str, Any]:
         return {"urls": _urls(guests.uploads(context, identity, asked))}
@@ -129,9 +181,9 @@ def router(get_context: Callable[[], Context]) -> APIRouter:
     add("GET", "/guest/v1/agent.pyz", get_agent)
     add("POST", "/guest/v1/enrol", enrol)
     add("GET", "/guest/v1/state", get_state)
-    add("POST", "/guest/v1/uploads", served(guests.Uploads, uploads))
-    add("POST", "/guest/v1/downloads", served(guests.Downloads, downloads))
-    add("POST", "/guest/v1/commits", served(guests.NewCommit, commit))
+    add("POST", "/guest/v1/uploads", served(guests.Uploads, uploads, LIST_BYTES_MAX))
+    add("POST", "/guest/v1/downloads", served(guests.Downloads, downloads, LIST_BYTES_MAX))
+    add("POST", "/guest/v1/commits", served(guests.NewCommit, commit, BODY_BYTES_MAX))
     add("POST", "/guest/v1/restored", served(guests.Restored, guests.restored))
     add("POST", "/guest/v1/heartbeats", served(guests.Heartbeat, guests.heartbeat))
     add("GET", "/guest/v1/commands", get_commands)
@@ -245,9 +297,13 @@ def _grant(context: Context, token: str, method: str) -> Grant:
     return grant
 
 
-def _given(request: Request, context: Context, token: str) -> Response:
+def _home_of(grant: Grant) -> str:
+    """`env/ID` of its key."""
+    return "/".join(grant.key.split("/")[:2])
+
+
+def _given(request: Request, context: Context, grant: Grant) -> Response:
     """The object, or the one range `bytes=A-B` of it (RFC 9110, 14.2)."""
-    grant = _grant(context, token, "GET")
     asked = request.headers.get("range", "")
     try:
         if not asked:
