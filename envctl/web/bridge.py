@@ -38,7 +38,7 @@ from envctl.drivers.port import ConsoleTarget, MachineRef
 from envctl.errors import DriverFailed, EnvctlError, Forbidden, NoSuchThing, TooMany
 from envctl.verbs.console import hash_of
 from envctl.web import rfb
-from envctl.web.security import current_caller, still_signed_in
+from envctl.web.security import caller_now, current_caller
 
 log = logging.getLogger(__name__)
 
@@ -160,13 +160,13 @@ async def _serve(context: Context, socket: WebSocket, admitted: Admitted) -> Non
             await socket.accept("binary" if "binary" in offered else None)
             if target.kind == "terminal":
                 await _terminal_begins(far, target)
-                await _both_ways(context, socket, near, far, framed=bool(target.preamble))
+                await _both_ways(context, socket, admitted, near, far, framed=bool(target.preamble))
             else:
                 if target.password:
                     async with asyncio.timeout(OPEN_S):
                         await rfb.open_far(far.exactly, far.write, target.password)
                         await rfb.open_near(near.exactly, near.write)
-                await _both_ways(context, socket, near, far, framed=False)
+                await _both_ways(context, socket, admitted, near, far, framed=False)
         await _close(socket, ENDED, near.why)
     except (DriverFailed, EOFError, OSError, TimeoutError, websockets.WebSocketException) as error:
         # What a library says may have addresses of the hypervisor in it: the log has it, the browser does not.
@@ -355,8 +355,11 @@ async def _terminal_begins(far: Far, target: ConsoleTarget) -> None:
         raise DriverFailed("the terminal was refused")
 
 
-async def _both_ways(context: Context, socket: WebSocket, near: Near, far: Far, *, framed: bool) -> None:
-    """Until either side ends, nobody types for long, or the sign-in is over; `near.why` says which."""
+async def _both_ways(
+    context: Context, socket: WebSocket, admitted: Admitted, near: Near, far: Far, *, framed: bool
+) -> None:
+    """Until either side ends, nobody types for long, or the sign-in or the right to this machine is over; `near.why` says
+    which."""
 
     async def typed() -> None:
         while (event := await near.event()) != b"":
@@ -376,8 +379,8 @@ async def _both_ways(context: Context, socket: WebSocket, near: Near, far: Far, 
         until = loop.time() + LONGEST_S
         while True:
             await asyncio.sleep(CHECK_S)
-            if not await run_in_threadpool(still_signed_in, context, socket):
-                near.why = "the sign-in is over"
+            if why := await run_in_threadpool(why_over, context, socket, admitted):
+                near.why = why
                 return
             if loop.time() - near.heard_at > IDLE_S or loop.time() > until:
                 near.why = "nobody used it"
@@ -394,6 +397,22 @@ async def _both_ways(context: Context, socket: WebSocket, near: Near, far: Far, 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def why_over(context: Context, socket: WebSocket, admitted: Admitted) -> str:
+    """Empty while who opened the console may still have it: whoever was an operator an hour ago may be none now, and a machine
+    may have been made anew for somebody else."""
+    caller = caller_now(context, socket)
+    if caller is None:
+        return "the sign-in is over"
+    try:
+        with context.database.read() as session:
+            found = rights.environment(session, caller, admitted.environment_id)
+    except NoSuchThing:
+        return "the environment is not theirs any more"
+    if not found.machine or MachineRef(found.machine) != admitted.machine:
+        return "the machine is gone"
+    return ""
 
 
 def input_frame(data: bytes) -> bytes:

@@ -28,7 +28,7 @@ from envctl.database.models import Environment, Job, JobLine
 from envctl.errors import EnvctlError, TooMany
 from envctl.verbs.table import verb
 from envctl.web.api import call, error_answer
-from envctl.web.security import current_caller, still_signed_in
+from envctl.web.security import caller_now, current_caller
 
 HEARTBEAT_S: Final = 15.0
 POLL_S: Final = 1.0
@@ -224,7 +224,7 @@ async def _stream(
             # A proxy closes what is silent; and no stream outlives the sign-in that opened it.
             if time.monotonic() - heard_at >= HEARTBEAT_S:
                 heard_at = time.monotonic()
-                if (why := await asyncio.to_thread(_why_over, context, request, caller, environment_id)) is not None:
+                if (why := await asyncio.to_thread(_why_over, context, request, environment_id)) is not None:
                     yield event_text("end", {"reason": why})
                     return
                 said.append(": \n\n")
@@ -244,8 +244,9 @@ def _look(context: Context, environment_id: str, after: int) -> tuple[Sequence[L
         return lines_after(session, environment_id, after), mark_of(session, environment_id)
 
 
-def _why_over(context: Context, request: Request, caller: Caller, environment_id: str) -> str | None:
-    if not still_signed_in(context, request):
+def _why_over(context: Context, request: Request, environment_id: str) -> str | None:
+    caller = caller_now(context, request)
+    if caller is None:
         return "signed-out"
     try:
         _visible(context, caller, environment_id)

@@ -255,14 +255,19 @@ def client_address(request: HTTPConnection) -> str:
     return who_of(request).address
 
 
-def still_signed_in(context: Context, request: HTTPConnection) -> bool:
-    """Whether the sign-in of a request that goes on for long (a stream, a console) is good still. Blocks on the database."""
-    signed_in = who_of(request).signed_in
-    if signed_in is None:
-        return who_of(request).caller is not None
-    cookie = _cookie(request, cookies_of(context.settings).login)
-    found = logins.find(context, cookie, address=who_of(request).address)
-    return found is not None and found.caller is not None
+def caller_now(context: Context, request: HTTPConnection) -> Caller | None:
+    """Who asked, as they are now, of a request that goes on for long (a stream, a console): their role may be another one since
+    it began. None where the sign-in is over. Blocks on the database."""
+    who = who_of(request)
+    if who.signed_in is None:
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        return (
+            tokens.find(context, text.strip(), address=who.address)
+            if who.caller and scheme.lower() == "bearer"
+            else None
+        )
+    found = logins.find(context, _cookie(request, cookies_of(context.settings).login), address=who.address)
+    return found.caller if found is not None else None
 
 
 def put_login(context: Context, response: Response, login: NewLogin) -> None:

@@ -201,6 +201,33 @@ def test_a_terminal_takes_keys_and_sizes(console: Running, environment_id: str, 
     assert fake.violations == []
 
 
+def test_a_console_ends_with_the_role_that_opened_it(
+    console: Running, environment_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "CHECK_S", 0.2)
+
+    def becomes(role: str) -> None:
+        with console.context.database.write() as session:
+            people.find_user(session, "bob").role = role
+
+    becomes("operator")
+    browser = Browser(console, "bob")
+
+    async def stay() -> str:
+        async with browser.open(browser.ticket(environment_id, "terminal")) as socket:
+            await socket.send(b"echo here\r")
+            await Reader(socket).until(b"here")
+            await asyncio.to_thread(becomes, "user")
+            async with asyncio.timeout(WAIT_S):
+                try:
+                    while True:
+                        await socket.recv()
+                except ConnectionClosed:
+                    return str(socket.close_reason)
+
+    assert asyncio.run(stay()) == "the environment is not theirs any more"
+
+
 def test_a_ticket_opens_once_in_the_browser_that_asked(console: Running, environment_id: str, fake: FakePve) -> None:
     alice, again, bob = Browser(console, "alice"), Browser(console, "alice"), Browser(console, "bob")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
+from envctl.accounts import people
 from envctl.database.models import Environment, JobLine
 from envctl.web import events
 from tests.envctl.pages.furnished import House
@@ -115,3 +116,15 @@ def test_a_user_has_only_so_many(house: House, monkeypatch: pytest.MonkeyPatch) 
         third = client.get(f"/environments/{shared}/events")
         assert third.status_code == 429
         assert int(third.headers["retry-after"]) >= 1
+
+
+def test_it_ends_with_the_role_that_showed_it(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "HEARTBEAT_S", 0.1)
+    with house.world.database.write() as session:
+        people.find_user(session, "bob").role = "operator"
+    thesis = house.environments["thesis"]
+    with house.browser("bob") as client, stream(client, thesis) as one:
+        one.next("heartbeat")
+        with house.world.database.write() as session:
+            people.find_user(session, "bob").role = "user"
+        assert one.next("end").data == {"reason": "not-found"}
