@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
@@ -185,7 +185,7 @@ class Restore:
         try:
             return self._run()
         except Exception:
-            if self._known.restoring["asked"] and self._known.restoring["phase"] == "staging":
+            if self._known.restoring.get("asked") and self._known.restoring["phase"] == "staging":
                 self._give_up()
             raise
         finally:
@@ -510,10 +510,36 @@ def sweep(places: Places, volumes: Iterable[bytes]) -> None:
         if os.path.lexists(_joined(root, STAGING)):
             status = os.lstat(root)
             if os.path.isdir(_joined(root, STAGING)) and not os.path.islink(_joined(root, STAGING)):
-                shutil.rmtree(_joined(root, STAGING))
+                _remove(_joined(root, STAGING))
             else:
                 os.unlink(_joined(root, STAGING))
             os.utime(root, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _remove(folder: bytes) -> None:
+    """Remove a directory and all below it. What lies deeper is moved up first: a home may be deeper than Python's stack, and
+    than a process may have descriptors."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    top = os.open(folder, flags)
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                if not stat.S_ISDIR(os.stat(name, dir_fd=top, follow_symlinks=False).st_mode):
+                    os.unlink(name, dir_fd=top)
+                    continue
+                below = os.open(name, flags, dir_fd=top)
+                try:
+                    for each in os.listdir(below):
+                        if stat.S_ISDIR(os.stat(each, dir_fd=below, follow_symlinks=False).st_mode):
+                            os.rename(each, os.urandom(8).hex(), src_dir_fd=below, dst_dir_fd=top)
+                        else:
+                            os.unlink(each, dir_fd=below)
+                finally:
+                    os.close(below)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(folder)
 
 
 class _Content:

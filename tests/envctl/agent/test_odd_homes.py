@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from envctl.agent import attributes, content
+from envctl.agent import attributes, content, restore
 from envctl.agent.errors import Incomplete
 from tests.envctl.agent.console import FakeConsole
 from tests.envctl.agent.machine import Machine
@@ -261,3 +261,19 @@ def test_a_state_that_cannot_be_written_is_told_to_the_console(
     with pytest.raises(OSError, match="No space"):
         machine.service().backup("timer")
     assert "No space left" in console.heartbeats[-1]["status"]["last_error"]
+
+
+def test_a_home_deeper_than_the_stack_is_restored_and_its_rest_removed(
+    console: FakeConsole, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.chdir(machine.home)
+        for _ in range(1000):
+            os.mkdir("d")
+            os.chdir("d")
+    machine.service().backup("timer")
+    answer = obey(machine, console, number=1, trees=console.snapshots[1]["trees"], paths=None, into="place")
+    assert answer["ok"], answer
+    assert os.listdir(machine.home) == ["d"]
+    assert len(paths_of(console)) == 1001
+    restore._remove(os.fsencode(machine.home))
