@@ -9,8 +9,10 @@ import os
 import sys
 import types
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from urllib.parse import quote
 
 import typer
 from pydantic import BaseModel
@@ -36,6 +38,8 @@ NOUNS: Final = {
     "console": "Screens and terminals of machines.",
 }
 SHOWN_COLUMNS: Final = 8
+MOMENTS: Final = ("_at", "delete_after", "destroyed_after")
+"""How the names of fields end that hold a moment."""
 
 
 def add_verbs(program: typer.Typer, verbs: tuple[Verb, ...]) -> None:
@@ -68,7 +72,9 @@ def _command(verb: Verb) -> Callable[..., None]:
             raise Refused(f"{verb.name} was not agreed to", hint="--yes does it without asking")
         path = verb.path
         for name in in_path:
-            path = path.replace("{" + name + ":path}", str(given[name])).replace("{" + name + "}", str(given[name]))
+            # A name with `?`, `#` or `/` in it is a name still, and no other address.
+            path = path.replace("{" + name + ":path}", quote(str(given[name]), safe="/"))
+            path = path.replace("{" + name + "}", quote(str(given[name]), safe=""))
         told = {name: value for name, value in given.items() if name not in in_path and value not in (None, [], ())}
         with Remote(find_console(os.environ)) as remote:
             if verb.answer is Stream:
@@ -178,15 +184,25 @@ def _show(verb: Verb, answer: Any, *, as_json: bool) -> None:
     if isinstance(answer, list):
         _table(answer, _member(verb.answer))
         return
+    if set(answer) == {"message"}:
+        write_line(str(answer["message"]) or "done")
+        return
+    _record(answer, "")
+
+
+def _record(answer: Mapping[str, Any], title: str) -> None:
+    """What stands in a line first; then, each under its name, what has members of its own."""
     rows = {name: value for name, value in answer.items() if isinstance(value, list) and value and _is_rows(value)}
-    plain = {name: value for name, value in answer.items() if name not in rows}
-    if set(plain) == {"message"}:
-        write_line(str(plain["message"]) or "done")
-    elif plain:
-        lines = [Column(name, name.replace("_", " "), _shown) for name in plain]
-        write_record(plain, lines, as_json=False)
+    parts = {name: value for name, value in answer.items() if isinstance(value, dict) and value}
+    plain = {name: value for name, value in answer.items() if name not in rows and name not in parts}
+    if plain:
+        if title:
+            write_line(f"\n{title}:")
+        write_record(plain, [_column(name) for name in plain], as_json=False)
+    for name, part in parts.items():
+        _record(part, f"{title} {name}".strip().replace("_", " "))
     for name, found in rows.items():
-        write_line(f"\n{name.replace('_', ' ')}:")
+        write_line(f"\n{f'{title} {name}'.strip().replace('_', ' ')}:")
         _table(found, None)
 
 
@@ -201,8 +217,19 @@ def _table(rows: list[Any], model: Any) -> None:
     names = list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else list(rows[0])
     simple = [name for name in names if not any(isinstance(row.get(name), (list, dict)) for row in rows)]
     filled = [name for name in simple if any(row.get(name) not in (None, "") for row in rows)]
-    columns = [Column(name, name.replace("_", " "), _shown) for name in filled[:SHOWN_COLUMNS]]
+    columns = [_column(name) for name in filled[:SHOWN_COLUMNS]]
     write_records(rows, columns, as_json=False)
+
+
+def _column(name: str) -> Column:
+    return Column(name, name.replace("_", " "), _moment if name.endswith(MOMENTS) else _shown)
+
+
+def _moment(value: Any) -> str:
+    """Seconds since 1970 as this host's clock and zone show them; JSON has the number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _shown(value)
+    return datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
 
 
 def _is_rows(value: list[Any]) -> bool:

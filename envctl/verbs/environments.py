@@ -216,7 +216,13 @@ def open_one(context: Context, caller: Caller, request: OneEnvironment) -> OpenV
         row = rights.environment(act.session, caller, request.environment)
         act.environment_id = row.id
         if row.state != EnvironmentState.READY or not row.running:
-            raise Refused(f"{row.name} is {row.state}", hint=f"s3-envctl env start {row.name}")
+            stopped = row.state in (EnvironmentState.STOPPED, EnvironmentState.READY)
+            hint = (
+                f"s3-envctl env start {row.name}"
+                if stopped
+                else f"s3-envctl env show {row.name} says what is under way"
+            )
+            raise Refused(f"{row.name} is {row.state}", hint=hint)
         row.last_activity_at = context.now()
         act.session.flush()
         shown = view(act.session, context, caller, row)
