@@ -12,7 +12,7 @@ import typer
 
 from envctl.accounts import people
 from envctl.calling import Caller, Context
-from envctl.verbs.doctor import AskDoctor, Diagnosis
+from envctl.verbs.doctor import AskDoctor, Diagnosis, Finding
 from envctl.verbs.doctor import doctor as diagnose
 from s3core.console import JsonOption, new_app, write_json, write_line, write_note
 from s3core.endpoint_commands import ConfigOption
@@ -87,6 +87,8 @@ def doctor(
     asked = AskDoctor.model_validate({"part": part})
     with _console(config_path) as context:
         found = diagnose(context, CONSOLE, asked)
+    if part in ("all", "console") and (lacks := _browser_code()):
+        found = Diagnosis(healthy=False, findings=[lacks, *found.findings])
     _show(found, as_json=as_json)
     if not found.healthy:
         raise typer.Exit(ExitCode.FINDING)
@@ -153,6 +155,20 @@ def _console(config_path: Path | None) -> Iterator[Context]:
 
     with open_context(load_config(config_path)) as context:
         yield context
+
+
+def _browser_code() -> Finding | None:
+    from envctl.web.assets import missing_files
+
+    gone = missing_files()
+    if not gone:
+        return None
+    return Finding(
+        part="console",
+        severity="error",
+        message=f"browser code is missing ({', '.join(gone)}): pages do not refresh, screens and terminals stay empty",
+        hint="run `make assets` in the source tree, then install from it again",
+    )
 
 
 def _show(found: Diagnosis, *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ started at any time; several may run beside each other on one PostgreSQL.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -38,6 +39,7 @@ from envctl.provision.worker import Worker
 from envctl.sealing import SecretBox
 from envctl.web import health, metrics
 from envctl.web.app import add_errors, create_app, new_app
+from envctl.web.assets import missing_files
 from envctl.web.bridge import Bridge
 from envctl.web.events import Watchers
 from envctl.web.health import Monitor
@@ -45,6 +47,7 @@ from envctl.web.security import Security, is_loopback
 from envctl.web.signing_in import callback_url
 from integrity.recording import open_writer
 from s3core.clock import Clock, SystemClock
+from s3core.exit_codes import ExitCode, register
 from s3core.service_manager import ServiceManager
 from s3core.settings import Config, ConfigError
 
@@ -60,6 +63,13 @@ THREADS: Final = 32
 CONNECTIONS_MAX: Final = 2000
 STATUS_S: Final = 10.0
 KEY_FILE: Final = "key"
+
+
+class AddressUnavailable(Exception):
+    """Another process has the port, or the host has no such address (yet). Trying again may cure it."""
+
+
+register(AddressUnavailable, ExitCode.UNAVAILABLE)
 
 
 @contextmanager
@@ -119,11 +129,19 @@ def serve(
     environ: Mapping[str, str] | None = None,
     ready: Ready = lambda url, stop: None,
 ) -> None:
-    """Until SIGTERM or SIGINT (in the main thread), or `stop`. Errors of `open_context`, ConfigError where the address cannot
-    be had, DatabaseUnavailable."""
+    """Until SIGTERM or SIGINT (in the main thread), or `stop`. Errors of `open_context` and `listen`, DatabaseUnavailable."""
     environ = os.environ if environ is None else environ
     # It tells at each look that it has looked.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # A line for each question to a hypervisor would bury all others; with log_level = "debug" they are there.
+    if not log.isEnabledFor(logging.DEBUG):
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+    if role != "worker" and (gone := missing_files()):
+        log.error(
+            "browser code is missing (%s): pages do not refresh, screens and terminals stay empty; run `make assets` in the"
+            " source tree, then install from it again",
+            ", ".join(gone),
+        )
     watchers = Watchers()
     workers: list[Worker] = []
 
@@ -143,13 +161,18 @@ def serve(
 
 @contextmanager
 def listen(config: Config) -> Iterator[socket.socket]:
-    """ConfigError. Over plain http beyond this host a warning says what does not work."""
+    """AddressUnavailable, ConfigError. Over plain http beyond this host a warning says what does not work."""
     host, _, port = config.envctl.listen.rpartition(":")
     bare = host.strip("[]")
     try:
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
         opened = socket.create_server((bare, int(port)), family=family, backlog=512)
     except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+            raise AddressUnavailable(
+                f"cannot listen on {config.envctl.listen}: {os.strerror(error.errno)}; what has it may end, an address may"
+                " yet come: try again, or change `listen` in [envctl]"
+            ) from error
         raise ConfigError(
             f"cannot listen on {config.envctl.listen}: {error.strerror or error}", hint="change `listen` in [envctl]"
         ) from error
