@@ -154,7 +154,7 @@ def test_the_service_manager_hears_of_it(tmp_path: Path) -> None:
         ('[envctl]\nlisten = "127.0.0.1:0"\nstate_dir = "{dir}"\n', ExitCode.CONFIGURATION, "homes is not set"),
         (
             '[envctl]\nlisten = "192.0.2.1:1"\nstate_dir = "{dir}"\nhomes = "file://{dir}/h"\n',
-            ExitCode.CONFIGURATION,
+            ExitCode.UNAVAILABLE,
             "listen on",
         ),
         ('[envctl]\nstate_dir = "/proc/nowhere"\nhomes = "file://{dir}/h"\n', ExitCode.CONFIGURATION, "/proc/nowhere"),
