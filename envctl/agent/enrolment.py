@@ -2,6 +2,9 @@
 
 One rule: the key is durable before the console hears of it, so that a lost answer is asked for again with the same key.
 
+A copy of the disk has the key as well, and the generation: the console could not tell the two apart, and each would save its
+home over the other's. A hypervisor gives a copy another SMBIOS UUID; so the one at enrolment is kept, and another one fences.
+
 The seed lies in /etc/envctl/seed.json where cloud-init has put it. Else the agent fetches it from the address in the SMBIOS
 serial number (`ds=nocloud;...;s=ADDRESS`), and does what cloud-init would have done: host name, login user, keys for SSH.
 """
@@ -14,11 +17,12 @@ import pwd
 import re
 import subprocess
 import urllib.request
+import uuid
 from typing import Any, Final
 
 from envctl.agent import ed25519
 from envctl.agent.client import Console, Identity, World
-from envctl.agent.errors import AgentError, Unavailable
+from envctl.agent.errors import AgentError, Fenced, Unavailable
 from envctl.agent.places import Places, read_json, replace
 
 SERIAL: Final = "/sys/class/dmi/id/product_serial"
@@ -28,12 +32,14 @@ _NAME: Final = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
 
 def identity(places: Places, world: World, version: str) -> tuple[Identity, dict[str, Any], dict[str, Any] | None]:
-    """(who this machine is, its seed, the console's answer if it has enrolled right now). AgentError if there is no seed."""
+    """(who this machine is, its seed, the console's answer if it has enrolled right now). AgentError if there is no seed;
+    Fenced where this machine is a copy of the one that enrolled."""
     held = read_json(places.identity)
     seed = find_seed(places)
     if held is not None and (seed is None or held.get("token") == seed.get("token")):
         facts = held["seed"]
         if held.get("environment"):
+            _refuse_copy(places, held)
             key = bytes.fromhex(held["key"])
             return Identity(held["environment"], int(held["generation"]), key, ed25519.public_key(key)), facts, None
     elif seed is None:
@@ -47,13 +53,37 @@ def identity(places: Places, world: World, version: str) -> tuple[Identity, dict
     public = ed25519.public_key(key)
     seed = held["seed"]
     console = Console(seed["console"], world, ca_pem=str(seed.get("ca_pem") or ""))
+    smbios = machine_uuid()
     answer = console.post(
         "/guest/v1/enrol",
-        {"token": seed["token"], "uuid": machine_uuid(), "public_key": public.hex(), "agent_version": version},
+        {"token": seed["token"], "uuid": smbios, "public_key": public.hex(), "agent_version": version},
     )
-    held["environment"], held["generation"] = answer["environment"], answer["generation"]
+    held["environment"], held["generation"], held["uuid"] = answer["environment"], answer["generation"], smbios
     replace(places.identity, json.dumps(held).encode("utf-8"))
     return Identity(held["environment"], int(held["generation"]), key, public), seed, answer
+
+
+def _refuse_copy(places: Places, held: dict[str, Any]) -> None:
+    """Fenced where SMBIOS has another UUID than at enrolment. Without one, then or now, nothing is known and the machine goes
+    on; one that enrolled when none was kept keeps the one it has."""
+    now, enrolled = machine_uuid(), str(held.get("uuid") or "")
+    if now and not enrolled:
+        held["uuid"] = now
+        replace(places.identity, json.dumps(held).encode("utf-8"))
+    elif now and not _is_same(now, enrolled):
+        raise Fenced(
+            f"this machine is a copy: it enrolled with the SMBIOS UUID {enrolled}, and has {now} now. An admin who changed the"
+            " UUID of the machine itself resets the environment in the console: what was last saved comes back"
+        )
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Kernels and firmware print the first half of the same UUID in either order of bytes."""
+    try:
+        first, second = uuid.UUID(one), uuid.UUID(other)
+    except ValueError:
+        return one.lower() == other.lower()
+    return first in (second, uuid.UUID(bytes_le=second.bytes))
 
 
 def find_seed(places: Places) -> dict[str, Any] | None:

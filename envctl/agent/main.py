@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _do(options.verb, places, world, now=bool(getattr(options, "now", False)))
     except Fenced as error:
-        _tell(f"this machine has been replaced, and saves nothing any more: {error}")
+        _tell(f"another machine has this home, and this one saves nothing any more: {error}")
         # Nobody is let into a machine whose home never came.
         return LOOK if options.verb == "restore" and not memory.load(places).restored else DONE
     except (Unavailable, Moved, NotRestored) as error:

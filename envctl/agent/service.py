@@ -10,8 +10,8 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 from envctl.agent import enrolment, memory, status
@@ -22,6 +22,8 @@ from envctl.agent.places import Places
 from envctl.agent.restore import PLACE, Restore, path_of, sweep
 
 WAIT_S: Final = 25
+LOCK_WAIT_S: Final = 3600.0
+LOCK_WAIT_FENCED_S: Final = 60.0
 HEARTBEAT_S: Final = 60.0
 PROGRESS_S: Final = 5.0
 """How often the console is told how far a restore or a backup is."""
@@ -49,6 +51,8 @@ class Service:
         self._told_at = self._beat_at = 0.0
         self._login_user = ""
         self._ssh_keys: list[str] = []
+        self._lock: Callable[[float], AbstractContextManager[bool]] | None = None
+        """How to get the lock; None while this process holds it."""
 
     # What the units call
 
@@ -173,6 +177,7 @@ class Service:
 
     def run(self, locked: Callable[[float], AbstractContextManager[bool]]) -> None:
         """Take commands until the process is ended, or this machine is fenced (then return)."""
+        self._lock = locked
         pause_s = PAUSE_S
         heard_at = 0.0
         confirmed = False
@@ -182,7 +187,7 @@ class Service:
                 if not confirmed or self._known.restoring:
                     self._known = memory.load(self._places)
                     if self._known.restoring:
-                        with locked(3600.0) as held:
+                        with self._alone(LOCK_WAIT_S) as held:
                             if not held:
                                 raise Unavailable("another run is under way for an hour")
                             self.restore()
@@ -190,7 +195,7 @@ class Service:
                     confirmed = True
                 answer = console.get(f"/guest/v1/commands?wait={WAIT_S}", timeout_s=WAIT_S + 15.0, attempts=1)
                 for command in answer.get("commands", []):
-                    self._obey(console, command, locked)
+                    self._obey(console, command)
                 if not 0 <= self._world.time() - heard_at < HEARTBEAT_S:
                     self._known = memory.load(self._places)
                     self._take_settings(self._heartbeat(console))
@@ -206,13 +211,11 @@ class Service:
 
     # Commands
 
-    def _obey(
-        self, console: Console, command: dict[str, Any], locked: Callable[[float], AbstractContextManager[bool]]
-    ) -> None:
+    def _obey(self, console: Console, command: dict[str, Any]) -> None:
         """Do what was asked, and answer, whatever came of it."""
         what = dict(command.get("parameters") or {})
         try:
-            with locked(3600.0) as held:
+            with self._alone(LOCK_WAIT_S) as held:
                 if not held:
                     raise Unavailable("another run is under way for an hour")
                 if command["kind"] == "backup":
@@ -255,27 +258,55 @@ class Service:
 
     # Parts
 
+    @contextmanager
+    def _alone(self, wait_s: float) -> Iterator[bool]:
+        """Hold the lock, and know what the last holder wrote; False where another process has it for longer than `wait_s`."""
+        lock = self._lock
+        if lock is None:
+            yield True
+            return
+        with lock(wait_s) as held:
+            if held:
+                self._known = memory.load(self._places)
+                self._lock = None
+            try:
+                yield held
+            finally:
+                self._lock = lock
+
     def _enrolled(self) -> Console:
         if self._known.fenced:
             raise Fenced(self._known.fenced)
         if self._console is not None:
             return self._console
-        who, seed, answer = enrolment.identity(self._places, self._world, self._version)
+        try:
+            who, seed, answer = enrolment.identity(self._places, self._world, self._version)
+        except Fenced as error:
+            self._fenced(error)
+            raise
         self._login_user = str(seed.get("login_user") or "")
         self._ssh_keys = [str(key) for key in seed.get("ssh_keys") or []]
         if (self._known.environment, self._known.generation) != (who.environment, who.generation):
             # Another machine than the one this state is of (a disk that was copied): its home is not known to be here.
-            self._known = memory.Memory(environment=who.environment, generation=who.generation)
-            memory.save(self._places, self._known)
+            with self._alone(LOCK_WAIT_S) as held:
+                if not held:
+                    raise Unavailable("another run is under way for an hour")
+                self._known = memory.Memory(environment=who.environment, generation=who.generation)
+                memory.save(self._places, self._known)
         if answer is not None:
             self._take_settings(answer.get("settings"))
         self._console = Console(seed["console"], self._world, identity=who, ca_pem=str(seed.get("ca_pem") or ""))
         return self._console
 
     def _take_settings(self, settings: Any) -> None:
-        if isinstance(settings, dict) and settings and settings != self._known.settings:
-            self._known.settings = settings
-            memory.save(self._places, self._known)
+        if not isinstance(settings, dict) or not settings or settings == self._known.settings:
+            return
+        with self._alone(0.0) as held:
+            # Whoever has the lock writes all of the state, and so would this: a number would be lost, or a restore under way.
+            # The next heartbeat brings the same settings.
+            if held:
+                self._known.settings = settings
+                memory.save(self._places, self._known)
 
     def _authorize(self) -> None:
         try:
@@ -350,8 +381,12 @@ class Service:
     def _fenced(self, error: Fenced) -> None:
         """Never to write again. Written down first, so that a reboot does not forget it."""
         if not self._known.fenced:
-            self._known.fenced = str(error)
-            memory.save(self._places, self._known)
+            # Also where another process has the lock for longer: it hears of the fence itself, and writes the same.
+            with self._alone(LOCK_WAIT_FENCED_S) as held:
+                if not held:
+                    self._known = memory.load(self._places)
+                self._known.fenced = str(error)
+                memory.save(self._places, self._known)
         self._tell()
         if self._places.base == b"/" and os.path.isdir("/run/systemd/system"):
             subprocess.run(["systemctl", "disable", "--no-reload", *UNITS], check=False)

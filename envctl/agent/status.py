@@ -36,7 +36,7 @@ def words(facts: dict[str, Any]) -> str:
 def _sentences(facts: dict[str, Any]) -> str:
     if facts.get("fenced"):
         return (
-            "This machine has been replaced: another one has this home now, and nothing is saved from here any more.\n"
+            "Nothing is saved from this machine any more: another one has this home.\n"
             f"{facts['fenced']}\nCopy what you need to the new machine yourself."
         )
     lines = [f"Environment {facts.get('environment') or '(not enrolled yet)'}: {facts.get('phase', 'unknown')}."]

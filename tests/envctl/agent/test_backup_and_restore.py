@@ -10,7 +10,6 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -455,7 +454,7 @@ def obey(machine: Machine, console: FakeConsole, **parameters: object) -> dict[s
     service = machine.service()
     taken = console.commands
     console.commands = []
-    service._obey(service._enrolled(), taken[0], lambda wait_s: nullcontext(True))
+    service._obey(service._enrolled(), taken[0])
     answer: dict[str, object] = console.answers[name]
     return answer
 

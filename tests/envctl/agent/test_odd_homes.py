@@ -6,13 +6,14 @@ import base64
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from envctl.agent import attributes, content, restore
-from envctl.agent.errors import Incomplete
+from envctl.agent import attributes, content, enrolment, restore, status
+from envctl.agent.errors import Fenced, Incomplete
 from tests.envctl.agent.console import FakeConsole
 from tests.envctl.agent.machine import Machine
 from tests.envctl.agent.test_backup_and_restore import obey, rebuilt, tree_of
@@ -277,3 +278,49 @@ def test_a_home_deeper_than_the_stack_is_restored_and_its_rest_removed(
     assert os.listdir(machine.home) == ["d"]
     assert len(paths_of(console)) == 1001
     restore._remove(os.fsencode(machine.home))
+
+
+ENROLLED, COPIED = "7c9e6679-7425-40de-944b-e07fc1f90ae7", "0b3e8c55-1fb4-4c0b-9a52-55a36d6f28d1"
+
+
+def test_a_copy_of_a_machine_is_fenced_and_the_machine_is_not(
+    console: FakeConsole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrolment, "machine_uuid", lambda: ENROLLED)
+    machine = Machine(tmp_path / "first", console)
+    machine.service().restore()
+    (machine.home / "a").write_bytes(b"1")
+    machine.service().backup("timer")
+    shutil.copytree(machine.folder, tmp_path / "copy", symlinks=True)
+    copy = Machine(tmp_path / "copy", console)
+    (copy.home / "a").write_bytes(b"2")
+    for read in ("", ENROLLED.upper(), "79669e7c-2574-de40-944b-e07fc1f90ae7"):
+        monkeypatch.setattr(enrolment, "machine_uuid", lambda read=read: read)
+        machine.service().backup("timer")
+    asked = len(console.requests)
+    monkeypatch.setattr(enrolment, "machine_uuid", lambda: COPIED)
+    for _ in range(2):
+        with pytest.raises(Fenced, match="is a copy"):
+            copy.service().backup("timer")
+    copy.service().run(lambda wait_s: nullcontext(True))
+    assert len(console.requests) == asked
+    assert console.number == 1
+    assert COPIED in copy.memory()["fenced"]
+    assert "resets the environment" in status.words(copy.status())
+    monkeypatch.setattr(enrolment, "machine_uuid", lambda: ENROLLED)
+    (machine.home / "a").write_bytes(b"3")
+    assert machine.service().backup("timer").number == 2
+
+
+def test_settings_are_not_written_over_what_another_run_wrote(machine: Machine) -> None:
+    listening = machine.service()
+    listening._lock = lambda wait_s: nullcontext(False)
+    listening._enrolled()
+    (machine.home / "a").write_bytes(b"1")
+    machine.service().backup("timer")
+    listening._take_settings({"interval_s": 60})
+    assert machine.memory()["number"] == 1
+    assert machine.memory()["settings"]["interval_s"] == 300
+    listening._lock = lambda wait_s: nullcontext(True)
+    listening._take_settings({"interval_s": 60})
+    assert (machine.memory()["number"], machine.memory()["settings"]["interval_s"]) == (1, 60)
