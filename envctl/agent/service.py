@@ -11,7 +11,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final
 
 from envctl.agent import enrolment, memory, status
@@ -66,6 +66,10 @@ class Service:
             raise
         except (AgentError, OSError, ValueError, KeyError) as error:
             self._failed("restoring", error)
+            if self._console is not None:
+                # Whoever waits for the machine at the console sees why.
+                with suppress(Fenced):
+                    self._heartbeat(self._console)
             return False
 
     def restore(self) -> None:

@@ -194,8 +194,16 @@ def enrol(context: Context, asked: Enrol, address: str) -> dict[str, object]:
         "environment": identity.environment_id,
         "generation": identity.generation,
         "settings": settings,
-        "restore": wanted(context, identity).document(),
+        "restore": _wanted_or_nothing(context, identity),
     }
+
+
+def _wanted_or_nothing(context: Context, identity: Identity) -> dict[str, object] | None:
+    """None where it is gone: the machine enrols all the same, is told why when it asks for its state, and says so."""
+    try:
+        return wanted(context, identity).document()
+    except (NoSuchThing, Refused):
+        return None
 
 
 def settings_of(session: Session, context: Context, environment: Environment) -> dict[str, object]:
@@ -229,7 +237,8 @@ def state(context: Context, identity: Identity) -> dict[str, object]:
 
 def wanted(context: Context, identity: Identity) -> Wanted:
     """What this machine must restore: the snapshot that was asked for, else the newest of its own home, else what it was
-    made from. NoSuchThing where that snapshot is gone."""
+    made from. NoSuchThing where that snapshot is gone; Refused where the home that it was made from is: an empty one
+    must not pass for it."""
     with context.database.read() as session:
         environment = session.get_one(Environment, identity.environment_id)
         guest = session.get_one(Guest, (identity.environment_id, identity.generation))
@@ -242,12 +251,21 @@ def wanted(context: Context, identity: Identity) -> Wanted:
     source = environment.source_environment_id
     if source is None:
         return Wanted(None, None, (), done)
-    if environment.source_snapshot is not None:
-        return _from(context, source, environment.source_snapshot, source, done)
-    other = context.homes.head(source)
-    if other is None or other.newest is None:
-        return Wanted(None, None, (), done)
-    return Wanted(other.newest.number, source, other.newest.trees, done)
+    number = environment.source_snapshot
+    try:
+        if number is None:
+            other = context.homes.head(source)
+            number = other.newest.number if other is not None and other.newest is not None else 0
+        return _from(context, source, number, source, done)
+    except NoSuchThing as error:
+        if done:
+            # It has what it needs, and the other home may go.
+            return Wanted(None, None, (), done)
+        which = f"backup {number}" if number else "the home"
+        raise Refused(
+            f"{which} of {source}, which this environment was made from, is gone: there is nothing to restore",
+            hint="delete the environment, and make one from a backup that is there, or a new one",
+        ) from error
 
 
 def restored(context: Context, identity: Identity, asked: Restored) -> dict[str, object]:

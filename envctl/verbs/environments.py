@@ -15,7 +15,7 @@ from envctl.accounts import quotas, rights
 from envctl.accounts.people import find_user
 from envctl.calling import Caller, Context
 from envctl.database.models import TERMINAL_STATES, Backup, Environment, Job, Template, User
-from envctl.errors import Forbidden, Invalid, NoSuchThing, Refused
+from envctl.errors import EnvctlError, Forbidden, Invalid, NoSuchThing, Refused
 from envctl.identifiers import check_name
 from envctl.provision import requests, schedules
 from envctl.states import EnvironmentState, JobKind, JobState
@@ -48,6 +48,7 @@ _NEVER_SAVED: Final = ("/proc", "/sys", "/dev", "/run")
 def create(context: Context, caller: Caller, request: CreateEnvironment) -> EnvironmentAnswer:
     """A row and a job. Invalid, NoSuchThing, OverQuota; Refused where the name is taken."""
     detail = {"template": request.template, "from_environment": request.from_environment, "owner": request.owner}
+    gone = _gone(context, caller, request)
     with context.audit.act(caller, "env.create", target=request.name, detail=detail) as act:
         rights.require(caller, "env:write")
         session = act.session
@@ -59,6 +60,11 @@ def create(context: Context, caller: Caller, request: CreateEnvironment) -> Envi
         size = _size(template, request.cores, request.memory_mib, request.disk_gib)
         quotas.check(session, owner, template, quotas.Wanted(environments=1, running=1, **size))
         source_id, source_number = _source(session, caller, request)
+        if gone:
+            raise Refused(
+                f"backup {source_number} of {request.from_environment} is not in the bucket any more",
+                hint="s3-envctl backup list shows what there is",
+            )
         row = Environment(
             id=context.new_id(),
             owner_id=owner.id,
@@ -435,6 +441,23 @@ def _source(session: Session, caller: Caller, request: CreateEnvironment) -> tup
         raise Refused(f"{source.name} has no backup yet")
     _need_backup(session, source, number)
     return source.id, number
+
+
+def _gone(context: Context, caller: Caller, request: CreateEnvironment) -> bool:
+    """Whether the bucket lacks the backup that is asked for, though there is a row of it. Asked before the transaction, which
+    must not wait for a bucket."""
+    if request.from_environment is None:
+        return False
+    with context.database.read() as session:
+        try:
+            source, number = _source(session, caller, request)
+        except EnvctlError:
+            return False  # the transaction refuses it, and the audit says so
+    try:
+        context.homes.snapshot(str(source), number or 0)
+    except NoSuchThing:
+        return True
+    return False
 
 
 def _need_backup(session: Session, row: Environment, number: int) -> None:

@@ -302,6 +302,28 @@ def test_a_new_environment_may_read_the_home_that_it_is_made_from_and_no_other(s
     assert code(guest.post("/guest/v1/downloads", wanted | {"from": source.id})) == (403, "forbidden")
 
 
+def test_a_home_that_was_to_come_from_elsewhere_and_is_gone_is_no_empty_home(site: Site) -> None:
+    source = site.environment(name="source")
+    giver = site.enrolled(source)
+    giver.upload(FIRST)
+    giver.commit(FIRST, None)
+    by_number = site.environment(name="one", source_environment_id=source.id, source_snapshot=1)
+    newest = site.environment(name="two", source_environment_id=source.id)
+    in_time = site.environment(name="three", source_environment_id=source.id, source_snapshot=1)
+    before = site.guest()
+    before.enrol(site.seed(in_time), UUID)
+    assert before.restored(1).status_code == 200
+    site.context.homes.purge(source.id)
+    for environment in (by_number, newest):
+        guest = site.guest()
+        said = guest.enrol(site.seed(environment), UUID)
+        assert (said.status_code, said.json()["restore"]) == (200, None)
+        assert code(guest.get("/guest/v1/state")) == (409, "refused")
+        assert code(guest.restored(None)) == (409, "refused")
+        assert code(guest.commit(EMPTY, None)) == (425, "not-restored")
+    assert before.get("/guest/v1/state").json()["restore"]["done"]
+
+
 def test_commands_are_handed_out_once_and_answered_once(site: Site) -> None:
     environment = site.environment()
     guest = site.enrolled(environment)

@@ -241,14 +241,18 @@ def test_a_deleted_name_may_be_taken_and_then_undelete_says_so(world: World, ali
         environments.undelete(world.context, alice, one(gone.id))
 
 
-def test_a_new_environment_from_a_backup_of_another(world: World, alice: Caller) -> None:
+def test_a_new_environment_from_a_backup_of_another(
+    world: World, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = ready(world, last_backup_number=4)
     figures = dict.fromkeys(("files", "bytes", "added", "changed", "removed", "new_bytes", "fuzzy"), 0)
     with world.database.write() as session:
         session.add(Backup(environment_id=source.id, number=4, at=1.0, generation=1, kind="timer", **figures))
-    made = environments.create(
-        world.context, alice, CreateEnvironment(name="copy", template="debian", from_environment="one")
-    ).environment
+    copy = CreateEnvironment(name="copy", template="debian", from_environment="one")
+    with pytest.raises(Refused, match="backup 4 of one is not in the bucket"):
+        environments.create(world.context, alice, copy)
+    monkeypatch.setattr(world.context.homes, "snapshot", lambda environment, number: None)
+    made = environments.create(world.context, alice, copy).environment
     assert (made.source_environment_id, made.source_snapshot) == (source.id, 4)
     with pytest.raises(NoSuchThing, match="no backup 9"):
         environments.create(
