@@ -129,6 +129,8 @@ def try_endpoint(
     from s3core.findings import exit_code_for, write_finding
     from s3core.s3_facts import examine_endpoint
 
+    if "/" in bucket or ":" in bucket:
+        usage(f"{bucket!r} is no bucket's name; what a place in a bucket is good for says: bucketworks doctor {bucket}")
     config = load_config(config_path)
     findings = examine_endpoint(config.endpoint(name), bucket, "", SystemClock())
     if as_json:

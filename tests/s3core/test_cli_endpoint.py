@@ -143,6 +143,12 @@ def test_a_server_that_is_not_there(endpoint: Command, capsys: pytest.CaptureFix
     assert "cannot connect to 127.0.0.1:1" in capsys.readouterr().out
 
 
+def test_a_place_is_no_bucket(endpoint: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    endpoint("create", "site", "--preset", "ceph", "--url", "http://127.0.0.1:9", "--credentials", "none")
+    assert endpoint("test", "site", "s3://site/homes") == ExitCode.USAGE
+    assert "bucketworks doctor s3://site/homes" in " ".join(capsys.readouterr().err.split())
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(app, "bucketworks", ["--version"]) == 0
     assert capsys.readouterr().out.startswith("bucketworks 0.")
