@@ -313,8 +313,14 @@ def downloads(context: Context, identity: Identity, asked: Downloads) -> Mapping
         with context.database.read() as session:
             environment, guest = _machine(session, identity)
             granted = environment.source_environment_id == source and guest.restored_at is None
-            commands = requests.open_commands(session, identity.environment_id, identity.generation)
-            granted = granted or any(one.kind == "restore" and one.parameters.get("from") == source for one in commands)
+            now = context.now()
+            # A machine that never answers must not read on for ever: what nobody believes in any more grants nothing.
+            granted = granted or any(
+                one.kind == "restore"
+                and one.parameters.get("from") == source
+                and now - one.created_at <= requests.GIVE_UP_S
+                for one in requests.open_commands(session, identity.environment_id, identity.generation)
+            )
         if not granted:
             raise Forbidden("this machine was not told to restore from there")
     return context.homes.download_urls(source, asked.objects)

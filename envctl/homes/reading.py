@@ -13,7 +13,7 @@ import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -46,7 +46,7 @@ What = Literal["added", "changed", "removed"]
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """`next`: the name to go on after; b"" at the end."""
+    """`rows` are without their chunks. `next`: the name to go on after; b"" at the end."""
 
     rows: tuple[Row, ...]
     next: bytes
@@ -54,7 +54,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`content`: the bytes differ, not only owner, mode, times or attributes."""
+    """`content`: the bytes differ, not only owner, mode, times or attributes. The rows are without their chunks."""
 
     what: What
     path: bytes
@@ -161,7 +161,8 @@ def listing(reader: Reader, directory: bytes, after: bytes, limit: int) -> Listi
         for child in reader.tree.children(directory, after):
             if len(found) == limit:
                 return Listing(tuple(found), found[-1].path.rpartition(b"/")[2])
-            found.append(child)
+            # A page shows rows, and a row may have 400,000 chunks: only one row has them at a time.
+            found.append(child._replace(chunks=()))
     except Corrupt as error:
         raise reader.damaged(error) from error
     if not found and row is None and directory and not after:
@@ -185,7 +186,7 @@ def difference(older: Reader | None, newer: Reader, prefix: bytes, after: bytes,
                 continue
             if len(found) == limit:
                 return Difference(tuple(found), found[-1].path)
-            found.append(change)
+            found.append(replace(change, before=_bare(change.before), after=_bare(change.after)))
     except Corrupt as error:
         raise newer.damaged(error) from error
     return Difference(tuple(found), b"")
@@ -270,6 +271,10 @@ def _change(before: Row | None, now: Row | None) -> Change | None:
     if not content and before_._replace(chunks=()) == now_._replace(chunks=()):
         return None
     return Change("changed", now.path, before, now, content)
+
+
+def _bare(row: Row | None) -> Row | None:
+    return row._replace(chunks=()) if row is not None else None
 
 
 def _content(row: Row) -> object:

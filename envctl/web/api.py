@@ -10,13 +10,14 @@ from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from envctl.calling import Caller, Context
 from envctl.errors import EnvctlError, Forbidden, Invalid, TooMany
 from envctl.verbs.verb import Stream, Verb
+from envctl.web.downloads import Download, Downloads, Turn
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +83,21 @@ def attachment(filename: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='', errors='replace')}"
 
 
-def stream_answer(stream: Stream) -> StreamingResponse:
+def download(downloads: Downloads, caller: Caller, make: Callable[[], Stream]) -> Download:
+    """The bytes that `make` gives, to be kept as a file. TooMany before anything is made."""
+    turn = downloads.begin(caller.user_id)
+    try:
+        return _sent_as(make(), turn)
+    except BaseException:
+        turn.end()
+        raise
+
+
+def _sent_as(stream: Stream, turn: Turn) -> Download:
     headers = {"Content-Disposition": attachment(stream.filename), "X-Content-Type-Options": "nosniff"}
     if stream.size is not None:
         headers["Content-Length"] = str(stream.size)
-    return StreamingResponse(stream.pieces, media_type="application/octet-stream", headers=headers)
+    return Download(stream.pieces, turn, headers)
 
 
 def _endpoint(verb: Verb, get_context: Callable[[], Context], get_caller: GetCaller) -> Callable[..., Any]:
@@ -101,11 +112,10 @@ def _endpoint(verb: Verb, get_context: Callable[[], Context], get_caller: GetCal
             asked = verb.request.model_validate({**given, **_from_path(request, in_path)})
         except ValidationError as error:
             raise invalid(error) from error
-        told = call(get_context(), get_caller(request), verb, asked)
-        if isinstance(told, Stream):
-            return stream_answer(told)
-        assert written is not None, f"{verb.name} gives what the table does not say"
-        return Response(written.dump_json(told), media_type="application/json")
+        context, caller = get_context(), get_caller(request)
+        if written is None:
+            return download(request.app.state.downloads, caller, lambda: call(context, caller, verb, asked))
+        return Response(written.dump_json(call(context, caller, verb, asked)), media_type="application/json")
 
     if rest:
         place = Query() if in_query else Body()

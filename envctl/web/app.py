@@ -19,6 +19,7 @@ from envctl.errors import EnvctlError, Invalid, NoSuchThing
 from envctl.verbs.table import VERBS
 from envctl.web import api, bridge, guest, health, metrics, signing_in
 from envctl.web.bridge import Bridge
+from envctl.web.downloads import Downloads
 from envctl.web.events import Watchers
 from envctl.web.health import Monitor
 from envctl.web.pages import routes as pages
@@ -92,13 +93,15 @@ class Leaving:
 def new_app(*, described: bool = True) -> FastAPI:
     """Without routes but that of its description, /api/openapi.json. There is no page that draws it: those of others load code
     from other servers."""
-    return FastAPI(
+    made = FastAPI(
         title="s3-envctl",
         version=program_version(),
         openapi_url="/api/openapi.json" if described else None,
         docs_url=None,
         redoc_url=None,
     )
+    made.state.downloads = Downloads()
+    return made
 
 
 def add_errors(app: FastAPI, error_page: ErrorPage | None = None) -> None:

@@ -20,7 +20,7 @@ from envctl.calling import Caller, Context
 from envctl.database.models import User
 from envctl.errors import EnvctlError, Invalid, NotSignedIn
 from envctl.verbs.table import verb
-from envctl.web.api import call, invalid, stream_answer
+from envctl.web.api import call, download, invalid
 from envctl.web.pages.notices import NOTICES
 from envctl.web.pages.rendering import render
 from envctl.web.security import csrf_token, current_caller, who_if_known, who_of
@@ -152,7 +152,7 @@ class Visit:
 
     def file(self, name: str, /, **fields: object) -> Response:
         """The bytes that a verb gives, to be kept as a file."""
-        return stream_answer(self.ask(name, **fields))
+        return download(self.request.app.state.downloads, self.caller, lambda: self.ask(name, **fields))
 
 
 LEVELS: Final = ("user", "operator", "admin")

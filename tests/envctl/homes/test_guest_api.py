@@ -298,6 +298,10 @@ def test_a_new_environment_may_read_the_home_that_it_is_made_from_and_no_other(s
     (told,) = guest.get("/guest/v1/commands?wait=0").json()["commands"]
     assert told["parameters"]["trees"] == list(FIRST.trees)
     assert guest.post("/guest/v1/downloads", wanted | {"from": source.id}).status_code == 200
+    site.world.clock.now += requests.GIVE_UP_S + 1
+    late = guest.post("/guest/v1/downloads", wanted | {"from": source.id})
+    assert code(late) == (403, "forbidden"), "a command that nobody believes in any more grants nothing"
+    site.world.clock.now -= requests.GIVE_UP_S + 1
     guest.post(f"/guest/v1/commands/{command}", {"ok": True, "answer": {}})
     assert code(guest.post("/guest/v1/downloads", wanted | {"from": source.id})) == (403, "forbidden")
 
