@@ -291,6 +291,12 @@ class Backup:
                 self._known.trees, self._known.committed = [], False
                 memory.save(self._places, self._known)
                 raise Moved(f"the bucket lacks objects of the snapshot before: {error}") from error
+            if error.code == "invalid" and self._known.trees:
+                # Something that is kept here for the next run is wrong. Once without it; a run that began without it has
+                # nothing else to try.
+                self._known.trees, self._known.committed = [], False
+                memory.save(self._places, self._known)
+                raise Moved(f"the console finds the backup malformed: {error}") from error
             head = _head_of(error)
             if list(head.get("trees", [])) == merged.trees:
                 return int(head["number"])

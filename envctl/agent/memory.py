@@ -30,6 +30,8 @@ class Memory:
     settings: dict[str, Any] = field(default_factory=dict)
     last_backup_at: float = 0.0
     """Unix seconds at which the home was last known to be in the bucket as it is here."""
+    refused_at: float = 0.0
+    """Unix seconds at which the console found a backup malformed: the same is not made again before an interval is over."""
     last_error: str = ""
     mounted: list[str] = field(default_factory=list)
     """Directories of the home that were volumes of their own at the last backup."""

@@ -129,7 +129,7 @@ class Service:
             return False
         interval_s = Settings.of(self._known.settings).interval_s
         chance = (self._world.random(1)[0] / 255 - 0.5) * 2 * JITTER
-        passed_s = self._world.time() - self._known.last_backup_at
+        passed_s = self._world.time() - max(self._known.last_backup_at, self._known.refused_at)
         # A clock that was put back must not put off backups.
         return passed_s < 0 or passed_s >= interval_s * (1 + chance)
 
@@ -172,6 +172,8 @@ class Service:
             self._fenced(error)
             raise
         except (AgentError, OSError, ValueError) as error:
+            if isinstance(error, Refused) and error.code == "invalid":
+                self._known.refused_at = self._world.time()
             self._failed("ready", error)
             self._heartbeat(console)
             raise

@@ -16,7 +16,8 @@ An environment with a job under way is left to the job.
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,7 +28,7 @@ from envctl.calling import Caller, Context
 from envctl.database.access import DatabaseBusy, DatabaseUnavailable
 from envctl.database.models import Environment, Guest, Job, Node, Orphan, Vmid
 from envctl.drivers.port import DONE, EnvDriver, MachineFound, NodeHeadroom, TaskRef
-from envctl.errors import DriverBusy, DriverFailed
+from envctl.errors import DriverBusy, DriverFailed, EnvctlError
 from envctl.identifiers import TAG_PREFIX, is_id, tag_of
 from envctl.provision import reconciling, requests
 from envctl.provision.steps.reserving import CLAIMED, FOREIGN
@@ -98,18 +99,18 @@ class Reconciler:
         return reconciling.lead(self._context, "reconciler", self._worker, 2 * self._every_s + DESTROY_S)
 
     async def turn(self) -> reconciling.Found:
-        """One look at all hypervisors. Never raises for one that does not answer."""
+        """One look at all hypervisors. Each is looked at by itself: whatever one raises keeps nobody from the others."""
         look = _Look(self._context.now())
         for name, driver in self._context.drivers.items():
-            try:
+            with _alone(name, look):
                 found = await driver.inventory()
-            except DriverFailed as error:
-                look.errors.append(f"{name}: {error}")
-                continue
-            look.machines += sum(1 for one in found if one.tag)
-            doomed = await asyncio.to_thread(self._compare, name, list(found), look)
-            await self._destroy(driver, doomed, look)
-            await self._nodes(name, driver, look)
+                look.machines += sum(1 for one in found if one.tag)
+                with _alone(name, look):
+                    doomed = await asyncio.to_thread(self._compare, name, list(found), look)
+                    await self._destroy(driver, doomed, look)
+                with _alone(name, look):
+                    nodes = await driver.headroom()
+                    await asyncio.to_thread(self._put_nodes, name, list(nodes), look.at)
         summary = await asyncio.to_thread(self._close, look)
         for environment_id in look.changed:
             self._context.told(environment_id)
@@ -307,12 +308,13 @@ class Reconciler:
 
     async def _destroy(self, driver: EnvDriver, doomed: Sequence[Orphan], look: _Look) -> None:
         for row in doomed:
-            try:
-                await self._destroy_one(driver, row, look)
-            except DriverBusy as error:
-                look.errors.append(f"{driver.name}: {row.machine}: {error}")
-            except DriverFailed as error:
-                look.findings.append(f"orphan {row.machine} cannot be destroyed: {error}")
+            with _alone(f"{driver.name}: {row.machine}", look):
+                try:
+                    await self._destroy_one(driver, row, look)
+                except DriverBusy:
+                    raise
+                except DriverFailed as error:
+                    look.findings.append(f"orphan {row.machine} cannot be destroyed: {error}")
 
     async def _destroy_one(self, driver: EnvDriver, row: Orphan, look: _Look) -> None:
         found = next((one for one in await driver.find(row.tag) if one.machine == row.machine), None)
@@ -370,14 +372,6 @@ class Reconciler:
                 raise DriverBusy(f"task {task} is not over after {DESTROY_S:.0f} s")
             await asyncio.sleep(0.5)
 
-    async def _nodes(self, name: str, driver: EnvDriver, look: _Look) -> None:
-        try:
-            nodes = await driver.headroom()
-        except DriverFailed as error:
-            look.errors.append(f"{name}: {error}")
-            return
-        await asyncio.to_thread(self._put_nodes, name, list(nodes), look.at)
-
     def _put_nodes(self, driver: str, nodes: Sequence[NodeHeadroom], now: float) -> None:
         with self._context.database.write() as session:
             for one in nodes:
@@ -412,6 +406,19 @@ class Reconciler:
             )
             reconciling.put_last(session, found)
             return found
+
+
+@contextmanager
+def _alone(what: str, look: _Look) -> Iterator[None]:
+    """What goes wrong within ends here, as an error of the look: a line for what is foreseen, and what is not with its trace
+    in the log."""
+    try:
+        yield
+    except EnvctlError as error:
+        look.errors.append(f"{what}: {error}")
+    except Exception as error:  # noqa: BLE001 - the other hypervisors are looked at all the same
+        _log.exception("reconciler: %s", what)
+        look.errors.append(f"{what}: {type(error).__name__} (the log has more)")
 
 
 _WENT_OFF: Final = "it went off by itself"

@@ -9,7 +9,8 @@ import asyncio
 import hashlib
 import logging
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -81,11 +82,16 @@ class Scheduler:
             await asyncio.to_thread(reconciling.retire, self._context, "scheduler", self._worker)
 
     def turn(self) -> list[str]:
-        """All that is due. What was begun, a line each."""
-        begun = self.begin_due()
-        self.clear()
-        self.thin()
-        self.save()
+        """All that is due. What was begun, a line each. Each part fails by itself: the others are done all the same."""
+        begun: list[str] = []
+        with _alone("jobs by the clock"):
+            begun = self.begin_due()
+        with _alone("rows that ran out"):
+            self.clear()
+        with _alone("retention"):
+            self.thin()
+        with _alone("the copy of the database"):
+            self.save()
         if begun:
             self._context.wake()
         return begun
@@ -110,11 +116,12 @@ class Scheduler:
             )
         begun: list[str] = []
         for environment_id in ids:
-            with self._context.database.read() as session:
-                wanted = self._wanted(session, session.get_one(Environment, environment_id))
-            if wanted is not None:
-                line = self._begin(environment_id, *wanted)
-                begun += [line] if line else []
+            with _alone(f"what is due for {environment_id}"):
+                with self._context.database.read() as session:
+                    wanted = self._wanted(session, session.get_one(Environment, environment_id))
+                if wanted is not None:
+                    line = self._begin(environment_id, *wanted)
+                    begun += [line] if line else []
         return begun
 
     def _begin(self, environment_id: str, kind: JobKind, why: str) -> str:
@@ -243,11 +250,9 @@ class Scheduler:
         done = []
         for _, environment_id in due[:HOMES_A_TURN]:
             self._thinned[environment_id] = now
-            try:
+            with _alone(f"retention of {environment_id}"):
                 upkeep(context, environment_id)
                 done.append(environment_id)
-            except (EnvctlError, StoreError) as error:
-                _log.warning("retention of %s: %s", environment_id, error)
         return done
 
     # The database.
@@ -282,6 +287,17 @@ class Scheduler:
         with context.database.write() as session:
             session.merge(Setting(key="_saved", value=today))
         return key
+
+
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """What goes wrong within ends here, in the log: a line for what is foreseen, with its trace what is not."""
+    try:
+        yield
+    except (EnvctlError, StoreError) as error:
+        _log.warning("%s: %s", what, error)
+    except Exception:  # noqa: BLE001 - what comes after it in the turn is owed to others
+        _log.exception("%s", what)
 
 
 class _Settled(Exception):

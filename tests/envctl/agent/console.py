@@ -32,6 +32,9 @@ class FakeConsole:
         self.clock_off_ms = 0
         self.lose: Callable[[str], bool] = lambda request: False
         """Given "METHOD /path": whether its answer is lost, though it was done."""
+        self.malformed: Callable[[dict[str, Any]], bool] = lambda commit: False
+        """Given a commit: whether it is refused as `invalid`."""
+        self.commits = 0
         self.requests: list[str] = []
         self.heartbeats: list[dict[str, Any]] = []
         self.restored: list[dict[str, Any]] = []
@@ -186,6 +189,9 @@ class FakeConsole:
         named |= {f"packs/{pack.hex()}" for tree in trees for pack in tree.packs}
         if named - self.objects.keys():
             return _refused(409, "missing")
+        self.commits += 1
+        if self.malformed(asked):
+            return _refused(422, "invalid")
         self.number = (self.number or 0) + 1
         self.snapshots[self.number] = asked
         return 200, {"number": self.number}

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from envctl.agent import content, scan
-from envctl.agent.errors import Fenced, Incomplete, NotRestored, Unavailable
+from envctl.agent.errors import Fenced, Incomplete, NotRestored, Refused, Unavailable
 from envctl.agent.tree import Tree, TreeReader
 from tests.envctl.agent.console import FakeConsole
 from tests.envctl.agent.machine import Machine, seen
@@ -444,6 +444,37 @@ def test_what_the_bucket_lost_is_saved_anew(console: FakeConsole, machine: Machi
     assert console.snapshots[2]["parent"] == 1
     other = rebuilt(console, tmp_path / "second")
     assert without_times_of_home(seen(other.home)) == without_times_of_home(seen(machine.home))
+
+
+def test_a_backup_that_is_called_malformed_is_made_anew_once(console: FakeConsole, machine: Machine) -> None:
+    fill(machine.home)
+    machine.service().backup("timer")
+    (machine.home / "new").write_bytes(b"x")
+    bad = [True]
+    console.malformed = lambda commit: bool(bad) and bad.pop()
+    assert machine.service().backup("timer").number == 2
+    assert console.commits == 3
+    assert machine.memory()["last_error"] == ""
+
+
+def test_what_stays_malformed_waits_for_the_next_interval(console: FakeConsole, machine: Machine) -> None:
+    fill(machine.home)
+    machine.service().backup("timer")
+    (machine.home / "new").write_bytes(b"x")
+    machine.now += 400
+    console.malformed = lambda commit: True
+    for refused in (3, 4):
+        assert machine.service().is_due() is True
+        with pytest.raises(Refused):
+            machine.service().backup("timer")
+        assert console.commits == refused, "once with what it knows, once without, and then once an interval"
+        assert console.heartbeats[-1]["status"]["last_error"] == "POST /guest/v1/commits: no: invalid"
+        machine.now += 100
+        assert machine.service().is_due() is False
+        machine.now += 300
+    console.malformed = lambda commit: False
+    assert machine.service().backup("timer").number == 2
+    assert machine.memory()["last_error"] == ""
 
 
 # Restores that are asked for

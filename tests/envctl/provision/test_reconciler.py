@@ -3,12 +3,15 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from sqlalchemy import delete, select
 
 from envctl.database.models import Environment, Node, Orphan
+from envctl.drivers.port import EnvDriver, MachineFound
 from envctl.errors import Refused
 from envctl.identifiers import new_id, tag_of
 from envctl.provision import reconciling
@@ -206,3 +209,31 @@ def test_a_look_that_a_person_asks_for(on: Stage) -> None:
 
     on.ready()
     assert asyncio.run(asked()).machines == 1
+
+
+def test_what_nobody_foresaw_at_one_hypervisor_keeps_none_from_the_others(
+    on: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        name = "broken"
+
+        async def inventory(self) -> list[MachineFound]:
+            raise ValueError("not JSON")
+
+    put(on, "pve1/150", tag=STRANGER, running=True)
+    drivers = {"broken": cast(EnvDriver, Broken()), **on.context.drivers}
+    reconciler = Reconciler(replace(on.context, drivers=drivers), "worker")
+    found = look(reconciler)
+    assert (found.machines, found.orphans) == (1, 1)
+    assert found.errors == ["broken: ValueError (the log has more)"]
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["not JSON"]
+
+    def fails(*arguments: object) -> list[Orphan]:
+        raise OSError("disk")
+
+    monkeypatch.setattr(reconciler, "_compare", fails)
+    with on.context.database.write() as session:
+        session.execute(delete(Node))
+    assert len(look(reconciler).errors) == 2
+    with on.context.database.read() as session:
+        assert session.scalars(select(Node.name)).all(), "nodes are looked at though machines could not be"

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from envctl.database.access import Database, sqlite_url
 from envctl.database.models import Environment, Guest, Job, JobLine, Login, Nonce, Quota, Ticket, User
@@ -192,6 +193,44 @@ def test_the_database_is_saved_once_a_day_and_opens_again(world: World, schedule
     with database.read() as session:
         assert "alice" in session.scalars(select(User.name)).all()
     database.close()
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), ValueError("bad"), DBAPIError("x", None, Exception("lost"))])
+def test_a_part_that_fails_keeps_the_others_from_nothing(
+    world: World,
+    scheduler: Scheduler,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    at(world, "2026-01-09T12:00")
+    for name in ("first", "second"):
+        row = add(world, name=name, last_backup_number=1, last_activity_at=world.context.now())
+        world.context.homes.fence(row.id, 1)
+    world.clock.now += HOUR
+    looked_at: list[str] = []
+
+    def broken(context: Any, environment_id: str) -> None:
+        looked_at.append(environment_id)
+        raise error
+
+    monkeypatch.setattr("envctl.provision.scheduler.upkeep", broken)
+    monkeypatch.setattr(Scheduler, "clear", lambda self: broken(None, "clear"))
+    scheduler.thin()  # spreads the homes over the hour that comes
+    looked_at.clear()
+    world.clock.now += HOUR
+    assert set(scheduler.turn()) == {"stop first (idle)", "stop second (idle)"}
+    assert len(looked_at) == 3, "the rows, and each home by itself"
+    assert [entry.key for entry in world.context.homes.objects.list("console/")] == ["console/2026-01-09.sqlite3"]
+    traces = [record for record in caplog.records if record.exc_info and record.exc_info[1] is error]
+    assert len(traces) >= 3
+    # One environment that cannot be looked at keeps no other from its turn.
+    add(world, name="third")
+    add(world, name="fourth")
+    monkeypatch.setattr(Scheduler, "_wanted", lambda self, session, row: broken(None, row.id))
+    looked_at.clear()
+    assert scheduler.begin_due() == []
+    assert len(looked_at) == 2
 
 
 def test_homes_are_thinned_each_hour_spread_over_it(world: World, scheduler: Scheduler) -> None:
