@@ -14,15 +14,18 @@ import logging
 import re
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
@@ -56,6 +59,7 @@ WORK_S: Final = 20.0
 FURNISH_S: Final = 300.0
 """Longest until everything is there; nothing waits for it but `--check`."""
 POLL_S: Final = 0.2
+REMOVALS_MAX: Final = 25
 OF_A_KIND: Final = 2
 """So many pages are looked at that differ in an id, a number or a name alone."""
 PEOPLE: Final = (("alice", "user"), ("bob", "user"), ("olga", "operator"))
@@ -76,18 +80,60 @@ register(DemoFailed, ExitCode.FINDING)
 
 
 def run(*, listen: str = "127.0.0.1:8480", directory: Path | None = None, check: bool = False) -> None:
-    """Until Ctrl-C, or with `check` until every page was seen to answer. DemoFailed. Without `directory` nothing is left."""
+    """Until Ctrl-C or SIGTERM, or with `check` until every page was seen to answer. DemoFailed. Without `directory` nothing is
+    left."""
     if gone := missing_files():
         write_note(
             f"browser code is missing ({gone[0]} and {len(gone) - 1} more), so pages are without it: run `make assets`"
         )
     logging.basicConfig(level="ERROR")
-    place = directory or Path(tempfile.mkdtemp(prefix="s3-envctl-demo-"))
+    with _ended_in_order():
+        place = directory or Path(tempfile.mkdtemp(prefix="s3-envctl-demo-"))
+        try:
+            _run(place.absolute(), _with_port(listen), keep=directory is not None, check=check)
+        finally:
+            _deaf()
+            if directory is None:
+                _remove(place)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C: the directory has the console's key in it and must not stay. Where Ctrl-C is ignored (a shell does
+    that for what it runs in the background) it stays so. The console has handlers of its own while it serves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if number == signal.SIGTERM or handler != signal.SIG_IGN:
+            signal.signal(number, _interrupted)
     try:
-        _run(place.absolute(), _with_port(listen), keep=directory is not None, check=check)
+        yield
     finally:
-        if directory is None:
-            shutil.rmtree(place, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _deaf() -> None:
+    """What cleans up is not cut off by a second signal. The event loop has left the defaults when it was closed."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _remove(place: Path) -> None:
+    """A machine whose power was cut may write its last file meanwhile."""
+    for _ in range(REMOVALS_MAX):
+        shutil.rmtree(place, ignore_errors=True)
+        if not place.exists():
+            return
+        time.sleep(POLL_S)
+    write_note(f"{place} could not be removed; the demo's key is in it: remove it by hand")
 
 
 def _run(place: Path, listen: str, *, keep: bool, check: bool) -> None:
@@ -112,6 +158,7 @@ def _run(place: Path, listen: str, *, keep: bool, check: bool) -> None:
             try:
                 serving.serve(config, environ={}, ready=ready)
             finally:
+                _deaf()
                 guests.close()
                 if keep:
                     remember(fake, place / "cluster.json")

@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from tests.envctl.assembly.running import COMMAND, environment
+import pytest
+
+from s3core.exit_codes import ExitCode
+from tests.envctl.assembly.running import COMMAND, START_S, environment
 
 
 def test_every_page_of_the_demo_answers_and_nothing_is_left(tmp_path: Path) -> None:
@@ -25,6 +29,37 @@ def test_every_page_of_the_demo_answers_and_nothing_is_left(tmp_path: Path) -> N
     assert count > 40, found.stdout
     assert "Traceback" not in found.stderr, found.stderr
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("moment", ["made", "serving"])
+def test_sigterm_leaves_nothing_either_in_the_background(tmp_path: Path, moment: str) -> None:
+    """From a source tree, as `make demo-envctl` has it; with SIGINT ignored, as shells start what runs beside them."""
+    script = Path(__file__).parents[3] / "deploy/envctl_demo.py"
+    said = tmp_path / "said"
+    place = tmp_path / "place"
+    place.mkdir()
+    with said.open("w") as out:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, str(script), "--listen", "127.0.0.1:0"],
+            stdout=out,
+            stderr=out,
+            env=environment(TMPDIR=str(place)),
+        )
+    try:
+        end = time.monotonic() + START_S
+        while not (os.listdir(place) if moment == "made" else "console   http" in said.read_text()):
+            assert process.poll() is None, said.read_text()
+            assert time.monotonic() < end, said.read_text()
+            time.sleep(0.01)
+        process.terminate()
+        code = process.wait(START_S)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert code in (0, ExitCode.INTERRUPTED), said.read_text()
+    assert "Traceback" not in said.read_text(), said.read_text()
+    assert os.listdir(place) == []
 
 
 def test_the_script_is_the_command() -> None:
