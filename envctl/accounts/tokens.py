@@ -9,16 +9,20 @@ import hmac
 from dataclasses import dataclass
 from typing import Final
 
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from envctl.accounts import people
 from envctl.calling import Caller, Context, Via
 from envctl.database.models import ApiToken, User
+from envctl.errors import Refused
 from envctl.identifiers import is_id
 
 PREFIX: Final = "bwe_"
 """Scanners for leaked secrets find them by it."""
 SECRET_BYTES: Final = 32
+TOKENS_MAX: Final = 50
+"""Of a user; those that are revoked or expired do not count."""
 SEEN_EVERY_S: Final = 60.0
 """The last use is written down at most this often: a request must not cost a write."""
 
@@ -33,7 +37,18 @@ class NewToken:
 def create(
     session: Session, context: Context, user: User, name: str, scopes: list[str], expires_at: float | None
 ) -> NewToken:
-    """Added to `session`, a write."""
+    """Added to `session`, a write. Refused where the user has TOKENS_MAX that can be used."""
+    now = context.now()
+    usable = select(func.count()).where(
+        ApiToken.user_id == user.id,
+        ApiToken.revoked_at.is_(None),
+        or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > now),
+    )
+    if session.scalars(usable).one() >= TOKENS_MAX:
+        raise Refused(
+            f"{user.name} has {TOKENS_MAX} tokens, and may have no more",
+            hint="revoke one that is not used: s3-envctl token list, s3-envctl token revoke",
+        )
     secret = base64.b32encode(context.random(SECRET_BYTES)).decode().lower().rstrip("=")
     row = ApiToken(
         id=context.new_id(),
@@ -41,7 +56,7 @@ def create(
         name=name,
         token_hash=_hash(secret),
         scopes=scopes,
-        created_at=context.now(),
+        created_at=now,
         expires_at=expires_at,
     )
     session.add(row)

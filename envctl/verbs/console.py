@@ -5,15 +5,17 @@ import hashlib
 from typing import Final, Literal
 
 from pydantic import Field
-from sqlalchemy import delete
+from sqlalchemy import delete, func, select
 
 from envctl.accounts import rights
 from envctl.calling import Caller, Context
 from envctl.database.models import Ticket
-from envctl.errors import Refused
+from envctl.errors import Refused, TooMany
 from envctl.verbs.verb import Answer, Request, Verb
 
 LIFE_S: Final = 60.0
+TICKETS_MAX: Final = 20
+"""Of a user, not used and not expired."""
 
 
 class AskTicket(Request):
@@ -32,7 +34,8 @@ class ConsoleTicket(Answer):
 
 
 def ticket(context: Context, caller: Caller, request: AskTicket) -> ConsoleTicket:
-    """Refused where the machine does not run. What the ticket opens is bound to the caller, and to the sign-in it came with."""
+    """Refused where the machine does not run, TooMany where many wait to be used. What the ticket opens is bound to
+    the caller, and to the sign-in it came with."""
     now = context.now()
     secret = base64.urlsafe_b64encode(context.random(32)).decode().rstrip("=")
     with context.audit.act(caller, "console.ticket", target=request.environment, detail={"kind": request.kind}) as act:
@@ -46,6 +49,13 @@ def ticket(context: Context, caller: Caller, request: AskTicket) -> ConsoleTicke
         if not found.running or not found.machine:
             raise Refused(f"{found.name} does not run, so it has no screen", hint=f"s3-envctl env start {found.name}")
         act.session.execute(delete(Ticket).where(Ticket.expires_at <= now))
+        unused = select(func.count()).select_from(Ticket).where(Ticket.user_id == caller.user_id)
+        if act.session.scalars(unused).one() >= TICKETS_MAX:
+            raise TooMany(
+                f"{TICKETS_MAX} tickets of yours were not used yet",
+                retry_after_s=LIFE_S,
+                hint=f"use them, or wait {LIFE_S:.0f} s: then they are void",
+            )
         act.session.add(
             Ticket(
                 token_hash=hash_of(secret, caller.login_hash),

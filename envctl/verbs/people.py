@@ -368,7 +368,8 @@ def token_list(context: Context, caller: Caller, request: ListTokens) -> list[To
 
 
 def token_create(context: Context, caller: Caller, request: CreateToken) -> NewTokenAnswer:
-    """The answer has the token; it is told this once. A token makes none that may more than itself."""
+    """The answer has the token; it is told this once. A token makes none that may more than itself. Refused
+    where there are too many."""
     detail = {"scopes": request.scopes, "days": request.days}
     with context.audit.act(caller, "token.create", target=request.name, detail=detail) as act:
         require(caller, "token:write")

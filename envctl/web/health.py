@@ -1,7 +1,7 @@
 """How the console is, for monitors and balancers: `/healthz` (the process answers) and `/readyz` (it can do its work).
 
 One rule: what a request would have to wait for (a bucket, a hypervisor) is looked at beside the requests, by the Monitor. The
-public answers have a word for each part and no more; what is wrong in full is for `admin doctor`.
+public answers have one word; who may read metrics has one for each part. What is wrong in full is for `admin doctor`.
 """
 
 import asyncio
@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from envctl.calling import Context
 from envctl.errors import EnvctlError
+from envctl.web.scraping import is_known
 from s3core.errors import NotFound, StoreError
 
 log = logging.getLogger(__name__)
@@ -95,21 +96,19 @@ def router(get_context: Callable[[], Context], monitor: Monitor) -> APIRouter:
         return PlainTextResponse("ok\n")
 
     @made.get("/readyz")
-    def readyz() -> Response:
-        """503 while the database does not answer. A store or a hypervisor that is away is told and is no reason to send nobody
-        here: pages, sign-in and what is known of homes work."""
+    def readyz(request: Request) -> Response:
+        """Whether, for everybody; what of it, and what hypervisors are called, for this host and who has the token of
+        `metrics_token`. 503 while the database does not answer. A store or a hypervisor that is away is told and is no
+        reason to send nobody here: pages, sign-in and what is known of homes work."""
         database: Word = "ok"
         try:
             get_context().database.check()
         except EnvctlError as error:
             log.warning("not ready: %s", error)
             database = "away"
-        told = {
-            "ready": database == "ok",
-            "database": database,
-            "store": monitor.seen.store,
-            "drivers": dict(monitor.seen.drivers),
-        }
+        told: dict[str, object] = {"ready": database == "ok"}
+        if is_known(request, get_context().settings.metrics_token):
+            told |= {"database": database, "store": monitor.seen.store, "drivers": dict(monitor.seen.drivers)}
         return JSONResponse(told, status_code=200 if database == "ok" else 503)
 
     return made

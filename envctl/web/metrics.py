@@ -4,12 +4,10 @@ One rule: a figure is declared once, in FIGURES; it is counted from the database
 installation tells the same. What nothing is known of is absent, which is not 0.
 """
 
-import hmac
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -23,11 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from envctl.calling import Context
 from envctl.database.models import Backup, Environment, Guest, Job, Node, Orphan, User
-from envctl.errors import Forbidden, NotSignedIn
 from envctl.states import EnvironmentState, JobState
 from envctl.web.health import Monitor, Word
-from envctl.web.security import client_address, is_loopback
-from s3core.credentials import read_secret
+from envctl.web.scraping import check
 
 PREFIX: Final = "bucketworks_envctl_"
 GUEST_SILENT_S: Final = 300.0
@@ -266,19 +262,6 @@ def router(
         return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return made
-
-
-def check(request: Request, token_place: str) -> None:
-    """NotSignedIn, Forbidden. CredentialsError for a token file that cannot be read."""
-    if token_place:
-        given = request.headers.get("authorization", "").partition(" ")[2].strip()
-        wanted = read_secret(Path(token_place.removeprefix("file:")).expanduser())
-        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode()):
-            raise NotSignedIn("metrics need their token", hint="Authorization: Bearer, as in [envctl] metrics_token")
-        return
-    # Who comes through a proxy on this host comes from elsewhere, whether `proxies` names it or not.
-    if "x-forwarded-for" in request.headers or not is_loopback(client_address(request)):
-        raise Forbidden("metrics are for this host alone", hint="set metrics_token in [envctl] to let others read them")
 
 
 def envctl_metrics_markdown() -> str:

@@ -15,6 +15,7 @@ from envctl.accounts import logins, passwords, tokens, totp
 from envctl.accounts.people import find_user, first_admin, recover_admin
 from envctl.accounts.scopes import SCOPES
 from envctl.accounts.ssh_keys import check_key
+from envctl.accounts.tokens import TOKENS_MAX
 from envctl.calling import Caller
 from envctl.database.models import AuditRow, User
 from envctl.errors import EnvctlError, Forbidden, Invalid, NoSuchThing, Refused, TooMany
@@ -387,3 +388,19 @@ def test_the_audit_is_read_in_pages_and_by_what_one_looks_for(world: World) -> N
     assert auditing.admin_audit(world.context, ops, AskAudit(actor="root", verb="group.add")).rows[0].outcome == "ok"
     with pytest.raises(Forbidden):
         auditing.admin_audit(world.context, world.caller("alice"), AskAudit())
+
+
+def test_a_user_has_few_tokens_that_can_be_used(world: World) -> None:
+    alice, bob = world.caller("alice"), world.caller("bob")
+    asked = CreateToken(name="cli", scopes=["*"], days=1)
+    made = [people.token_create(world.context, alice, asked) for _ in range(TOKENS_MAX)]
+    with pytest.raises(Refused, match="50 tokens") as refused:
+        people.token_create(world.context, alice, asked)
+    assert "revoke" in refused.value.hint
+    people.token_create(world.context, bob, asked)
+    people.token_revoke(world.context, alice, OneToken(token=made[0].token.id))
+    people.token_create(world.context, alice, asked)
+    with pytest.raises(Refused):
+        people.token_create(world.context, alice, asked)
+    world.clock.now += 86400.0
+    people.token_create(world.context, alice, asked)

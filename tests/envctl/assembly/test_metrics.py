@@ -130,6 +130,14 @@ def test_metrics_are_for_this_host_or_for_who_has_the_token(tmp_path: Path) -> N
         good = client.get("/metrics", headers={"Authorization": "Bearer scrape-me", "X-Forwarded-For": "203.0.113.9"})
         assert good.status_code == 200
         assert client.get("/healthz").text == "ok\n"
+        # Strangers are told whether it is ready, and not what it is made of.
+        stranger = {"X-Forwarded-For": "203.0.113.9"}
+        assert client.get("/readyz", headers=stranger).json() == {"ready": True}
+        wrong = client.get("/readyz", headers=stranger | {"Authorization": "Bearer wrong"})
+        assert wrong.json() == {"ready": True}
+        known = client.get("/readyz", headers=stranger | {"Authorization": "Bearer scrape-me"})
+        assert set(known.json()) == {"ready", "database", "store", "drivers"}
+        assert set(client.get("/readyz").json()) == {"ready", "database", "store", "drivers"}
 
 
 def test_not_ready_while_the_database_is_away(tmp_path: Path) -> None:

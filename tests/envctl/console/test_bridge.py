@@ -15,12 +15,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from envctl.accounts import people
 from envctl.database.models import AuditRow, Environment, Template, Ticket
-from envctl.errors import Forbidden, Refused
+from envctl.errors import Forbidden, Refused, TooMany
 from envctl.fake_pve.cluster import POOL, TEMPLATE, FakePve, small_cluster
 from envctl.fake_pve.server import serve, write_token
 from envctl.identifiers import tag_of
 from envctl.states import EnvironmentState
-from envctl.verbs.console import LIFE_S, AskTicket, hash_of
+from envctl.verbs.console import LIFE_S, TICKETS_MAX, AskTicket, hash_of
 from envctl.verbs.console import ticket as make_ticket
 from envctl.web import bridge, rfb
 from envctl.web.bridge import Size, admit, input_frame, resize_frame, size_of
@@ -347,3 +347,18 @@ def test_a_ticket_lives_a_minute_and_for_a_machine_that_runs(world: World) -> No
     assert admit(world.context, alice, row.id, fresh.ticket).kind == "terminal"
     with pytest.raises(Forbidden):
         admit(world.context, alice, row.id, fresh.ticket)
+
+
+def test_a_user_has_few_tickets_that_wait_to_be_used(world: World) -> None:
+    row = world.add_environment("alice", "work", world.add_template(), machine="pve1/1")
+    alice = dataclasses.replace(world.caller("alice", via="browser"), login_hash="1" * 64)
+    made = [make_ticket(world.context, alice, AskTicket(environment=row.id)) for _ in range(TICKETS_MAX)]
+    with pytest.raises(TooMany, match="not used") as refused:
+        make_ticket(world.context, alice, AskTicket(environment=row.id))
+    assert refused.value.retry_after_s == LIFE_S
+    admit(world.context, alice, row.id, made[0].ticket)
+    make_ticket(world.context, alice, AskTicket(environment=row.id))
+    with pytest.raises(TooMany):
+        make_ticket(world.context, alice, AskTicket(environment=row.id))
+    world.clock.now += LIFE_S
+    make_ticket(world.context, alice, AskTicket(environment=row.id))
