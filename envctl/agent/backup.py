@@ -36,6 +36,8 @@ from envctl.agent.tree import decode
 
 FUZZY_TOLD_MAX: Final = 100
 PROBLEMS_TOLD_MAX: Final = 5
+PROBLEMS_KEPT_MAX: Final = 20
+PROBLEM_LENGTH_MAX: Final = 300
 DIRECTORIES: Final = ("/home",)
 
 
@@ -135,6 +137,8 @@ class Backup:
             done = self._run(kind, command, status or {}, problems)
         finally:
             problems += hooks.run(os.path.join(etc, "post.d"), limit_s, words)
+        self._known.problems = _bounded(problems)
+        memory.save(self._places, self._known)
         return done._replace(problems=problems)
 
     def _run(self, kind: str, command: str | None, status: dict[str, Any], problems: list[str]) -> Done:
@@ -162,8 +166,10 @@ class Backup:
         try:
             edits = scan.edits()
             first = next(edits, None)
+            if first is None:
+                problems += passed_over(scan)
             if first is None and known.number is not None and known.committed:
-                self._say_unchanged(status)
+                self._say_unchanged({**status, "problems": _bounded([*left_out(known), *problems])})
                 known.mounted = mounted
                 self._remember(known.number, known.trees, at)
                 return Done(known.number, True, {"entries": scan.entries}, problems)
@@ -186,6 +192,8 @@ class Backup:
                 # What was away when it was to be read may be back with the stat data that the cache has.
                 writer.spoiled.update(reader.fuzzy, gone)
                 problems += reader.problems
+                if first is not None:
+                    problems += passed_over(scan)
                 stats = _stats(merged, packer.new_bytes, len(reader.fuzzy))
                 new = [name for name in dict.fromkeys(merged.trees) if name not in set(known.trees)]
                 is_new = merged.trees != known.trees or known.number is None or not known.committed
@@ -199,7 +207,7 @@ class Backup:
             self._reached("cache")
             number: int | None
             if not is_new:
-                self._say_unchanged(status)
+                self._say_unchanged({**status, "problems": _bounded([*left_out(known), *problems])})
                 number, unchanged = known.number, True
             else:
                 packs = sorted({pack.hex() for name in new for pack in segments.open(name).packs} & uploads.shipped)
@@ -327,6 +335,30 @@ class Backup:
         self._known.last_backup_at = at
         self._known.last_error = ""
         memory.save(self._places, self._known)
+
+
+def passed_over(scan: Scan) -> list[str]:
+    """What a finished walk did not go into."""
+    lines = [
+        f"/{os.fsdecode(path)} is a file system of its own and is not saved: "
+        "add it to the environment's directories, or exclude it"
+        for path in scan.passed_over
+    ]
+    if scan.passed_over_count > len(scan.passed_over):
+        lines.append(f"{scan.passed_over_count - len(scan.passed_over)} further file systems are not saved")
+    return lines
+
+
+def left_out(known: Memory) -> list[str]:
+    """What this machine's home lacks, though the snapshot that it was made from has it."""
+    if not known.left_out_count:
+        return []
+    named = ", ".join(f"/{path}" for path in known.left_out[:PROBLEMS_TOLD_MAX])
+    return [f"{known.left_out_count} of backup {known.restored_number} could not be restored to this machine: {named}"]
+
+
+def _bounded(problems: list[str]) -> list[str]:
+    return [each[:PROBLEM_LENGTH_MAX] for each in problems[:PROBLEMS_KEPT_MAX]]
 
 
 def _head_of(error: Refused) -> dict[str, Any]:

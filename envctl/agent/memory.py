@@ -33,6 +33,11 @@ class Memory:
     refused_at: float = 0.0
     """Unix seconds at which the console found a backup malformed: the same is not made again before an interval is over."""
     last_error: str = ""
+    problems: list[str] = field(default_factory=list)
+    """What the last backup had to tell: it is good, and something is not in it."""
+    left_out: list[str] = field(default_factory=list)
+    """The first LEFT_OUT_TOLD_MAX paths of the snapshot that this machine could not make when it got its home."""
+    left_out_count: int = 0
     mounted: list[str] = field(default_factory=list)
     """Directories of the home that were volumes of their own at the last backup."""
     restored_number: int | None = None

@@ -1,8 +1,10 @@
 """A snapshot → staging on the same volume → place.
 
 One rule: nothing of the home is touched before all of it is here, checked and durable; and only when every file is in place
-does the sentinel say so (`envctl.agent.memory`). A restore goes on where it was: what it does is written down before it is
-done.
+does the sentinel say so (`envctl.agent.memory`). One file that this machine's file system cannot hold keeps nobody from a home
+at boot: it is left out and told, and the console pins the snapshot that has it. One that somebody asked for fails instead.
+
+A restore goes on where it was: what it does is written down before it is done.
 
 Staging is `.envctl-staging` (of root, closed to others) in the root of each directory: `new/` with the tree below the path
 it will have, `old/` with what was in its place.
@@ -20,6 +22,7 @@ it will have, `old/` with what was in its place.
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +49,24 @@ DURABLE_BYTES: Final = 512 * 1024 * 1024
 DURABLE_ROWS: Final = 20_000
 URL_SECONDS: Final = 120.0
 PLACE: Final = "place"
+
+
+LEFT_OUT_TOLD_MAX: Final = 10
+_OF_ONE_FILE: Final = frozenset(
+    {
+        errno.EFBIG,
+        errno.EINVAL,
+        errno.EILSEQ,
+        errno.ENAMETOOLONG,
+        errno.EMLINK,
+        errno.EOVERFLOW,
+        errno.EPERM,
+        errno.EOPNOTSUPP,
+        errno.ENOSYS,
+    }
+)
+"""What a file system answers that cannot hold this one file: it will answer the same the next time. A disk that is full or
+broken is none of it."""
 
 
 class Unit(NamedTuple):
@@ -91,6 +112,8 @@ class Restore:
         self._apart: set[bytes] = set()
         """Directories that are volumes of their own within another one: each is a unit."""
         self._total = self._staged_bytes = 0
+        self._left_out: dict[bytes, bool] = {}
+        """By path: whether it is there at all."""
 
     # What is asked for
 
@@ -214,6 +237,7 @@ class Restore:
         segments = Segments(self._places.trees, self._console, what["source"])
         segments.fetch(what["trees"])
         tree = segments.tree(what["trees"])
+        self._left_out = {os.fsencode(path): is_there for path, is_there in what.get("left_out", [])}
         self._apart = {unit.path for unit in units if any(unit.path.startswith(u.path + b"/") for u in units)}
         self._total = sum(segments.open(name).bytes for name in what["trees"])
         self._staged_bytes = 0
@@ -227,6 +251,7 @@ class Restore:
             if what["everything"]:
                 self._prime(units)
             what["phase"] = "placing"
+            what["left_out"] = self._told_left_out()
             memory.save(self._places, self._known)
             self._reached("staged")
         for unit in units:
@@ -248,7 +273,7 @@ class Restore:
         files = size = 0
         for unit in units:
             for row in self._rows(tree, unit):
-                if row.type == FILE:
+                if row.type == FILE and not self._is_left_out(row.path):
                     files += 1
                     size += 0 if row.link else row.size
         return files, size
@@ -264,6 +289,8 @@ class Restore:
             known.committed = bool(head) and not what["source"] and list(head.get("trees", [])) == known.trees
             known.restored = True
             known.restored_number = what["number"]
+            known.left_out = [os.fsdecode(path) for path in list(self._left_out)[:LEFT_OUT_TOLD_MAX]]
+            known.left_out_count = len(self._left_out)
         known.restoring = {}
         memory.save(self._places, known)
 
@@ -299,12 +326,16 @@ class Restore:
         os.makedirs(os.path.dirname(self._new(unit, unit.path)), mode=0o700, exist_ok=True)
         start = sort_key(os.fsencode(done)) + b"\0" if done is not None else sort_key(unit.path)
         rows = since_bytes = 0
-        with _Content(self._console, self._known.restoring["source"], self._world) as content:
+        source = self._known.restoring["source"]
+        with _Content(self._console, source, self._world, self._leave_out) as content:
             for row in self._rows(tree, unit, start):
-                if row.link:
+                if row.link or self._is_left_out(row.path):
                     continue
                 where = self._new(unit, row.path)
-                self._make(row, where, content)
+                try:
+                    self._make(row, where, content)
+                except OSError as error:
+                    self._leave_out(row, where, error)
                 rows += 1
                 since_bytes += row.size
                 self._staged_bytes += row.size
@@ -314,6 +345,7 @@ class Restore:
                     content.flush()
                     os.sync()
                     self._known.restoring["done"][os.fsdecode(unit.path)] = os.fsdecode(row.path)
+                    self._known.restoring["left_out"] = self._told_left_out()
                     memory.save(self._places, self._known)
                     self._reached("durable")
                     rows = since_bytes = 0
@@ -346,15 +378,48 @@ class Restore:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._problems += attributes.apply(row, descriptor, name, self._names)
+        except OSError as error:
+            # It is there, and root's own: who may see it is not guessed.
+            self._leave_out(row, None, error)
         finally:
             os.close(descriptor)
+
+    def _leave_out(self, row: Row, where: bytes | None, error: OSError) -> None:
+        """Go on without `row`, of which nothing stays at `where`. Raises `error` where it is not of this one file, or where
+        somebody waits for a restore that can be asked for again."""
+        what = self._known.restoring
+        if error.errno not in _OF_ONE_FILE or what["asked"] or not what["everything"]:
+            raise error
+        if where is not None:
+            try:
+                os.unlink(where)
+            except OSError as gone:
+                if gone.errno not in (errno.ENOENT, *_OF_ONE_FILE):
+                    raise
+        if row.path not in self._left_out:
+            self._left_out[row.path] = where is None
+            self._problems.append(f"/{os.fsdecode(row.path)} was not restored: {error.strerror}")
+
+    def _told_left_out(self) -> list[list[Any]]:
+        return [[os.fsdecode(path), is_there] for path, is_there in self._left_out.items()]
+
+    def _is_left_out(self, path: bytes) -> bool:
+        """Whether `path`, or a directory above it, could not be made."""
+        if not self._left_out:
+            return False
+        while path:
+            if not self._left_out.get(path, True):
+                return True
+            path = path.rpartition(b"/")[0]
+        return False
 
     def _link(self, tree: Tree, unit: Unit, units: Sequence[Unit]) -> None:
         """Further hard links. Where the row with the content is not restored as well, the first link gets it."""
         stand_ins: dict[bytes, bytes] = {}
-        with _Content(self._console, self._known.restoring["source"], self._world) as content:
+        source = self._known.restoring["source"]
+        with _Content(self._console, source, self._world, self._leave_out) as content:
             for row in self._rows(tree, unit):
-                if not row.link:
+                if not row.link or self._is_left_out(row.path):
                     continue
                 where = self._new(unit, row.path)
                 leader = stand_ins.get(row.link) or self._staged(row.link, units)
@@ -372,9 +437,13 @@ class Restore:
                         f"/{os.fsdecode(row.path)} was not restored: the file it is a link to is not there"
                     )
                     continue
-                self._make(found._replace(path=row.path), where, content)
-                content.flush()
-                stand_ins[row.link] = where
+                try:
+                    self._make(found._replace(path=row.path), where, content)
+                    content.flush()
+                except OSError as error:
+                    self._leave_out(row, where, error)
+                if os.path.lexists(where):
+                    stand_ins[row.link] = where
 
     def _staged(self, path: bytes, units: Sequence[Unit]) -> bytes | None:
         for unit in units:
@@ -386,7 +455,7 @@ class Restore:
     def _dress(self, tree: Tree, unit: Unit) -> None:
         """Attributes of directories, once nothing is put into them any more."""
         for row in self._rows(tree, unit):
-            if row.type == DIRECTORY:
+            if row.type == DIRECTORY and not self._is_left_out(row.path):
                 self._apply(row, self._new(unit, row.path))
 
     def _prime(self, units: Sequence[Unit]) -> None:
@@ -545,14 +614,22 @@ def _remove(folder: bytes) -> None:
 class _Content:
     """Fetches chunks of many files together and writes them. At most WINDOW_BYTES of content and WINDOW_FILES files wait."""
 
-    def __init__(self, console: Console, source: str | None, world: World) -> None:
+    def __init__(
+        self,
+        console: Console,
+        source: str | None,
+        world: World,
+        leave_out: Callable[[Row, bytes, OSError], None],
+    ) -> None:
+        """`leave_out` is told of a file that cannot be written, and raises if that is no reason to go on."""
+        self._leave_out = leave_out
         self._console = console
         self._source = source
         self._world = world
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="download")
         self._urls: dict[bytes, tuple[Url, float]] = {}
         self._waiting: list[tuple[bytes, int, Chunk]] = []
-        self._complete: list[tuple[Row, bytes, Callable[[Row, bytes], None]]] = []
+        self._complete: dict[bytes, tuple[Row, Callable[[Row, bytes], None]]] = {}
         self._bytes = 0
 
     def __enter__(self) -> _Content:
@@ -568,24 +645,26 @@ class _Content:
             os.ftruncate(descriptor, row.size)
         finally:
             os.close(descriptor)
+        self._complete[where] = (row, apply)
         place = 0
         for chunk in row.chunks:
+            if where not in self._complete:
+                return
             if not chunk.is_hole:
                 self._waiting.append((where, place, chunk))
                 self._bytes += chunk.raw
                 if self._bytes >= WINDOW_BYTES:
                     self._fetch()
             place += chunk.raw
-        self._complete.append((row, where, apply))
         if len(self._complete) >= WINDOW_FILES:
             self.flush()
 
     def flush(self) -> None:
         """All that was added is in its file. Not yet durable."""
         self._fetch()
-        for row, where, apply in self._complete:
+        for where, (row, apply) in self._complete.items():
             apply(row, where)
-        self._complete = []
+        self._complete = {}
 
     def _fetch(self) -> None:
         waiting, self._waiting, self._bytes = self._waiting, [], 0
@@ -601,11 +680,12 @@ class _Content:
                 raw = read_chunk(frame, chunk.sha256)
                 if len(raw) != chunk.raw:
                     raise Corrupt(f"a chunk of {os.fsdecode(where)} has {len(raw)} bytes, not {chunk.raw}")
-                descriptor = os.open(where, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                if where not in self._complete:
+                    continue
                 try:
-                    _write(descriptor, raw, place)
-                finally:
-                    os.close(descriptor)
+                    _write(where, raw, place)
+                except OSError as error:
+                    self._leave_out(self._complete.pop(where)[0], where, error)
 
     def _ask(self, packs: set[bytes]) -> None:
         now = self._world.time()
@@ -647,11 +727,15 @@ def _ranges(
         yield pack, begin, end, parts
 
 
-def _write(descriptor: int, data: bytes, place: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, place)
-        view, place = view[written:], place + written
+def _write(where: bytes, data: bytes, place: int) -> None:
+    descriptor = os.open(where, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(descriptor, view, place)
+            view, place = view[written:], place + written
+    finally:
+        os.close(descriptor)
 
 
 def _is_in(directory: int, name: bytes) -> bool:

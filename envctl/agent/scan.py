@@ -7,8 +7,8 @@ within the clock's tick after the file was read) is kept out of the cache, so th
 A directory is one record: its path, and one blob of name, 0, inode, mode, links, size, mtime, ctime for each entry in order. An
 unchanged directory is found by comparing two byte strings; nothing is kept for each file. Directories are opened without
 following symbolic links and compared with the inode that their parent showed, so that a user who swaps a directory for a
-link cannot make the agent read what is not in the home. The walk goes into other file systems only where one of the
-directories asks for it.
+link cannot make the agent read what is not in the home. The walk goes into other file systems (ZFS datasets and subvolumes
+of btrfs are some) only where one of the directories asks for it; those that it passes over are told.
 
     cache: records (length of path, length of blob, path, blob), then JSON, then its length, CRC-32 of all before, magic
 """
@@ -35,6 +35,8 @@ STAGING: Final = b".envctl-staging"
 ALWAYS_LEFT_OUT: Final = ("lost+found",)
 RACY_NS: Final = 2_000_000_000
 """A file whose ctime is not older than this when the scan begins may change again within the same tick of the clock."""
+
+MOUNTS_TOLD_MAX: Final = 10
 
 _MAGIC: Final = b"BWHSCAN1"
 _RECORD: Final = struct.Struct("<II")
@@ -273,6 +275,9 @@ class Scan:
         self._trusted = trusted
         self._leaders: dict[tuple[int, int], tuple[bytes, int]] = {}
         self.entries = 0
+        self.passed_over: list[bytes] = []
+        """The first MOUNTS_TOLD_MAX paths at which another file system begins that is not looked into."""
+        self.passed_over_count = 0
 
     def edits(self) -> Iterator[Edit]:
         """What differs, sorted by `sort_key`; a Fresh comes before what is below it."""
@@ -373,10 +378,14 @@ class Scan:
                         except struct.error:
                             what = _packed(found)
                         records.append(name + b"\0" + what)
+                    else:
+                        self._pass_over(path + b"/" + name)
                 elif kind == stat.S_IFDIR:
                     records.append(name + b"\0" + _packed(found))
                     if found.st_dev == device or path + b"/" + name in self._directories:
                         below[name] = (found.st_dev, found.st_ino)
+                    else:
+                        self._pass_over(path + b"/" + name)
                 elif kind in _KEPT and found.st_dev == device:
                     record = name + b"\0" + _packed(found)
                     if links == 1:
@@ -384,6 +393,11 @@ class Scan:
                     else:
                         linked.append((name, record, found))
         return records, linked, below, unseen
+
+    def _pass_over(self, path: bytes) -> None:
+        self.passed_over_count += 1
+        if len(self.passed_over) < MOUNTS_TOLD_MAX:
+            self.passed_over.append(path)
 
     def _compared(
         self,

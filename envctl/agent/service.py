@@ -6,6 +6,7 @@ units are disabled, and the status says so to whoever sits in the machine.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final
 
 from envctl.agent import enrolment, memory, status
-from envctl.agent.backup import Backup, Done, Settings
+from envctl.agent.backup import Backup, Done, Settings, left_out
 from envctl.agent.client import Allowance, Console, World
 from envctl.agent.errors import AgentError, Fenced, Moved, NotRestored, Refused, Unavailable
 from envctl.agent.places import Places
@@ -105,7 +106,14 @@ class Service:
             # The home that came back may be from before a key was given to the console.
             self._authorize()
         console.post(
-            "/guest/v1/restored", {"number": number, "files": done.files, "bytes": done.bytes, "seconds": done.seconds}
+            "/guest/v1/restored",
+            {
+                "number": number,
+                "files": done.files,
+                "bytes": done.bytes,
+                "seconds": done.seconds,
+                **self._left_out(),
+            },
         )
         self._phase, self._message = "ready", ""
         self._tell()
@@ -120,7 +128,13 @@ class Service:
             number = wanted.get("number")
             if number not in (self._known.number, self._known.restored_number):
                 number = self._known.number
-            console.post("/guest/v1/restored", {"number": number, "files": 0, "bytes": 0, "seconds": 0})
+            body = {"number": number, "files": 0, "bytes": 0, "seconds": 0, **self._left_out()}
+            console.post("/guest/v1/restored", body)
+
+    def _left_out(self) -> dict[str, Any]:
+        """What of the snapshot is not here, for `restored`: the console keeps the snapshot then."""
+        paths = [base64.b64encode(os.fsencode(path)).decode("ascii") for path in self._known.left_out]
+        return {"left_out": paths, "left_out_count": self._known.left_out_count}
 
     def is_due(self) -> bool:
         """Whether the interval is over, with a tenth of it of chance, so that many machines do not come at once."""
@@ -320,6 +334,9 @@ class Service:
         except (OSError, KeyError, subprocess.CalledProcessError) as error:
             self._message = f"the keys for SSH were not put into the home of {self._login_user}: {error}"
 
+    def _problems(self) -> list[str]:
+        return [*left_out(self._known), *self._known.problems]
+
     def _heartbeat(self, console: Console) -> Any:
         """Say how it goes. Being unable to is no failure of what was done."""
         try:
@@ -342,6 +359,7 @@ class Service:
             "load": os.getloadavg()[0],
             "disk_free_bytes": disk.f_bavail * disk.f_frsize,
             "last_error": self._known.last_error,
+            "problems": self._problems(),
             "version": self._version,
         }
 
@@ -370,6 +388,7 @@ class Service:
                 "number": known.number,
                 "last_backup_at": known.last_backup_at,
                 "last_error": known.last_error,
+                "problems": self._problems(),
                 "at": self._told_at,
             },
         )

@@ -51,4 +51,5 @@ def _sentences(facts: dict[str, Any]) -> str:
         lines.append("The home is not restored yet; nothing is backed up until it is.")
     if facts.get("last_error"):
         lines.append(f"Last problem: {facts['last_error']}")
+    lines += [f"Of the last backup: {each}" for each in facts.get("problems") or []]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ backup that is told as done is in the bucket.
 | command answered | the agent has no answer | it answers again, which changes nothing |
 """
 
+import base64
 import hmac
 import json
 import re
@@ -32,6 +33,7 @@ from envctl.homes.agent_file import agent_sha256
 from envctl.homes.documents import Commit, Kind, Snapshot, Stats
 from envctl.homes.errors import NotRestored
 from envctl.homes.identity import Identity
+from envctl.homes.paths import text_of
 from envctl.homes.presigning import SignedUrl
 from envctl.seed import SeedFacts
 
@@ -42,6 +44,9 @@ COUNT_MAX: Final = 2**31 - 1
 SIZE_MAX: Final = 2**53
 """What a guest counts is kept in rows and added up over all homes: no sum of these leaves what a database or JSON can hold."""
 FUZZY_MAX: Final = 100
+LEFT_OUT_TOLD_MAX: Final = 5
+PROBLEMS_MAX: Final = 20
+PROBLEM_LENGTH_MAX: Final = 300
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _NO_SEED: Final = "there is no such seed"
 
@@ -107,6 +112,8 @@ class Restored(_Asked):
     files: int = Field(default=0, ge=0, le=COUNT_MAX)
     bytes: int = Field(default=0, ge=0, le=SIZE_MAX)
     seconds: float = Field(0.0, ge=0)
+    left_out: list[FuzzyPath] = Field(default_factory=list, max_length=FUZZY_MAX)
+    left_out_count: int = Field(default=0, ge=0, le=COUNT_MAX)
 
 
 class Heartbeat(_Asked):
@@ -270,8 +277,9 @@ def wanted(context: Context, identity: Identity) -> Wanted:
 
 def restored(context: Context, identity: Identity, asked: Restored) -> dict[str, object]:
     """From here on the machine may save its home. Refused where it has restored something else than what it must: an empty
-    home must never replace a full one."""
+    home must never replace a full one. A snapshot of which the machine had to leave something out is pinned before that."""
     must = wanted(context, identity)
+    pinned = _pin_for_left_out(context, identity, must, asked)
     now = context.now()
     with context.database.write() as session:
         environment, guest = _machine(session, identity)
@@ -284,15 +292,52 @@ def restored(context: Context, identity: Identity, asked: Restored) -> dict[str,
             environment.restore_snapshot = None
         what = f"{asked.files} files of backup {asked.number}" if asked.number else "nothing to restore"
         _say(session, context, environment.id, f"The home is there: {what}, {asked.seconds:.0f} s.")
+        if asked.left_out_count:
+            _say(session, context, environment.id, _told_left_out(asked), level="warning")
+        if pinned is not None:
+            remember(session, must.source or environment.id, [pinned])
     context.audit.row(
         _console(identity),
         "guest.restored",
         environment_id=identity.environment_id,
-        detail={"number": asked.number, "files": asked.files, "bytes": asked.bytes},
+        detail={
+            "number": asked.number,
+            "files": asked.files,
+            "bytes": asked.bytes,
+            "left_out": asked.left_out_count,
+        },
     )
     context.wake()
     context.told(identity.environment_id)
     return {}
+
+
+def _pin_for_left_out(context: Context, identity: Identity, must: Wanted, asked: Restored) -> Snapshot | None:
+    """The backups of this machine will not have what it could not make: the one that has it must not be thinned out. None:
+    nothing was left out, or the snapshot is pinned already, or gone."""
+    if not asked.left_out_count or not asked.number or must.done:
+        return None
+    home = must.source or identity.environment_id
+    try:
+        if context.homes.snapshot(home, asked.number).pinned:
+            return None
+        note = f"{asked.left_out_count} of it could not be restored to a machine"
+        return context.homes.pin(home, asked.number, note, "guard")
+    except NoSuchThing:
+        return None
+
+
+def _told_left_out(asked: Restored) -> str:
+    names = []
+    for path in asked.left_out[:LEFT_OUT_TOLD_MAX]:
+        try:
+            names.append("/" + text_of(base64.b64decode(path, validate=True))[:200])
+        except ValueError:
+            continue  # the count says that there is one more
+    return (
+        f"{asked.left_out_count} files or directories of backup {asked.number} cannot be on this machine as they were: "
+        f"{', '.join(names)}. The backup that has them is pinned."
+    )
 
 
 # --- objects -----------------------------------------------------------------------------------------------
@@ -512,6 +557,10 @@ def _checked_status(status: dict[str, Any]) -> dict[str, object]:
         for name, value in list(status.items())[:64]
         if isinstance(value, str | int | float | bool | list | dict | None)
     }
+    if "problems" in plain:
+        said = plain["problems"]
+        every = said if isinstance(said, list) else []
+        plain["problems"] = [one[:PROBLEM_LENGTH_MAX] for one in every if isinstance(one, str)][:PROBLEMS_MAX]
     try:
         size = len(json.dumps(plain, allow_nan=False, ensure_ascii=False))
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -324,3 +325,104 @@ def test_settings_are_not_written_over_what_another_run_wrote(machine: Machine) 
     listening._lock = lambda wait_s: nullcontext(True)
     listening._take_settings({"interval_s": 60})
     assert (machine.memory()["number"], machine.memory()["settings"]["interval_s"]) == (1, 60)
+
+
+class _Elsewhere:
+    """An entry as `os.scandir` gives it, of another file system."""
+
+    def __init__(self, entry: os.DirEntry[str]) -> None:
+        self.name = entry.name
+        self._entry = entry
+
+    def stat(self, *, follow_symlinks: bool) -> os.stat_result:
+        found = self._entry.stat(follow_symlinks=follow_symlinks)
+        return os.stat_result((found[0], found[1], found[2] + 1, *found[3:]), {"st_mtime_ns": 1, "st_ctime_ns": 1})
+
+
+class _Mounted(_Entries):
+    def __enter__(self) -> Iterator[Any]:
+        return (_Elsewhere(each) if each.name in self._closed else each for each in self._found)
+
+
+def test_a_file_system_that_is_not_saved_is_told_until_it_is_excluded(
+    console: FakeConsole, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.home / "alice").mkdir()
+    (machine.home / "alice" / "thesis").write_bytes(b"years of work")
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: _Mounted(scandir(folder), {"alice": 0}))
+    for unchanged in (False, True):
+        done = machine.service().backup("timer")
+        assert (done.unchanged, len(done.problems)) == (unchanged, 1)
+        assert "/home/alice is a file system of its own and is not saved" in machine.memory()["problems"][0]
+    assert b"home/alice/thesis" not in paths_of(console)
+    assert console.heartbeats[-1]["status"]["problems"] == machine.memory()["problems"]
+    assert "/home/alice is a file system" in status.words(machine.status())
+    console.settings["excludes"] = ["/home/alice"]
+    listening = machine.service()
+    listening._take_settings(listening._heartbeat(listening._enrolled()))
+    machine.service().backup("timer")
+    assert machine.memory()["problems"] == []
+
+
+@pytest.mark.parametrize("how", ["truncate", "write", "own"])
+def test_a_file_that_cannot_be_here_keeps_nobody_from_the_home(
+    console: FakeConsole, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    (machine.home / "user").mkdir()
+    (machine.home / "user" / "disk.img").write_bytes(b"7" * 77_777)
+    os.link(machine.home / "user" / "disk.img", machine.home / "user" / "same.img")
+    (machine.home / "user" / "thesis").write_bytes(b"years of work")
+    machine.service().backup("timer")
+    refused = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    truncate, write, apply = os.ftruncate, os.pwrite, attributes.apply
+
+    def truncating(descriptor: int, size: int) -> None:
+        if how == "truncate" and size == 77_777:
+            raise refused
+        truncate(descriptor, size)
+
+    def writing(descriptor: int, data: bytes, place: int) -> int:
+        if how == "write" and len(data) == 77_777:
+            raise refused
+        return write(descriptor, data, place)
+
+    def applying(row: Any, directory: int, name: bytes, names: attributes.Names) -> list[str]:
+        if how == "own" and row.path.endswith(b"disk.img"):
+            raise refused
+        return apply(row, directory, name, names)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "ftruncate", truncating)
+        patched.setattr(os, "pwrite", writing)
+        patched.setattr(attributes, "apply", applying)
+        second = rebuilt(console, tmp_path / "second")
+    assert (second.home / "user" / "thesis").read_bytes() == b"years of work"
+    assert (second.home / "user" / "disk.img").exists() == (how == "own")
+    missing = [b"home/user/disk.img"] if how == "own" else [b"home/user/disk.img", b"home/user/same.img"]
+    said = console.restored[-1]
+    assert [base64.b64decode(each) for each in said["left_out"]] == missing
+    assert said["left_out_count"] == len(missing)
+    done = second.service().backup("timer")
+    assert done.stats.get("removed", 0) == 0
+    assert "/home/user/disk.img" in console.heartbeats[-1]["status"]["problems"][0]
+    assert {b"home/user/disk.img", b"home/user/same.img"} <= paths_of(console)
+
+
+def test_a_disk_that_is_full_is_no_matter_of_one_file(
+    console: FakeConsole, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.home / "a").write_bytes(b"1")
+    machine.service().backup("timer")
+    console.want(1)
+    second = Machine(tmp_path / "second", console)
+
+    def full(descriptor: int, data: bytes, place: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        assert not second.service().restore_until_done_or_later()
+    assert "No space left" in console.heartbeats[-1]["status"]["last_error"]
+    assert second.service().restore_until_done_or_later()
+    assert (second.home / "a").read_bytes() == b"1"

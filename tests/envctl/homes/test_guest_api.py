@@ -328,6 +328,36 @@ def test_a_home_that_was_to_come_from_elsewhere_and_is_gone_is_no_empty_home(sit
     assert before.get("/guest/v1/state").json()["restore"]["done"]
 
 
+def test_a_backup_that_a_machine_could_not_restore_wholly_is_pinned(site: Site) -> None:
+    work = site.environment()
+    site.enrolled(work).upload(FIRST)
+    store = site.context.homes
+    giver = site.guest()
+    site.replaced(work, 2)
+    giver.enrol(site.seed(work, 2), UUID)
+    giver.restored()
+    assert giver.upload(FIRST) == 0
+    giver.commit(FIRST, None)
+    site.replaced(work, 3)
+    guest = site.guest()
+    guest.enrol(site.seed(work, 3), UUID)
+    left = {"left_out": ["aG9tZS9hbm4vYQ==", "%"], "left_out_count": 7}
+    body = {"number": 1, "files": 1, "bytes": 1, "seconds": 1, **left}
+    for _ in range(2):
+        assert guest.post("/guest/v1/restored", body).status_code == 200
+    assert store.snapshot(work.id, 1).pinned
+    with site.world.database.read() as session:
+        assert session.get_one(Backup, (work.id, 1)).pinned
+        lines = [one.text for one in session.scalars(select(JobLine)) if one.level == "warning"]
+    assert len(lines) == 1
+    assert "7 files or directories of backup 1" in lines[0]
+    assert "/home/ann/a." in lines[0]
+    status = {"problems": ["a", 1, {"b": 2}, "c" * 999]}
+    assert guest.post("/guest/v1/heartbeats", {"number": 1, "status": status}).status_code == 200
+    with site.world.database.read() as session:
+        assert session.get_one(Guest, (work.id, 3)).status["problems"] == ["a", "c" * 300]
+
+
 def test_commands_are_handed_out_once_and_answered_once(site: Site) -> None:
     environment = site.environment()
     guest = site.enrolled(environment)
