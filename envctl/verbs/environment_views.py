@@ -4,10 +4,11 @@ One rule: what a button may do is decided here with the same words as the verb r
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from sqlalchemy import func, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from envctl.accounts.rights import sees_all
 from envctl.calling import Caller, Context
@@ -38,16 +39,24 @@ def views(session: Session, context: Context, caller: Caller, rows: Sequence[Env
         )
     }
     newest = select(func.max(Job.id)).where(Job.environment_id.in_(ids)).group_by(Job.environment_id)
-    under_way = (JobState.QUEUED, JobState.RUNNING)
-    jobs = {job.environment_id: job for job in session.scalars(select(Job).where(Job.id.in_(newest)))}
-    wanted = select(Job).where(Job.environment_id.in_(ids), Job.state.in_(under_way))
+    # What it was begun with is shown nowhere, and JSON is the dearest column to read.
+    job_rows = select(Job).options(defer(Job.parameters, raiseload=True))
+    jobs = {job.environment_id: job for job in session.scalars(job_rows.where(Job.id.in_(newest)))}
+    wanted = job_rows.where(Job.environment_id.in_(ids), Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
     jobs |= {job.environment_id: job for job in session.scalars(wanted)}
-    return [
-        _view(
-            context, caller, row, templates[row.template_id], owners[row.owner_id], guests.get(row.id), jobs.get(row.id)
-        )
-        for row in rows
-    ]
+    now, operator = context.now(), sees_all(caller)
+    settings = _Settings(context.settings.idle_stop_s, context.settings.backup_interval_s)
+    # Most environments are in one of a few situations, in each of which the same is offered.
+    offered: dict[tuple[object, ...], list[Offer]] = {}
+    found = []
+    for row in rows:
+        job = jobs.get(row.id)
+        situation = situation_of(row, job, now)
+        if situation not in offered:
+            offered[situation] = offers(row, job, now, operator=operator)
+        template, owner = templates[row.template_id], owners[row.owner_id]
+        found.append(_view(settings, now, row, template, owner, guests.get(row.id), job, offered[situation]))
+    return found
 
 
 def view(session: Session, context: Context, caller: Caller, row: Environment) -> EnvironmentView:
@@ -110,25 +119,27 @@ def rpo_badge(
     return "good" if now - last_backup_at <= LATE_INTERVALS * interval_s else "late"
 
 
-def idle_stop_s(context: Context, row: Environment) -> int:
-    """What holds for it: its own, or the console's; 0: never."""
-    return row.idle_stop_s if row.idle_stop_s is not None else int(context.settings.idle_stop_s)
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What a view needs of the settings, read once for all."""
+
+    idle_stop_s: float
+    backup_interval_s: float
 
 
 def _view(
-    context: Context,
-    caller: Caller,
+    settings: _Settings,
+    now: float,
     row: Environment,
     template: Template,
     owner: User,
     guest: Guest | None,
     job: Job | None,
+    offered: list[Offer],
 ) -> EnvironmentView:
-    now = context.now()
-    settings = context.settings
     state = EnvironmentState(row.state)
     ready = state is EnvironmentState.READY
-    idle_s = idle_stop_s(context, row)
+    idle_s = row.idle_stop_s if row.idle_stop_s is not None else int(settings.idle_stop_s)
     under_way = job if job is not None and job.state in (JobState.QUEUED, JobState.RUNNING) else None
     shown = under_way if under_way is not None else job if state is EnvironmentState.FAILED else None
     since = max(row.last_activity_at or 0.0, row.ready_at or 0.0)
@@ -184,7 +195,7 @@ def _view(
         source_environment_id=row.source_environment_id,
         source_snapshot=row.source_snapshot,
         job=_job_view(shown, row, owner, newest=True) if shown is not None else None,
-        offers=offers(row, job, now, operator=sees_all(caller)),
+        offers=offered,
     )
 
 
@@ -228,6 +239,19 @@ _KINDS: Final[Mapping[str, tuple[str, JobKind, bool]]] = {
     "env.delete": ("Delete", JobKind.DELETE, True),
     "env.undelete": ("Undelete", JobKind.UNDELETE, False),
 }
+
+
+def situation_of(row: Environment, job: Job | None, now: float) -> tuple[object, ...]:
+    """All that `offers` looks at: what is equal here is offered the same."""
+    return (
+        row.state,
+        row.running,
+        row.frozen,
+        bool(row.machine),
+        bool(row.last_backup_number),
+        row.delete_after is not None and row.delete_after <= now,
+        (job.kind, job.state, job.cancel_asked) if job is not None else None,
+    )
 
 
 def offers(row: Environment, job: Job | None, now: float, *, operator: bool) -> list[Offer]:

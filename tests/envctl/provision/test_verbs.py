@@ -28,6 +28,7 @@ from envctl.verbs.environment_models import (
     StopEnvironment,
     UpdateEnvironment,
 )
+from envctl.verbs.environment_views import offers, situation_of
 from tests.envctl.world import World
 
 E = EnvironmentState
@@ -327,3 +328,44 @@ def test_a_list_of_two_hundred_takes_a_handful_of_queries(
     found = environments.list_all(world.context, alice, ListEnvironments())
     assert len(found) == 200
     assert len([one for one in asked if one.startswith("SELECT")]) <= 8
+
+
+class Looked:
+    """A row that writes down what is asked of it."""
+
+    def __init__(self, row: object, seen: set[str]) -> None:
+        self._row, self._seen = row, seen
+
+    def __getattr__(self, name: str) -> Any:
+        self._seen.add(name)
+        return getattr(self._row, name)
+
+
+def test_offers_look_at_nothing_that_is_not_in_the_situation() -> None:
+    """A list makes the offers of each situation once: something more that they looked at would be another environment's."""
+    of_offers: tuple[set[str], set[str]] = (set(), set())
+    of_situation: tuple[set[str], set[str]] = (set(), set())
+    jobs_there = [None] + [
+        Job(kind=k, state=s, cancel_asked=c) for k in JobKind for s in JobState for c in (False, True)
+    ]
+    for state in EnvironmentState:
+        for flag in (False, True):
+            row = Environment(
+                state=state,
+                running=flag,
+                frozen=not flag,
+                machine="m" if flag else None,
+                last_backup_number=3 if flag else None,
+                delete_after=99.0 if flag else 101.0,
+            )
+            for job in jobs_there:
+                looked: Any = [
+                    (Looked(row, seen[0]), Looked(job, seen[1]) if job is not None else None)
+                    for seen in (of_offers, of_situation)
+                ]
+                offers(*looked[0], 100.0, operator=True)
+                situation_of(*looked[1], 100.0)
+    assert of_offers[0] <= of_situation[0]
+    assert of_offers[1] <= of_situation[1]
+    assert "frozen" in of_offers[0]
+    assert "cancel_asked" in of_offers[1]
