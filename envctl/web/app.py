@@ -59,7 +59,7 @@ def create_app(
     app = new_app()
     add_errors(app, error_page)
     add_api(app, get_context, current_caller)
-    app.include_router(guest.router(get_context))
+    app.include_router(guest.router(get_context, watchers))
     app.include_router(health.router(get_context, monitor))
     guests = metrics.GuestAnswers()
     app.include_router(metrics.router(get_context, monitor, lambda: bridge_open.count, guests))

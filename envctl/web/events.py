@@ -13,7 +13,8 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -115,7 +116,7 @@ class Watchers:
                     hint="close other tabs of this console",
                 )
             self._streams[user_id] += 1
-            self._waiting.setdefault(environment_id, set()).add((asyncio.get_running_loop(), event))
+            self._await(environment_id, event)
         return event
 
     def end(self, user_id: str, environment_id: str, event: asyncio.Event) -> None:
@@ -123,10 +124,28 @@ class Watchers:
             self._streams[user_id] -= 1
             if self._streams[user_id] <= 0:
                 del self._streams[user_id]
-            waiting = self._waiting.get(environment_id, set())
-            waiting.discard((asyncio.get_running_loop(), event))
-            if not waiting:
-                self._waiting.pop(environment_id, None)
+            self._await_no_more(environment_id, event)
+
+    @contextmanager
+    def waiting(self, environment_id: str) -> Iterator[asyncio.Event]:
+        """Set whenever something of the environment changes in this process, and when it stops. No user's stream."""
+        event = asyncio.Event()
+        with self._lock:
+            self._await(environment_id, event)
+        try:
+            yield event
+        finally:
+            with self._lock:
+                self._await_no_more(environment_id, event)
+
+    def _await(self, environment_id: str, event: asyncio.Event) -> None:
+        self._waiting.setdefault(environment_id, set()).add((asyncio.get_running_loop(), event))
+
+    def _await_no_more(self, environment_id: str, event: asyncio.Event) -> None:
+        waiting = self._waiting.get(environment_id, set())
+        waiting.discard((asyncio.get_running_loop(), event))
+        if not waiting:
+            self._waiting.pop(environment_id, None)
 
 
 def event_text(name: str, data: object, event_id: int | None = None) -> str:

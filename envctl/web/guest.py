@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -25,6 +25,7 @@ from envctl.homes.errors import ClockOff, ObjectsMissing, ParentMoved
 from envctl.homes.identity import Identity, check, recognise
 from envctl.homes.presigning import OBJECTS_PATH, ConsolePresigner, Grant, SignedUrl
 from envctl.homes.store import OBJECT_BYTES_MAX
+from envctl.web.events import Watchers
 from s3core.errors import Corrupt, NotFound, PreconditionFailed, StoreError
 
 BODY_BYTES_MAX: Final = 32 * 2**20
@@ -44,6 +45,9 @@ OBJECTS_MAX: Final = 8
 ENROL_BYTES_MAX: Final = 4096
 WAIT_MAX_S: Final = 30.0
 POLL_S: Final = 1.0
+"""How often it is looked whether who waits is still there."""
+LOOK_S: Final = 5.0
+"""How late a waiting guest hears of a command that another process wrote; of one of this process it is told at once."""
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
@@ -72,8 +76,10 @@ class Turns:
                 del self._open[whose]
 
 
-def router(get_context: Callable[[], Context]) -> APIRouter:
-    """Below `/seed` and `/guest/v1`. Its errors are answered here, whatever handlers the application has."""
+def router(get_context: Callable[[], Context], watchers: Watchers | None = None) -> APIRouter:
+    """Below `/seed` and `/guest/v1`. Its errors are answered here, whatever handlers the application has. `watchers`: those
+    that hear what `Context.told` says."""
+    watchers = watchers or Watchers()
     made = APIRouter(include_in_schema=False)
     long, requests, polls, objects = Turns(LONG_MAX), Turns(OPEN_MAX), Turns(POLLS_MAX), Turns(OBJECTS_MAX)
 
@@ -138,14 +144,20 @@ def router(get_context: Callable[[], Context]) -> APIRouter:
     async def get_commands(request: Request) -> Response:
         identity, _ = await signed(request)
         wait_s = min(max(_number(request.query_params.get("wait", "0")), 0.0), WAIT_MAX_S)
-        with polls.one(identity):
+        with polls.one(identity), watchers.waiting(identity.environment_id) as told:
             loop = asyncio.get_running_loop()
             until = loop.time() + wait_s
+            look_at = loop.time()
             while True:
-                commands = await run_in_threadpool(guests.take_commands, get_context(), identity)
+                commands: list[dict[str, object]] = []
+                if told.is_set() or loop.time() >= min(look_at, until):
+                    told.clear()
+                    look_at = loop.time() + LOOK_S
+                    commands = await run_in_threadpool(guests.take_commands, get_context(), identity)
                 if commands or loop.time() >= until or await request.is_disconnected():
                     return JSONResponse({"commands": commands})
-                await asyncio.sleep(min(POLL_S, max(until - loop.time(), 0.0)))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(told.wait(), min(POLL_S, max(until - loop.time(), 0.0)))
 
     async def post_answer(request: Request) -> Response:
         identity, body = await signed(request)

@@ -1,7 +1,9 @@
 """What guests ask over HTTP: enrolment, signatures, objects, commits, commands, and everything that must be refused."""
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from sqlalchemy import select
 
 from envctl.calling import Context
 from envctl.database.models import Backup, Environment, Guest, JobLine, Template
-from envctl.homes import requests
-from envctl.homes.identity import WINDOW_S
+from envctl.homes import guests, requests
+from envctl.homes.identity import WINDOW_S, Identity
+from envctl.web.events import Watchers
 from envctl.web.guest import BODY_BYTES_MAX, router
 from tests.envctl.homes.guest_client import GuestClient
 from tests.envctl.homes.making import Bucket, contents, make
@@ -380,6 +383,34 @@ def test_commands_are_handed_out_once_and_answered_once(site: Site) -> None:
     pending = requests.ask(site.context, environment.id, "backup", {"kind": "asked"})
     requests.revoke(site.context, environment.id, 1)
     assert requests.answer_of(site.context, pending).state == "failed"
+
+
+def test_a_guest_that_waits_hears_of_a_command_without_asking_the_database_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("envctl.web.guest.LOOK_S", 1e6)
+    monkeypatch.setattr("envctl.web.guest.WAIT_MAX_S", 1e6)
+    environment = site.environment()
+    guest = site.enrolled(environment)
+    watchers, looked = Watchers(), threading.Event()
+    take = guests.take_commands
+
+    def taking(context: Context, identity: Identity) -> list[dict[str, object]]:
+        found = take(context, identity)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(guests, "take_commands", taking)
+    app = FastAPI()
+    app.include_router(router(lambda: site.context, watchers))
+    with TestClient(app) as http, ThreadPoolExecutor(1) as pool:
+        guest.http = http
+        waiting = pool.submit(guest.get, "/guest/v1/commands?wait=1000000")
+        assert looked.wait(60), "nothing was looked for"
+        assert not waiting.done()
+        command = requests.ask(site.context, environment.id, "backup", {"kind": "final"})
+        watchers.told(environment.id)
+        assert [one["id"] for one in waiting.result(60).json()["commands"]] == [command]
 
 
 def test_addresses_of_objects_allow_what_they_say_and_nothing_else(site: Site) -> None:
