@@ -363,8 +363,8 @@ def test_offers_look_at_nothing_that_is_not_in_the_situation() -> None:
                     (Looked(row, seen[0]), Looked(job, seen[1]) if job is not None else None)
                     for seen in (of_offers, of_situation)
                 ]
-                offers(*looked[0], 100.0, operator=True)
-                situation_of(*looked[1], 100.0)
+                offers(looked[0][0], looked[0][1], 100.0, operator=True)
+                situation_of(looked[1][0], looked[1][1], 100.0)
     assert of_offers[0] <= of_situation[0]
     assert of_offers[1] <= of_situation[1]
     assert "frozen" in of_offers[0]
