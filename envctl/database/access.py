@@ -19,14 +19,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError, OperationalError
@@ -36,6 +31,10 @@ from sqlalchemy.pool import QueuePool
 
 from envctl.errors import EnvctlError, Invalid
 from s3core.exit_codes import ExitCode, register
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.util.exc import CommandError
 
 WAIT_S: Final = 10.0
 """How long a write waits for the writer before it."""
@@ -147,6 +146,10 @@ class Database:
     def migrate(self) -> None:
         """Bring the schema to what this program knows: all or nothing. Harmless to repeat, and for several workers at once.
         DatabaseUnavailable for a database of a newer program."""
+        # Imported where a schema is looked at: every command that asks a console over HTTP would wait for it.
+        from alembic import command
+        from alembic.util.exc import CommandError
+
         if self._file is not None:
             self._create_file(self._file)
         with _translated(), self._writer.begin() as connection:
@@ -159,6 +162,9 @@ class Database:
 
     def check(self) -> None:
         """Whether it answers and has the schema of this program. DatabaseUnavailable says what to do."""
+        from alembic.runtime.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
         wanted = ScriptDirectory.from_config(migration_config()).get_current_head()
         with _translated(), self._reader.connect() as connection:
             found = MigrationContext.configure(connection).get_current_revision()
@@ -218,7 +224,9 @@ def sqlite_url(state_dir: str | Path) -> str:
     return f"sqlite:///{Path(state_dir) / 'envctl.sqlite3'}"
 
 
-def migration_config() -> Config:
+def migration_config() -> "Config":
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     return config
@@ -309,7 +317,7 @@ def _first_line(error: DBAPIError) -> str:
     return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
 
 
-def _newer(error: CommandError) -> DatabaseUnavailable:
+def _newer(error: "CommandError") -> DatabaseUnavailable:
     return DatabaseUnavailable(
         f"the database is not of this program: {error}",
         hint="a newer version has migrated it; install that version, or restore the copy from before",
