@@ -1,13 +1,13 @@
 """Verbs about users, groups, quotas and API tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, cast
 
 from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from envctl.accounts import logins, passwords, people, quotas, tokens, totp
-from envctl.accounts.rights import require
+from envctl.accounts.rights import highest, require
 from envctl.accounts.scopes import allows, check_scopes
 from envctl.calling import Caller, Context, Role
 from envctl.database.models import ApiToken, Environment, Group, Membership, Quota, Template, User
@@ -54,7 +54,7 @@ def user_list(context: Context, caller: Caller, request: ListUsers) -> list[User
         if request.search:
             columns = (User.name, User.display_name, User.email)
             query = query.where(or_(*(column.icontains(request.search, autoescape=True) for column in columns)))
-        return [user_view(session, user) for user in session.scalars(query)]
+        return user_views(session, session.scalars(query).all())
 
 
 def user_show(context: Context, caller: Caller, request: OneUser) -> UserView:
@@ -155,28 +155,47 @@ def user_remove(context: Context, caller: Caller, request: OneUser) -> Done:
 
 
 def user_view(session: Session, user: User) -> UserView:
-    groups = people.groups_of(session, user.id)
-    count = session.scalar(
-        select(func.count())
-        .select_from(Environment)
+    return user_views(session, [user])[0]
+
+
+def user_views(session: Session, users: Sequence[User]) -> list[UserView]:
+    """In the order of `users`; two queries however many there are."""
+    ids = [user.id for user in users]
+    groups: dict[str, list[Group]] = {}
+    memberships = (
+        select(Membership.user_id, Group)
+        .join(Group, Group.id == Membership.group_id)
+        .where(Membership.user_id.in_(ids))
+        .order_by(Group.name)
+    )
+    for user_id, group in session.execute(memberships):
+        groups.setdefault(user_id, []).append(group)
+    living = (
+        select(Environment.owner_id, func.count())
         .where(
-            Environment.owner_id == user.id,
+            Environment.owner_id.in_(ids),
             Environment.state.not_in([str(EnvironmentState.DELETED), str(EnvironmentState.PURGED)]),
         )
+        .group_by(Environment.owner_id)
     )
+    counts = {row[0]: int(row[1]) for row in session.execute(living)}
+    return [_user_view(user, groups.get(user.id, []), counts.get(user.id, 0)) for user in users]
+
+
+def _user_view(user: User, groups: Sequence[Group], environments: int) -> UserView:
     return UserView(
         id=user.id,
         name=user.name,
         display_name=user.display_name or "",
         email=user.email or "",
         role=cast(Role, user.role),
-        effective_role=people.role_of(session, user),
+        effective_role=highest(user.role, *(group.role for group in groups)),
         enabled=user.enabled,
         source="oidc" if user.oidc_subject is not None else "local",
         second_factor=user.totp_confirmed,
         password_must_change=user.password_must_change,
         groups=[group.name for group in groups],
-        environments=count or 0,
+        environments=environments,
         created_at=user.created_at,
         last_login_at=user.last_login_at,
     )

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from envctl.accounts import logins, passwords, tokens, totp
 from envctl.accounts.people import find_user, first_admin, recover_admin
@@ -19,6 +19,7 @@ from envctl.accounts.tokens import TOKENS_MAX
 from envctl.calling import Caller
 from envctl.database.models import AuditRow, User
 from envctl.errors import EnvctlError, Forbidden, Invalid, NoSuchThing, Refused, TooMany
+from envctl.states import EnvironmentState
 from envctl.verbs import auditing, people, profile
 from envctl.verbs.people_models import (
     AddGroup,
@@ -30,6 +31,7 @@ from envctl.verbs.people_models import (
     EndLogin,
     GroupMember,
     ListTokens,
+    ListUsers,
     OneGroup,
     OneToken,
     OneUser,
@@ -404,3 +406,27 @@ def test_a_user_has_few_tokens_that_can_be_used(world: World) -> None:
         people.token_create(world.context, alice, asked)
     world.clock.now += 86400.0
     people.token_create(world.context, alice, asked)
+
+
+def test_a_list_of_users_is_what_each_is_by_itself_in_as_many_queries_as_for_one(world: World) -> None:
+    root = world.caller("root")
+    template = world.add_template()
+    people.group_add(world.context, root, AddGroup(name="staff", role="operator", members=["alice"]))
+    people.group_add(world.context, root, AddGroup(name="astronomers", members=["alice"]))
+    world.add_environment("alice", "one", template)
+    world.add_environment("alice", "gone", template, EnvironmentState.DELETED)
+    world.add_environment("bob", "two", template)
+    asked: list[str] = []
+
+    def count(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        asked.append(statement)
+
+    one_by_one = {
+        name: people.user_show(world.context, root, OneUser(user=name)) for name in ("alice", "bob", "ops", "root")
+    }
+    event.listen(world.database._reader, "before_cursor_execute", count)
+    listed = people.user_list(world.context, root, ListUsers())
+    assert {one.name: one for one in listed} == one_by_one
+    alice = listed[0]
+    assert (alice.groups, alice.effective_role, alice.environments) == (["astronomers", "staff"], "operator", 1)
+    assert len([one for one in asked if one.startswith("SELECT")]) == 3
