@@ -333,6 +333,11 @@ class TreeReader:
         self._lasts = [sort_key(frame.last) for frame in self._frames]
 
     @property
+    def held_bytes(self) -> int:
+        """What it takes in memory, about: the segment, and names of packs three times."""
+        return len(self._segment) + 100 * len(self.packs)
+
+    @property
     def first(self) -> bytes:
         """Path of its first row; b"" if it has none."""
         return self._frames[0].first if self._frames else b""

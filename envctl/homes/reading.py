@@ -23,13 +23,16 @@ from envctl.agent.tree import DIRECTORY, FIFO, FILE, SYMLINK, Chunk, Row, Tree, 
 from envctl.errors import HomeDamaged, Invalid, NoSuchThing, Refused
 from envctl.homes import keys
 from envctl.homes.documents import Snapshot
+from envctl.homes.kept import Kept
 from envctl.homes.paths import is_clean, text_of
 from s3core.errors import Corrupt as StoreCorrupt
 from s3core.errors import NotFound
 from s3core.store import ObjectStore
 
-SEGMENTS_KEPT: Final = 6
+SEGMENTS_BYTES: Final = 48 * 1024 * 1024
+"""Of tree segments, as they are stored; the last one whatever its size. One of an agent of ours has a megabyte."""
 WINDOWS_KEPT: Final = 4
+WINDOWS_BYTES: Final = 32 * 1024 * 1024
 WINDOW_BYTES: Final = 1024 * 1024
 """Small files lie beside each other in a pack; so much is read at once."""
 FRAME_BYTES_MAX: Final = 32 * 1024 * 1024
@@ -89,7 +92,7 @@ class Reader:
         self.snapshot = snapshot
         self._objects = objects
         self._environment_id = environment_id
-        self.segment = lru_cache(SEGMENTS_KEPT)(self._segment)
+        self.segment = Kept(self._segment, lambda segment: segment.held_bytes, SEGMENTS_BYTES)
         self._pack_bytes = lru_cache(4096)(self._size_of_pack)
         self._windows: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
         self.tree = Tree(snapshot.trees, self.segment)
@@ -110,10 +113,14 @@ class Reader:
             window = self._fetched(chunk)
             self._windows[chunk.pack] = (chunk.offset, window)
             at = 0
-            if len(self._windows) > WINDOWS_KEPT:
+            self._windows.move_to_end(chunk.pack)
+            while len(self._windows) > 1 and (len(self._windows) > WINDOWS_KEPT or self._held() > WINDOWS_BYTES):
                 self._windows.popitem(last=False)
         self._windows.move_to_end(chunk.pack)
         return window[at : at + chunk.stored]
+
+    def _held(self) -> int:
+        return sum(len(window) for _, window in self._windows.values())
 
     def _fetched(self, chunk: Chunk) -> bytes:
         size = self._pack_bytes(chunk.pack)

@@ -28,7 +28,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import islice
 from typing import Final
 
@@ -36,6 +35,7 @@ from envctl.errors import Fenced, HomeDamaged, Invalid, NoSuchThing, Refused
 from envctl.homes import collecting, documents, guard, keys, reading, retention, trees
 from envctl.homes.documents import Commit, Head, Pin, Snapshot
 from envctl.homes.errors import HomeBusy, ObjectsMissing, ParentMoved
+from envctl.homes.kept import Kept
 from envctl.homes.keys import ObjectName
 from envctl.homes.presigning import Presigner, SignedUrl
 from s3core.clock import Clock
@@ -47,6 +47,7 @@ OBJECT_BYTES_MAX: Final = 64 * 2**20
 URL_LIFE_S: Final = 3600
 ATTEMPTS: Final = 16
 """How often a head that others change at the same time is read again. Heartbeats and the collector change it too."""
+DOCUMENTS_AT_ONCE: Final = 16
 OBJECTS_AT_ONCE: Final = 4
 """So many of what a guest uploaded are held in memory."""
 LIST_FROM: Final = 48
@@ -54,6 +55,13 @@ LIST_FROM: Final = 48
 STALE_S: Final = 60.0
 """A head that was read so long ago is read again before anything is written on its word."""
 NOTE_MAX: Final = 200
+DOCUMENTS_BYTES: Final = 64 * 2**20
+"""Of snapshots that were read, in memory. One of a home of a million files has 30 KB, one of a hostile guest 20 MB."""
+MOMENTS_BYTES: Final = 64 * 2**20
+MOMENT_BYTES: Final = 300
+"""A moment and its key, in memory."""
+NAME_BYTES: Final = 128
+"""The name of a tree, in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +105,8 @@ class HomeStore:
         self._url_life_s = url_life_s
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="homes")
         # What is read by number or digest never changes.
-        self._document = lru_cache(1024)(self._read_document)
-        self._moment = lru_cache(262_144)(self._read_moment)
+        self._document = Kept(self._read_document, _size_of, DOCUMENTS_BYTES)
+        self._moment = Kept(self._read_moment, lambda at: MOMENT_BYTES, MOMENTS_BYTES)
         self.collected_at: dict[str, float] = {}
         """When the homes were collected last by this process (Unix seconds)."""
 
@@ -400,7 +408,7 @@ class HomeStore:
     def referred(self, head: Head, sizes: Mapping[ObjectName, int]) -> Iterator[ObjectName]:
         """Every tree and pack of every snapshot and pin, some more than once. `sizes` of trees, where they are known, save
         reading them whole. HomeDamaged where a tree is missing: then nobody knows what else is referred to."""
-        names = {keys.tree(tree) for one in self._snapshots_of(head).values() for tree in one.trees}
+        names = {keys.tree(tree) for one in self._each_snapshot(head) for tree in one.trees}
         yield from names
         for packs in self._pool.map(lambda name: self._packs_of(head.environment, name, sizes.get(name, 0)), names):
             yield from (keys.pack(pack.hex()) for pack in packs)
@@ -545,7 +553,12 @@ class HomeStore:
         return self._read_document(key).at
 
     def _snapshots_of(self, head: Head) -> Mapping[int, Snapshot]:
-        """By number. A document that is deleted while we read is left out."""
+        """By number."""
+        return {one.number: one for one in self._each_snapshot(head)}
+
+    def _each_snapshot(self, head: Head) -> Iterator[Snapshot]:
+        """A few in memory at a time. One that is pinned may come twice, with its pin at last. A document that is deleted while
+        we read is left out."""
         home = keys.home(head.environment)
 
         def document(key: str) -> Snapshot | None:
@@ -554,20 +567,25 @@ class HomeStore:
             except NotFound:
                 return None
 
-        found = {
-            one.number: one
-            for one in self._pool.map(document, [entry.key for entry in self.objects.list(f"{home}snapshots/")])
-            if one is not None
-        }
+        listed = [entry.key for entry in self.objects.list(f"{home}snapshots/")]
+        for at in range(0, len(listed), DOCUMENTS_AT_ONCE):
+            for one in self._pool.map(document, listed[at : at + DOCUMENTS_AT_ONCE]):
+                if one is not None:
+                    yield one
         if head.newest is not None:
-            found[head.newest.number] = head.newest
-        pins = [keys.number_of(entry.key) for entry in self.objects.list(f"{home}pins/")]
-        for pin in self._pool.map(
-            lambda number: self._pin(head.environment, number), [n for n in pins if n is not None]
-        ):
-            if pin is not None:
-                found[pin.snapshot.number] = pin.snapshot
-        return found
+            yield head.newest
+        pins = [n for entry in self.objects.list(f"{home}pins/") if (n := keys.number_of(entry.key)) is not None]
+        for at in range(0, len(pins), DOCUMENTS_AT_ONCE):
+            batch = pins[at : at + DOCUMENTS_AT_ONCE]
+            for pin in self._pool.map(lambda number: self._pin(head.environment, number), batch):
+                if pin is not None:
+                    yield pin.snapshot
+
+
+def _size_of(one: Snapshot) -> int:
+    """Bytes in memory, about."""
+    texts = sum(len(path) + NAME_BYTES for path in one.fuzzy_paths) + len(one.note) + len(one.alert)
+    return 1024 + NAME_BYTES * len(one.trees) + texts
 
 
 def _is_it(newest: Snapshot, generation: int, commit: Commit) -> bool:

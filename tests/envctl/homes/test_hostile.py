@@ -16,11 +16,13 @@ from envctl.agent.errors import Corrupt
 from envctl.agent.tree import SEGMENT_ROWS_MAX, TreeReader, TreeWriter, hole
 from envctl.errors import HomeDamaged, TooMany
 from envctl.homes import requests
+from envctl.homes.kept import Kept
 from envctl.homes.reading import FRAME_BYTES_MAX
 from envctl.homes.store import HomeStore
 from envctl.homes.upkeep import upkeep
 from envctl.web.guest import LIST_BYTES_MAX, POLLS_MAX, SHORT_BYTES, Turns
-from tests.envctl.homes.making import ENVIRONMENT, Bucket, Made, directory_row, file_row, link_row, save
+from s3core.errors import NotFound
+from tests.envctl.homes.making import ENVIRONMENT, Bucket, Made, directory_row, file_row, link_row, make, save
 from tests.envctl.homes.test_guest_api import FIRST, Site, code, site
 
 __all__ = ["site"]
@@ -176,6 +178,47 @@ def test_a_machine_waits_for_commands_a_few_times_at_once(site: Site, monkeypatc
     assert int(refused[0].headers["retry-after"]) >= 1
     assert sum(one.result().status_code == 200 for one in held) >= POLLS_MAX - 1, "those that waited are answered"
     assert guest.get("/guest/v1/commands?wait=0").status_code == 200
+
+
+def test_what_is_kept_of_documents_is_bounded_by_bytes_and_not_by_their_number() -> None:
+    read: list[str] = []
+
+    def document(key: str) -> str:
+        read.append(key)
+        return key * 10
+
+    kept = Kept(document, len, 100)
+    for key in ("aaa", "bbb", "ccc", "aaa", "ddd"):
+        assert kept(key) == key * 10
+    assert (kept.bytes, len(kept), read) == (90, 3, ["aaa", "bbb", "ccc", "ddd"])
+    kept("aaa")
+    assert read[-1] == "ddd", "what was asked for last stays"
+    kept("e" * 50)
+    assert (kept.bytes, len(kept)) == (500, 1), "one that is too large for itself stays until the next"
+    kept("f")
+    assert (kept.bytes, len(kept)) == (10, 1)
+
+    def gone(key: str) -> str:
+        raise NotFound(key)
+
+    for _ in range(2):
+        with pytest.raises(NotFound):
+            Kept(gone, len, 100)("a")
+
+
+def test_snapshots_of_many_trees_are_read_and_not_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envctl.homes.store.DOCUMENTS_BYTES", 4096)
+    store = Bucket().store()
+    store.fence(ENVIRONMENT, 1)
+    for number in range(20):
+        save(store, make({"home/a": b"%d" % number}))
+    assert [one.number for one in store.snapshots(ENVIRONMENT)] == list(range(1, 21))
+    assert store._document.bytes <= 4096
+    assert len(store._document) < 4
+    head = store.head(ENVIRONMENT)
+    assert head is not None
+    trees = {name for name in store.referred(head, {}) if name.startswith("trees/")}
+    assert len(trees) == 20
 
 
 def saved(data: bytes) -> HomeStore:
