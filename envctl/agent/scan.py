@@ -44,7 +44,8 @@ _END: Final = struct.Struct("<II8s")
 _STAT: Final = struct.Struct("<QIIQqq")
 _LEADER_BYTES: Final = 8
 _NS_SPAN: Final = 1 << 64
-_NOT_OURS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOTCONN})
+_MAY_HANG: Final = (b"fuse", b"nfs", b"cifs", b"smb", b"9p", b"ceph", b"afs", b"autofs")
+_NOT_OURS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOTCONN, errno.EREMOTE})
 """What root hears of a user's mount (FUSE) that is closed to it, or whose server died."""
 _PASSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENAMETOOLONG})
 """Of a directory that was moved away under the walk, or whose path is longer than the kernel takes."""
@@ -249,6 +250,26 @@ class CacheWriter:
             os.unlink(self._path)
 
 
+def may_hang(mountinfo: bytes) -> list[bytes]:
+    """Mount points whose server may never answer, of /proc/self/mountinfo (proc_pid_mountinfo(5)). One that hangs holds whoever
+    calls stat for ever, even against SIGKILL, and the agent's lock with it."""
+    found = []
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(b" - ")
+        if rest.startswith(_MAY_HANG) and len(fields.split()) > 4:
+            point = fields.split()[4]
+            found.append(re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8) & 255]), point))
+    return found
+
+
+def _mountinfo() -> bytes:
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 class Scan:
     """One walk. `base` is `/` but in tests; paths are relative to it. Iterate `edits()` once, to its end."""
 
@@ -274,6 +295,12 @@ class Scan:
         self._horizon_ns = now_ns - RACY_NS
         self._trusted = trusted
         self._leaders: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self._away: dict[bytes, set[bytes]] = {}
+        """Names, by directory, that are not even to be looked at."""
+        for point in may_hang(_mountinfo()):
+            if point.startswith(base) and point[len(base) :] not in self._directories:
+                folder, _, name = point[len(base) :].rpartition(b"/")
+                self._away.setdefault(folder, set()).add(name)
         self.entries = 0
         self.passed_over: list[bytes] = []
         """The first MOUNTS_TOLD_MAX paths at which another file system begins that is not looked into."""
@@ -351,6 +378,7 @@ class Scan:
         """Records of the entries, in no order; further, those with several links; what the walk may enter; and entries of which
         not even stat says anything. This loop is what a home of a million files takes its time in."""
         left_out = self._excludes.within(path)
+        away = self._away.get(path, ())
         records = []
         linked = []
         below = {}
@@ -360,6 +388,10 @@ class Scan:
             for entry in entries:
                 name = encode(entry.name)
                 if left_out(name):
+                    continue
+                if away and name in away:
+                    unseen[name] = OSError(errno.EREMOTE, "its server may never answer")
+                    self._pass_over(path + b"/" + name)
                     continue
                 try:
                     found = entry.stat(follow_symlinks=False)
@@ -425,6 +457,8 @@ class Scan:
         if old == blob:
             self._writer.same(path, blob)
             for name in sorted([*below, *unseen], key=sort_key):
+                if name in unseen and unseen[name].errno == errno.EREMOTE:
+                    continue  # told as passed over; nothing differs
                 if name in unseen:
                     yield _unseen(prefix + name, unseen[name])
                 else:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from envctl.agent import attributes, content, enrolment, restore, status
+from envctl.agent import attributes, content, enrolment, restore, scan, status
 from envctl.agent.errors import Fenced, Incomplete
 from tests.envctl.agent.console import FakeConsole
 from tests.envctl.agent.machine import Machine
@@ -426,3 +426,42 @@ def test_a_disk_that_is_full_is_no_matter_of_one_file(
     assert "No space left" in console.heartbeats[-1]["status"]["last_error"]
     assert second.service().restore_until_done_or_later()
     assert (second.home / "a").read_bytes() == b"1"
+
+
+def test_a_mount_whose_server_may_hang_is_not_even_looked_at(
+    console: FakeConsole, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.home / "user" / "far away").mkdir(parents=True)
+    (machine.home / "user" / "far away" / "below").write_bytes(b"0")
+    machine.service().backup("timer")
+    point = os.fsencode(machine.home / "user" / "far away").replace(b" ", b"\\040")
+    line = b"36 25 0:32 / %s rw,nosuid shared:1 - fuse.sshfs host: rw\n" % point
+    monkeypatch.setattr(scan, "_mountinfo", lambda: b"25 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + line)
+    looked: set[str] = set()
+    scandir = os.scandir
+
+    class Watched(_Entries):
+        def __enter__(self) -> Iterator[Any]:
+            return (_Looked(each, looked) for each in self._found)
+
+    monkeypatch.setattr(os, "scandir", lambda folder: Watched(scandir(folder), {}))
+    (machine.home / "user" / "a").write_bytes(b"1")
+    machine.service().backup("timer")
+    done = machine.service().backup("timer")
+    assert done.unchanged
+    assert any("far away is a file system of its own" in each for each in done.problems)
+    assert {"user", "a"} <= looked
+    assert not {"far away", "below"} & looked
+    assert {b"home/user/a", b"home/user/far away/below"} <= paths_of(console)
+
+
+class _Looked:
+    """An entry as `os.scandir` gives it, that tells of each look at it."""
+
+    def __init__(self, entry: os.DirEntry[str], looked: set[str]) -> None:
+        self.name = entry.name
+        self._entry, self._looked = entry, looked
+
+    def stat(self, *, follow_symlinks: bool) -> os.stat_result:
+        self._looked.add(self.name)
+        return self._entry.stat(follow_symlinks=follow_symlinks)
