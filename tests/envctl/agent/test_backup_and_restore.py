@@ -289,7 +289,7 @@ def test_a_fenced_machine_stops_for_good_and_says_so(console: FakeConsole, machi
     assert machine.service().is_due() is False
     assert machine.status()["phase"] == "fenced"
     text = Path(machine.places.run, "status.txt").read_text()
-    assert "has been replaced" in text
+    assert "another one has this home" in text
     assert stat.S_IMODE(os.stat(Path(machine.places.run, "status.json")).st_mode) == 0o644
 
 
