@@ -195,8 +195,8 @@ def test_a_stale_clone_is_fenced_out_and_says_so(story: Story) -> None:
         with Inside(site.call(stale.console(found.machine, "terminal")).path) as inside:
             inside.wait_until_up()
             inside.run("sh", "-c", f"echo from the past > {HOME}/stale")
-            inside.wait_for("sh", "-c", "envctl-agent status | grep -q 'has been replaced'")
-            assert "has been replaced" in inside.run("envctl-agent", "backup", "--now")
+            inside.wait_for("sh", "-c", "envctl-agent status | grep -q 'another one has this home'")
+            assert "another machine has this home" in inside.run("envctl-agent", "backup", "--now")
             inside.wait_for("sh", "-c", "! systemctl is-active envctl-agent.service")
     finally:
         site.call(stale.destroy(found.machine))
