@@ -23,7 +23,6 @@ from envctl.agent.scan import Put
 from envctl.agent.tree import FILE, Chunk, Row, Tree, chunks_in, hole
 
 READS: Final = 3
-READ_BYTES: Final = 1024 * 1024
 FREE_BYTES: Final = 4 * 1024 * 1024
 """So much of new content goes into packs before the chunks of the parent are looked through for what was moved or copied: most
 runs find a few changed files, and the table of all chunks costs seconds in a large home."""

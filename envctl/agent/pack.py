@@ -26,7 +26,6 @@ CHUNKS_MAX: Final = 65_536
 _FRAME: Final = struct.Struct("<B3xII")
 _INDEX: Final = struct.Struct("<III32s")
 _TRAILER: Final = struct.Struct("<III8s")
-FRAME_HEAD_BYTES: Final = _FRAME.size
 
 
 class Packed(NamedTuple):

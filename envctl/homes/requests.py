@@ -146,11 +146,6 @@ def answer_of(context: Context, command_id: str) -> Answered:
     return Answered("waiting" if row.taken_at is None else "taken", {}, row.created_at, None)
 
 
-def guest_of(session: Session, environment: Environment) -> Guest | None:
-    """The identity of the environment's present machine."""
-    return session.get(Guest, (environment.id, environment.generation))
-
-
 def open_commands(session: Session, environment_id: str, generation: int) -> list[GuestCommand]:
     """Those without an answer, oldest first."""
     wanted = (

@@ -41,7 +41,6 @@ from envctl.verbs.verb import Verb
 
 EXTEND_MAX_S: Final = 90 * 86400.0
 """So far ahead users set an end themselves; operators further, or none at all."""
-DIRECTORIES_MAX: Final = 32
 _NEVER_SAVED: Final = ("/proc", "/sys", "/dev", "/run")
 
 

@@ -32,9 +32,6 @@ EXISTS: Final = re.compile(r"already exists|config file already exists", re.IGNO
 GONE: Final = re.compile(
     r"Configuration file '[^']*' does not exist|no such VM|unable to find configuration file for VM", re.IGNORECASE
 )
-NO_AGENT: Final = re.compile(
-    r"No QEMU guest agent configured|QEMU guest agent is not running|VM \d+ is not running", re.IGNORECASE
-)
 NO_TASK: Final = re.compile(r"no such task|unable to parse worker upid", re.IGNORECASE)
 RUNNING: Final = re.compile(r"VM \d+ already running", re.IGNORECASE)
 STOPPED: Final = re.compile(r"VM \d+ not running", re.IGNORECASE)
