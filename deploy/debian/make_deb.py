@@ -46,7 +46,9 @@ LEFT_OUT = {
         ("alembic", "argon2-cffi", "argon2-cffi-bindings", "httpx", "jinja2", "pyotp", "python-multipart"),
         "for the console's server: s3-envctl's",
     ),
-    **dict.fromkeys(("joserfc", "segno", "sqlalchemy", "tzdata", "websockets"), "for the console's server: s3-envctl's"),
+    **dict.fromkeys(
+        ("joserfc", "segno", "sqlalchemy", "tzdata", "websockets"), "for the console's server: s3-envctl's"
+    ),
     **dict.fromkeys(("mako", "markupsafe", "httpcore", "certifi"), "of those"),
 }
 SERVICES = ("s3", "sts")

@@ -79,4 +79,9 @@ def test_the_list_is_what_the_pages_use() -> None:
     assert all("://" not in line for line in assets.LIST.read_text().splitlines()), "which registry is npm's business"
     for one in listed:
         assert any("LICENSE" in pattern for pattern in one.files), "licences go along"
+
+
+def test_what_is_in_place_is_what_is_pinned() -> None:
+    if not assets.VENDOR.is_dir():
+        pytest.skip("browser code was not fetched: make assets")
     assert assets.missing_files() == [], "python -m envctl.web.assets puts them in place"
