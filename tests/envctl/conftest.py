@@ -1,5 +1,6 @@
 """Databases and worlds that tests of the console share."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,12 @@ def new_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
 @pytest.fixture
 def world(new_world: Callable[..., World]) -> World:
     return new_world()
+
+
+@pytest.fixture(autouse=True)
+def same_umask() -> Iterator[None]:
+    """The agent's `main` sets one for its process; here that is everybody's."""
+    mask = os.umask(0)
+    os.umask(mask)
+    yield
+    os.umask(mask)

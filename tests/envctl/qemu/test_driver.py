@@ -468,7 +468,8 @@ def test_checks_say_what_to_do(host: Host) -> None:
         ):
             found = await messages(driver, source, options)
             assert any(words in message for message, severity in found.items() if severity == "error"), found
-        host.root.mkdir(mode=0o755)
+        host.root.mkdir()
+        host.root.chmod(0o755)
         said = [(finding.severity, finding.message) for finding in await driver.check_access()]
         assert any(severity == "warning" and "loopback" in message for severity, message in said)
         assert any(severity == "warning" and "may look into" in message for severity, message in said)
