@@ -28,7 +28,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from envctl.accounts import logins, tokens
@@ -151,6 +151,9 @@ class Security:
 
         try:
             await self._admit(scope, receive, send, guarded)
+        except ClientDisconnect:
+            # Who asked has left, in the middle of the body: there is nobody to answer, and nothing was done.
+            log.debug("%s %s: who asked has left", scope["method"], scope["path"])
         except Exception as error:
             # Starlette's own answer to a bug would be made outside of this middleware, without `HEADERS`.
             if began or scope["type"] == "websocket":
@@ -475,11 +478,12 @@ def _cookie(connection: HTTPConnection, name: str) -> str:
 
 
 async def _body(receive: Receive) -> bytes:
+    """Half a form is none: ClientDisconnect."""
     pieces = []
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            break
+            raise ClientDisconnect
         pieces.append(message.get("body", b""))
         if not message.get("more_body"):
             break

@@ -1,9 +1,12 @@
 """What holds for each route that there is, so for those that come later too."""
 
+import asyncio
 import base64
 import json
+from collections.abc import Iterator
 
 import pytest
+from starlette.types import Message
 
 from envctl.web.security import HEADERS, HSTS
 from tests.envctl.security.site import ORIGIN, Site, filled, routes_of
@@ -58,6 +61,41 @@ def test_a_bug_is_told_with_the_headers_and_without_what_went_wrong(
         assert "ZeroDivision" not in answer.text
         assert answer.headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/login", "/guest/v1/enrol", "/guest/v1/commits", "/api/v1/environments"])
+def test_who_leaves_in_the_middle_of_a_body_is_no_bug_and_half_a_form_is_none(
+    site: Site, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    said: Iterator[Message] = iter(
+        [{"type": "http.request", "body": b"name=alice&passw", "more_body": True}, {"type": "http.disconnect"}]
+    )
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return next(said)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = {"host": "envctl.example", "origin": ORIGIN, "content-type": "application/x-www-form-urlencoded"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("198.51.100.1", 40000),
+        "server": ("envctl.example", 443),
+        "scheme": "https",
+        "http_version": "1.1",
+        "asgi": {"version": "3.0"},
+        "app": site.app,
+    }
+    asyncio.run(site.app(scope, receive, send))
+    assert "failed" not in caplog.text
+    assert all(message.get("status", 400) in range(400, 500) for message in sent)
 
 
 def test_a_stranger_gets_nothing(site: Site) -> None:
