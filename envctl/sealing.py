@@ -79,10 +79,6 @@ class SecretBox:
         """HMAC-SHA-256, 64 hexadecimal digits."""
         return hmac.new(self.sub_key("mac:" + purpose), message, hashlib.sha256).hexdigest()
 
-    def is_mac(self, message: bytes, purpose: str, mac: str) -> bool:
-        """In a time that tells nothing about the right one."""
-        return hmac.compare_digest(self.mac(message, purpose).encode(), mac.encode("utf-8", "surrogateescape"))
-
     def sub_key(self, purpose: str) -> bytes:
         """32 bytes for this purpose alone."""
         return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"envctl:" + purpose.encode()).derive(self._key)

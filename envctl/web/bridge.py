@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -195,14 +196,15 @@ def _tell(context: Context, admitted: Admitted, outcome: str, detail: dict[str, 
     )
 
 
-class Pieces:
+class Pieces(ABC):
     """Reads exactly so many bytes of what comes in pieces; what is left over comes first afterwards."""
 
     def __init__(self) -> None:
         self._left = b""
 
+    @abstractmethod
     async def _piece(self) -> bytes:
-        raise NotImplementedError
+        """The next bytes; empty: there are no more."""
 
     async def exactly(self, count: int) -> bytes:
         """EOFError."""
@@ -275,9 +277,9 @@ class Near(Pieces):
 class Far(Pieces):
     """The hypervisor's side."""
 
+    @abstractmethod
     async def write(self, data: bytes) -> None:
         """Returns when it was taken."""
-        raise NotImplementedError
 
 
 class FarSocket(Far):

@@ -42,10 +42,9 @@ def test_what_nobody_sealed_does_not_open(text: str) -> None:
 
 def test_a_mac_holds_for_its_message_and_purpose() -> None:
     mac = BOX.mac(b"message", "csrf")
-    assert BOX.is_mac(b"message", "csrf", mac)
-    assert not BOX.is_mac(b"message", "other", mac)
-    assert not BOX.is_mac(b"massage", "csrf", mac)
-    assert not BOX.is_mac(b"message", "csrf", "ä" * 64)
+    assert BOX.mac(b"message", "csrf") == mac
+    assert BOX.mac(b"message", "other") != mac
+    assert BOX.mac(b"massage", "csrf") != mac
 
 
 def test_a_key_file_is_made_once_and_is_private(tmp_path: Path) -> None:

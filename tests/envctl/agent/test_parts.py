@@ -256,13 +256,13 @@ def test_an_address_that_has_expired_is_asked_for_again(console: FakeConsole, tm
     def denied(method: str, name: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
         return (403, b"denied") if method == "PUT" else original(method, name, headers, body)
 
-    console._object = denied  # type: ignore[method-assign]
+    console._object = denied  # type: ignore[method-assign]  # as above
     (machine.home / "file").write_bytes(b"y" * 10)
     with pytest.raises(Refused, match="403"):
         machine.service().backup("timer")
     assert "403" in machine.status()["last_error"]
     assert console.heartbeats[-1]["status"]["last_error"]
-    console._object = original  # type: ignore[method-assign]
+    console._object = original  # type: ignore[method-assign]  # as above
     assert machine.service().backup("timer").number == 2
     tree = Tree(console.snapshots[2]["trees"], lambda name: TreeReader(console.objects[f"trees/{name}"]))
     assert tree.find(b"home/file") is not None
