@@ -5,7 +5,8 @@ that lane as long as the other; and the rest.
     python -m tests.lanes --guests [PYTEST OPTIONS]     the guest tests alone, a part in each lane
 
 One rule: what the one lane prints is shown as it comes, what the other prints is shown whole when it has ended; the exit
-status is 0 when both lanes passed, else that of the first that did not.
+status is 0 when both lanes passed, else that of the first that did not. What failed is said once more at the very end, so
+that whoever has only the end of a long log knows what to look for.
 """
 
 import os
@@ -14,7 +15,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 GUEST = "tests/guest"
@@ -25,6 +27,9 @@ SECOND = (GUEST, "tests/envctl", "tests/cowsync", "tests/integrity")
 ROOM_MIB = 10_000
 """Free space in the directory for temporary files. Seen there at once: 1.5 GB of the tests before tests/system, 0.7 GB of
 guests' disks; the system tests' volumes come on top, and what tests that fail keep."""
+TOLD_TESTS = 4
+TOLD_LINES = 12
+MESSAGE_CHARACTERS = 160
 NO_ROOM = 2
 """Exit status where there is less: not 1, by which pytest says that tests failed."""
 
@@ -46,9 +51,17 @@ def run(options: Sequence[str], *, shown: Sequence[str], hidden: Sequence[str]) 
     with tempfile.TemporaryDirectory(prefix="lanes-") as name:
         surroundings = compiling(Path(name))
         log = Path(name) / "hidden.log"
+        reports = [Path(name) / "shown.xml", Path(name) / "hidden.xml"]
         with log.open("wb") as output:
             other = subprocess.Popen(
-                [*pytest, *hidden, f"--basetemp={name}/guest", "-o", f"cache_dir={name}/cache"],
+                [
+                    *pytest,
+                    *hidden,
+                    f"--junitxml={reports[1]}",
+                    f"--basetemp={name}/guest",
+                    "-o",
+                    f"cache_dir={name}/cache",
+                ],
                 env=surroundings,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -56,7 +69,10 @@ def run(options: Sequence[str], *, shown: Sequence[str], hidden: Sequence[str]) 
             )
         try:
             first = subprocess.run(
-                [*pytest, *shown], env=surroundings, stdin=subprocess.DEVNULL, check=False
+                [*pytest, *shown, f"--junitxml={reports[0]}"],
+                env=surroundings,
+                stdin=subprocess.DEVNULL,
+                check=False,
             ).returncode
             second = other.wait()
         finally:
@@ -64,7 +80,38 @@ def run(options: Sequence[str], *, shown: Sequence[str], hidden: Sequence[str]) 
                 other.send_signal(signal.SIGINT)  # pytest ends the guests it has booted
                 other.wait()
         print(f"\n{', '.join(hidden)}:\n\n{log.read_text(errors='replace')}", flush=True)
+        if first or second:
+            print(digest(reports, (first, second)), flush=True)
     return first or second
+
+
+def digest(reports: Sequence[Path], statuses: Sequence[int]) -> str:
+    """What failed, by pytest's reports of its lanes (JUnit XML): the ends of a few tracebacks, then a line for each test.
+
+    A lane without a readable report was ended before it could write one."""
+    told: list[str] = []
+    lines: list[str] = []
+    for report, status in zip(reports, statuses, strict=True):
+        lines.append(f"{report.stem} lane: exit status {status}")
+        try:
+            failures = list(failed(report))
+        except (OSError, ElementTree.ParseError) as error:
+            lines.append(f"  no report of it: {error}")
+            continue
+        for test, message, text in failures:
+            told += [f"---- {test}", *text.rstrip().splitlines()[-TOLD_LINES:]]
+            lines.append(f"  {test}: {message}")
+    return "\n".join(["", "what failed:", *told[: TOLD_TESTS * (TOLD_LINES + 1)], *lines])
+
+
+def failed(report: Path) -> Iterator[tuple[str, str, str]]:
+    """Each failure or error of a report: the test, its message in one line, its traceback."""
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        for outcome in case:
+            if outcome.tag in ("failure", "error"):
+                message = " ".join((outcome.get("message") or "").split())
+                name = f"{case.get('classname', '')}.{case.get('name', '')}".lstrip(".")
+                yield name, message[:MESSAGE_CHARACTERS], outcome.text or ""
 
 
 def lacking(directory: Path, room_mib: int = ROOM_MIB) -> str:
