@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from blockdev.errors import Refused
 from blockdev.latency import KINDS
 from s3core.endpoint import Prices
+from s3core.gauges import BUILD_HELP, BUILD_INFO, new_registry
 
 Status = Mapping[str, Any]
 """What `status` answers on the control socket."""
@@ -57,48 +58,60 @@ class Metric:
 
 
 METRICS: tuple[Metric, ...] = (
-    Metric("s3block_ready", "gauge", "0 or 1", "Whether the volume takes commands", "status.ready"),
-    Metric("s3block_uptime_seconds", "gauge", "seconds", "Time since it was attached", "status.uptime_seconds"),
-    Metric("s3block_volume_bytes", "gauge", "bytes", "Size of the disk", "status.size_bytes"),
+    Metric("bucketworks_volume_ready", "gauge", "0 or 1", "Whether the volume takes commands", "status.ready"),
     Metric(
-        "s3block_allocated_bytes", "gauge", "bytes", "What the map holds, in whole extents", "status.allocated_bytes"
+        "bucketworks_volume_uptime_seconds", "gauge", "seconds", "Time since it was attached", "status.uptime_seconds"
     ),
-    Metric("s3block_quota_bytes", "gauge", "bytes", "What it may hold; 0: no limit", "status.quota_bytes"),
-    Metric("s3block_epoch", "gauge", "number", "Attachments of the volume until this one", "status.epoch"),
+    Metric("bucketworks_volume_size_bytes", "gauge", "bytes", "Size of the disk", "status.size_bytes"),
     Metric(
-        "s3block_commit_sequence", "gauge", "number", "Number of the newest record in the log", "status.commit_sequence"
+        "bucketworks_volume_allocated_bytes",
+        "gauge",
+        "bytes",
+        "What the map holds, in whole extents",
+        "status.allocated_bytes",
     ),
-    Metric("s3block_sessions", "gauge", "sessions", "iSCSI sessions of the volume's target", "status.sessions"),
+    Metric("bucketworks_volume_quota_bytes", "gauge", "bytes", "What it may hold; 0: no limit", "status.quota_bytes"),
+    Metric("bucketworks_volume_epoch", "gauge", "number", "Attachments of the volume until this one", "status.epoch"),
     Metric(
-        "s3block_lio_device",
+        "bucketworks_volume_commit_sequence",
+        "gauge",
+        "number",
+        "Number of the newest record in the log",
+        "status.commit_sequence",
+    ),
+    Metric(
+        "bucketworks_volume_sessions", "gauge", "sessions", "iSCSI sessions of the volume's target", "status.sessions"
+    ),
+    Metric(
+        "bucketworks_volume_lio_device",
         "gauge",
         "0 or 1",
         "Whether the kernel's target has a device for the volume; absent for volumes behind the portal",
         "lio.device",
     ),
     Metric(
-        "s3block_lio_commands_open",
+        "bucketworks_volume_lio_commands_open",
         "gauge",
         "commands",
         "Commands taken from the kernel and not yet answered; absent for volumes behind the portal",
         "lio.open",
     ),
     Metric(
-        "s3block_lio_task_management_total",
+        "bucketworks_volume_lio_task_management_total",
         "counter",
         "functions",
         "Task management functions the kernel has told of: initiators lost their patience; absent behind the portal",
         "lio.task_management",
     ),
     Metric(
-        "s3block_lease_seconds_left",
+        "bucketworks_volume_lease_left_seconds",
         "gauge",
         "seconds",
         "Time for which this host may still acknowledge without renewing its lease; absent where there is none",
         "front.lease_seconds_left",
     ),
     Metric(
-        "s3block_operations_total",
+        "bucketworks_volume_operations_total",
         "counter",
         "commands",
         "Commands the volume took, by kind",
@@ -111,7 +124,7 @@ METRICS: tuple[Metric, ...] = (
         ),
     ),
     Metric(
-        "s3block_bytes_total",
+        "bucketworks_volume_bytes_total",
         "counter",
         "bytes",
         "Bytes that initiators read and wrote",
@@ -119,144 +132,218 @@ METRICS: tuple[Metric, ...] = (
         sources=(("read", "front.read_bytes"), ("write", "front.write_bytes")),
     ),
     Metric(
-        "s3block_operation_seconds",
+        "bucketworks_volume_operation_seconds",
         "histogram",
         "seconds",
         "From the receive that brought a command to its answer being ready, commands answered GOOD alone",
         label="operation",
         sources=tuple((kind, f"latency.{kind}") for kind in KINDS),
     ),
-    Metric("s3block_read_hits_total", "counter", "commands", "Reads answered from this host", "front.read_hits"),
-    Metric("s3block_read_misses_total", "counter", "commands", "Reads that waited for the store", "front.read_misses"),
     Metric(
-        "s3block_cache_evictions_total", "counter", "frames", "Frames the read cache gave up", "front.cache_evictions"
-    ),
-    Metric("s3block_fetched_frames_total", "counter", "frames", "Frames brought for reads", "front.fetched_frames"),
-    Metric("s3block_readahead_frames_total", "counter", "frames", "Frames asked for ahead", "front.readahead_frames"),
-    Metric(
-        "s3block_fetches_under_way", "gauge", "frames", "Frames that are being waited for", "front.fetches_under_way"
+        "bucketworks_volume_read_hits_total", "counter", "commands", "Reads answered from this host", "front.read_hits"
     ),
     Metric(
-        "s3block_rpo_bytes",
+        "bucketworks_volume_read_misses_total",
+        "counter",
+        "commands",
+        "Reads that waited for the store",
+        "front.read_misses",
+    ),
+    Metric(
+        "bucketworks_volume_cache_evictions_total",
+        "counter",
+        "frames",
+        "Frames the read cache gave up",
+        "front.cache_evictions",
+    ),
+    Metric(
+        "bucketworks_volume_fetched_frames_total",
+        "counter",
+        "frames",
+        "Frames brought for reads",
+        "front.fetched_frames",
+    ),
+    Metric(
+        "bucketworks_volume_readahead_frames_total",
+        "counter",
+        "frames",
+        "Frames asked for ahead",
+        "front.readahead_frames",
+    ),
+    Metric(
+        "bucketworks_volume_fetches_under_way",
+        "gauge",
+        "frames",
+        "Frames that are being waited for",
+        "front.fetches_under_way",
+    ),
+    Metric(
+        "bucketworks_volume_rpo_bytes",
         "gauge",
         "bytes",
         "Journal the bucket does not have: what losing this host now would cost",
         "front.rpo_bytes",
     ),
     Metric(
-        "s3block_rpo_seconds",
+        "bucketworks_volume_rpo_seconds",
         "gauge",
         "seconds",
         "Age of the oldest write the bucket does not have",
         "front.rpo_seconds",
     ),
-    Metric("s3block_journal_bytes", "gauge", "bytes", "Size of the journal", "status.journal_bytes"),
+    Metric("bucketworks_volume_journal_bytes", "gauge", "bytes", "Size of the journal", "status.journal_bytes"),
     Metric(
-        "s3block_journal_fill_ratio", "gauge", "0 to 1", "Share that the bucket does not have", "front.journal_fill"
+        "bucketworks_volume_journal_fill_ratio",
+        "gauge",
+        "0 to 1",
+        "Share that the bucket does not have",
+        "front.journal_fill",
     ),
     Metric(
-        "s3block_writes_refused_total",
+        "bucketworks_volume_writes_refused_total",
         "counter",
         "commands",
         "Writes that found the journal full; the initiator was told BUSY",
         "front.writes_refused_full",
     ),
     Metric(
-        "s3block_writes_held_seconds_total",
+        "bucketworks_volume_writes_held_seconds_total",
         "counter",
         "seconds",
         "Time for which answers were held back while the journal filled",
         "front.writes_held_seconds",
     ),
     Metric(
-        "s3block_ledger_events_total",
+        "bucketworks_volume_ledger_events_total",
         "counter",
         "events",
         "What was done to the volume as a whole, told to its ledger or lost on the way there; absent where none covers it",
         label="outcome",
         sources=(("recorded", "ledger.recorded"), ("lost", "ledger.lost")),
     ),
-    Metric("s3block_commits_total", "counter", "commits", "Records this host has put in the log", "worker.commits"),
     Metric(
-        "s3block_committed_bytes_total",
+        "bucketworks_volume_commits_total",
+        "counter",
+        "commits",
+        "Records this host has put in the log",
+        "worker.commits",
+    ),
+    Metric(
+        "bucketworks_volume_committed_bytes_total",
         "counter",
         "bytes",
         "Bytes of host writes that commits carried",
         "worker.host_bytes_committed",
     ),
     Metric(
-        "s3block_extents_written_total",
+        "bucketworks_volume_extents_written_total",
         "counter",
         "extents",
         "Extents written whole by commits",
         "worker.extents_written",
     ),
-    Metric("s3block_patches_written_total", "counter", "patches", "Parts of extents written", "worker.patches_written"),
     Metric(
-        "s3block_extents_folded_total", "counter", "extents", "Extents made one object again", "worker.extents_folded"
+        "bucketworks_volume_patches_written_total",
+        "counter",
+        "patches",
+        "Parts of extents written",
+        "worker.patches_written",
     ),
     Metric(
-        "s3block_patches_moved_total",
+        "bucketworks_volume_extents_folded_total",
+        "counter",
+        "extents",
+        "Extents made one object again",
+        "worker.extents_folded",
+    ),
+    Metric(
+        "bucketworks_volume_patches_moved_total",
         "counter",
         "patches",
         "Patches moved out of segments that were nearly empty",
         "worker.patches_moved",
     ),
-    Metric("s3block_records_trimmed_total", "counter", "records", "Log records deleted", "worker.records_trimmed"),
-    Metric("s3block_map_pages_written_total", "counter", "pages", "Map pages in roots", "worker.map_pages_written"),
-    Metric("s3block_extents_mapped", "gauge", "extents", "Extents that hold something", "worker.extents_mapped"),
-    Metric("s3block_snapshots", "gauge", "snapshots", "Snapshots of the volume", "worker.snapshots"),
-    Metric("s3block_objects_deleted_total", "counter", "objects", "Objects nothing needed", "worker.objects_deleted"),
     Metric(
-        "s3block_store_requests_total",
+        "bucketworks_volume_records_trimmed_total",
+        "counter",
+        "records",
+        "Log records deleted",
+        "worker.records_trimmed",
+    ),
+    Metric(
+        "bucketworks_volume_map_pages_written_total",
+        "counter",
+        "pages",
+        "Map pages in roots",
+        "worker.map_pages_written",
+    ),
+    Metric(
+        "bucketworks_volume_extents_mapped", "gauge", "extents", "Extents that hold something", "worker.extents_mapped"
+    ),
+    Metric("bucketworks_volume_snapshots", "gauge", "snapshots", "Snapshots of the volume", "worker.snapshots"),
+    Metric(
+        "bucketworks_volume_objects_deleted_total",
+        "counter",
+        "objects",
+        "Objects nothing needed",
+        "worker.objects_deleted",
+    ),
+    Metric(
+        "bucketworks_volume_store_requests_total",
         "counter",
         "requests",
-        "Requests to the store, by what they are charged as; further attempts are in s3block_store_retries_total",
+        "Requests to the store, by what they are charged as; further attempts are in bucketworks_volume_store_retries_total",
         label="operation",
         sources=tuple((kind, f"store.{kind}") for kind in REQUESTS),
     ),
     Metric(
-        "s3block_store_bytes_total",
+        "bucketworks_volume_store_bytes_total",
         "counter",
         "bytes",
         "Bytes of objects sent to the store and had from it",
         label="direction",
         sources=(("up", "store.bytes_up"), ("down", "store.bytes_down")),
     ),
-    Metric("s3block_store_retries_total", "counter", "requests", "Requests made again below", "store.retries"),
     Metric(
-        "s3block_store_errors_total",
+        "bucketworks_volume_store_retries_total", "counter", "requests", "Requests made again below", "store.retries"
+    ),
+    Metric(
+        "bucketworks_volume_store_errors_total",
         "counter",
         "requests",
         "Requests that failed, after retries; neither 'not found' nor a condition that did not hold is one",
         "store.errors",
     ),
     Metric(
-        "s3block_store_request_seconds_total", "counter", "seconds", "Time spent waiting for the store", "store.seconds"
+        "bucketworks_volume_store_request_seconds_total",
+        "counter",
+        "seconds",
+        "Time spent waiting for the store",
+        "store.seconds",
     ),
     Metric(
-        "s3block_store_failures_total",
+        "bucketworks_volume_store_failures_total",
         "counter",
         "failures",
         "Failed calls that are repeated until they work, as commits are",
         "worker.store_failures",
     ),
     Metric(
-        "s3block_store_reachable",
+        "bucketworks_volume_store_reachable",
         "gauge",
         "0 or 1",
         "0 from a failed call that is repeated until one works; an idle volume does not ask",
         "worker.store_reachable",
     ),
     Metric(
-        "s3block_write_amplification_ratio",
+        "bucketworks_volume_write_amplification_ratio",
         "gauge",
         "ratio",
         "Bytes sent to the store per byte of host writes committed, since the volume was attached",
         "derived.amplification",
     ),
     Metric(
-        "s3block_corruptions_total",
+        "bucketworks_volume_corruptions_total",
         "counter",
         "findings",
         "Checksums that did not hold, by where the bytes were; another copy was used where there was one",
@@ -270,7 +357,7 @@ METRICS: tuple[Metric, ...] = (
         ),
     ),
     Metric(
-        "s3block_cost_total",
+        "bucketworks_volume_cost_total",
         "counter",
         "the endpoint's currency",
         "Estimate of what requests and bytes read have cost, by the endpoint's price table; storage is not in it",
@@ -362,7 +449,7 @@ class VolumesCollector(Collector):
 
 
 def _simple(metric: Metric, known: list[tuple[Status, dict[str, float]]]) -> Family:
-    money = metric.name == "s3block_cost_total"
+    money = metric.name == "bucketworks_volume_cost_total"
     labels = ["volume", *([metric.label] if metric.label else []), *(["currency"] if money else [])]
     family: CounterMetricFamily | GaugeMetricFamily
     if metric.kind == "counter":
@@ -399,8 +486,7 @@ class MetricsServer:
 
     def __init__(self, host: str, port: int, statuses: Callable[[], Iterable[Status]]) -> None:
         """Listens from now on. Raises Refused when it cannot."""
-        registry = CollectorRegistry()
-        registry.register(VolumesCollector(statuses))
+        registry = new_registry("s3block", VolumesCollector(statuses))
         try:
             server, self._thread = start_http_server(port, host, registry=registry)
         except OSError as error:
@@ -423,7 +509,14 @@ class MetricsServer:
 _HEAD = """\
 # Metrics
 
-<!-- Drawn from blockdev/metrics.py and cowsync/watch_health.py by `make docs`; a test compares. -->
+<!-- Drawn from blockdev/metrics.py, cowsync/watch_health.py, integrity/service.py, plugin/service/metrics.py and
+envctl/web/metrics.py by `make docs`; a test compares. -->
+
+Names are `bucketworks_THING_WHAT_UNIT`: the thing is `volume`, `mirror`, `ledger`, `pve` or `envctl`; units are base units
+(`seconds`, `bytes`, `ratio`; none for plain numbers); counters end in `_total`. Alerts on them:
+[alerts](runbook/alerts.md).
+
+Every page also has `BUILD_INFO{version, tool}`. BUILD_HELP.
 
 ## Volumes
 
@@ -431,8 +524,8 @@ _HEAD = """\
 `/metrics`. It is off by default, and there is neither TLS nor a password: listen where only your Prometheus reaches.
 
 Every metric has the label `volume`. Counters and histograms begin at 0 when the volume is attached. What the worker process
-counts (from `s3block_commits_total` on) is at most a second old, and absent until its first report. A metric that a volume
-has no figure for is absent. Alerts to begin with: [deploy/prometheus-alerts.yml](../deploy/prometheus-alerts.yml).
+counts (from `bucketworks_volume_commits_total` on) is at most a second old, and absent until its first report. A metric that a
+volume has no figure for is absent. Alerts to begin with: [deploy/prometheus-alerts.yml](../deploy/prometheus-alerts.yml).
 
 | metric | type | unit | further labels | meaning |
 | --- | --- | --- | --- | --- |
@@ -441,10 +534,10 @@ has no figure for is absent. Alerts to begin with: [deploy/prometheus-alerts.yml
 
 def metrics_markdown() -> str:
     """docs/metrics.md up to what mirrors tell."""
-    lines = [_HEAD.rstrip("\n")]
+    lines = [_HEAD.replace("BUILD_INFO", BUILD_INFO).replace("BUILD_HELP", BUILD_HELP).rstrip("\n")]
     for metric in METRICS:
         labels = f"`{metric.label}`: " + ", ".join(f"`{value}`" for value, _ in metric.sources) if metric.label else ""
-        if metric.name == "s3block_cost_total":
+        if metric.name == "bucketworks_volume_cost_total":
             labels += "; `currency`"
         lines.append(f"| `{metric.name}` | {metric.kind} | {metric.unit} | {labels} | {metric.help} |")
     return "\n".join(lines) + "\n"

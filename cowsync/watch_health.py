@@ -17,14 +17,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
 from typing import Literal
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from cowsync.catalogue import Phase, Run
 from cowsync.changes import Outcome
 from cowsync.errors import Refused, StateDamaged
 from cowsync.plan.plan_file import SHOWN_DIGEST
 from cowsync.watch import End
-from s3core.gauges import GaugeCollector, gauge_rows, gauges
+from s3core.gauges import GaugeCollector, gauge_rows, gauges, new_registry
 from s3core.quantities import shown_duration
 
 LATE_PERIODS = 3
@@ -293,8 +293,7 @@ class HealthServer:
 
     def __init__(self, listen: str, health: Health) -> None:
         """`listen` is HOST:PORT; port 0 takes any. Listens from now on. Refused when it cannot."""
-        registry = CollectorRegistry()
-        registry.register(GaugeCollector(METRICS, health.mirror, health.told))
+        registry = new_registry("cowsync", GaugeCollector(METRICS, health.mirror, health.told))
         host, _, port = listen.rpartition(":")
         bare = host.strip("[]")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from integrity.cosigning import Cosigned, Head, Network, cosign, keep_cosigned, ledger_nodes, parse_witnesses
 from integrity.errors import LedgerError
@@ -27,7 +27,7 @@ from integrity.slots import is_taken, open_slot, slot_folder, try_lock, writers_
 from integrity.tlog.note import parse_vkey
 from integrity.verification.pins import Pin
 from s3core.errors import StoreError
-from s3core.gauges import GaugeCollector, gauge_rows, gauges
+from s3core.gauges import GaugeCollector, gauge_rows, gauges, new_registry
 from s3core.settings import ConfigError
 
 LATE_PERIODS = 3
@@ -185,8 +185,7 @@ def sweep(ledger: Ledger) -> list[str]:
 def new_service(service: Service, routers: Sequence[APIRouter] = ()) -> FastAPI:
     """What `listen` answers: `/healthz`, `/metrics`, and the routes of `routers`."""
     app = FastAPI(title="s3integrity", docs_url=None, redoc_url=None, openapi_url=None)
-    registry = CollectorRegistry()
-    registry.register(GaugeCollector(METRICS, service.ledger.name, service.figures))
+    registry = new_registry("s3integrity", GaugeCollector(METRICS, service.ledger.name, service.figures))
 
     @app.get("/healthz")
     def healthz() -> Response:

@@ -1,15 +1,26 @@
-"""Figures of one thing at a time as Prometheus gauges: a table, what is collected by it, and its rows in docs/metrics.md.
+"""What every tool's page for Prometheus is made with: its registry, and figures of one thing at a time as gauges: a table,
+what is collected by it, and its rows in docs/metrics.md.
 
 One rule: a gauge is declared once, in a table of its tool; nothing is kept between two scrapes. A figure that nothing is known
 of yet is absent, which is not 0.
+
+Names are `bucketworks_THING_WHAT_UNIT`: THING is volume, mirror, ledger, pve or envctl; UNIT is the base unit (`seconds`,
+`bytes`, `ratio`), absent for plain numbers; a counter ends in `_total`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+
+from s3core.console import program_version
+
+BUILD_INFO = "bucketworks_build_info"
+BUILD_HELP = "Always 1; its labels say which program answers, and its version"
+BUILD_LABELS = ("version", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,26 @@ class GaugeCollector(Collector):
             if gauge.figure in found:
                 family.add_metric([self._thing], found[gauge.figure])
             yield family
+
+
+class BuildInfo(Collector):
+    """`bucketworks_build_info{version, tool}`; `tool` is the command that answers."""
+
+    def __init__(self, tool: str) -> None:
+        self._tool = tool
+
+    def collect(self) -> Iterable[Family]:
+        family = GaugeMetricFamily(BUILD_INFO, BUILD_HELP, labels=BUILD_LABELS)
+        family.add_metric([program_version(), self._tool], 1)
+        yield family
+
+
+def new_registry(tool: str, *collectors: Collector) -> CollectorRegistry:
+    """What the page of `tool` shows: what is collected, and which program says so."""
+    registry = CollectorRegistry()
+    for collector in (BuildInfo(tool), *collectors):
+        registry.register(collector)
+    return registry
 
 
 def gauge_rows(table: Iterable[Gauge]) -> str:

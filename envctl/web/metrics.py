@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
@@ -24,6 +24,7 @@ from envctl.database.models import Backup, Environment, Guest, Job, Node, Orphan
 from envctl.states import EnvironmentState, JobState
 from envctl.web.health import Monitor, Word
 from envctl.web.scraping import check
+from s3core.gauges import new_registry
 
 PREFIX: Final = "bucketworks_envctl_"
 GUEST_SILENT_S: Final = 300.0
@@ -46,15 +47,15 @@ FIGURES: Final[tuple[Figure, ...]] = (
     Figure("environments", ("state",), "number", "environments in each state; purged ones are not counted"),
     Figure("running", (), "number", "machines that run"),
     Figure("findings", (), "number", "environments whose machine is missing, changed by others, or there twice"),
-    Figure("backup_interval_seconds", (), "s", "how often a home is to be saved"),
+    Figure("backup_interval_seconds", (), "seconds", "how often a home is to be saved"),
     Figure(
         "backup_age_seconds",
         ("environment", "owner"),
-        "s",
+        "seconds",
         "since the home in the bucket last was that of the machine; of ready environments. "
         "Counted from READY where nothing was ever saved",
     ),
-    Figure("backup_oldest_seconds", (), "s", "the highest of these"),
+    Figure("backup_oldest_seconds", (), "seconds", "the highest of these"),
     Figure("backup_failing", (), "number", "ready environments whose last attempt failed"),
     Figure(
         "stored_bytes", ("environment", "owner"), "bytes", "what the home takes in the bucket, all backups together"
@@ -66,7 +67,7 @@ FIGURES: Final[tuple[Figure, ...]] = (
         "backups of the last 24 hours that changed or removed so much that the guard spoke",
     ),
     Figure("jobs", ("state",), "number", "jobs that wait (`queued`) or are under way (`running`)"),
-    Figure("job_oldest_seconds", (), "s", "age of the oldest of them"),
+    Figure("job_oldest_seconds", (), "seconds", "age of the oldest of them"),
     Figure("jobs_ended_total", ("kind", "state"), "number", "jobs that are over, by how they ended", "counter"),
     Figure("jobs_failed_recently", (), "number", "jobs that failed in the last hour"),
     Figure("guests_seen", (), "number", f"agents of running machines heard of in the last {GUEST_SILENT_S:.0f} s"),
@@ -253,8 +254,8 @@ def router(
 ) -> APIRouter:
     """With `[envctl] metrics_token`: for who sends it as `Authorization: Bearer`; without: for this host alone."""
     made = APIRouter(include_in_schema=False)
-    registry = CollectorRegistry()
-    registry.register(ConsoleCollector(get_context, monitor, consoles, guests or GuestAnswers()))
+    collector = ConsoleCollector(get_context, monitor, consoles, guests or GuestAnswers())
+    registry = new_registry("s3-envctl", collector)
 
     @made.get("/metrics")
     def metrics(request: Request) -> Response:

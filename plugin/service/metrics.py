@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from plugin.counters import costs, used_shares
 from plugin.service.server import Server
 from plugin.service.storages import Attached, Storages
+from s3core.gauges import new_registry
 from s3core.settings import ConfigError
 
 Samples = Mapping[tuple[str, ...], float]
@@ -191,8 +192,7 @@ class MetricsPage:
     listen there."""
 
     def __init__(self, listen: str, collector: Collector) -> None:
-        registry = CollectorRegistry()
-        registry.register(collector)
+        registry = new_registry("pve-s3", collector)
         host, _, port = listen.rpartition(":")
         bare = host.strip("[]")
         try:

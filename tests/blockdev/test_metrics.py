@@ -28,8 +28,12 @@ from s3core.endpoint import PRESETS
 from s3core.wrapper import Call
 from tests.architecture.tree import ROOT
 
-LIO = {"s3block_lio_device", "s3block_lio_commands_open", "s3block_lio_task_management_total"}
-OPTIONAL = {"s3block_lease_seconds_left"}
+LIO = {
+    "bucketworks_volume_lio_device",
+    "bucketworks_volume_lio_commands_open",
+    "bucketworks_volume_lio_task_management_total",
+}
+OPTIONAL = {"bucketworks_volume_lease_left_seconds"}
 
 
 def sources(prefix: str) -> Iterator[str]:
@@ -87,7 +91,9 @@ def test_every_row_of_the_table_is_exposed_for_every_volume() -> None:
         ], metric
         if metric.label:
             assert {labels[metric.label] for labels, _ in samples[name]} == {value for value, _ in metric.values}
-    told = {row.name for row in METRICS} | {"s3block_operation_seconds" + end for end in ("_bucket", "_count", "_sum")}
+    told = {row.name for row in METRICS} | {
+        "bucketworks_volume_operation_seconds" + end for end in ("_bucket", "_count", "_sum")
+    }
     assert set(samples) <= told
 
 
@@ -95,7 +101,7 @@ def test_names_follow_the_rules_of_prometheus() -> None:
     names = [metric.name for metric in METRICS]
     assert len(set(names)) == len(names)
     for metric in METRICS:
-        assert re.fullmatch(r"s3block_[a-z0-9_]+", metric.name)
+        assert re.fullmatch(r"bucketworks_volume_[a-z0-9_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
         words = metric.name.removesuffix("_total").split("_")
         for unit in ("bytes", "seconds"):
@@ -106,7 +112,7 @@ def test_a_histogram_counts_up_to_all() -> None:
     samples = exposed(status())
     buckets = {
         labels["le"]: value
-        for labels, value in samples["s3block_operation_seconds_bucket"]
+        for labels, value in samples["bucketworks_volume_operation_seconds_bucket"]
         if labels["operation"] == "read"
     }
     values = list(buckets.values())
@@ -114,18 +120,20 @@ def test_a_histogram_counts_up_to_all() -> None:
     assert buckets["6.5536e-05"] == 0
     assert buckets["0.000131072"] == 3
     assert buckets["+Inf"] == 3
-    sums = {labels["operation"]: value for labels, value in samples["s3block_operation_seconds_sum"]}
+    sums = {labels["operation"]: value for labels, value in samples["bucketworks_volume_operation_seconds_sum"]}
     assert sums == {"read": pytest.approx(3e-4), "write": 0, "flush": pytest.approx(5.0), "other": 0}
 
 
 def test_what_a_volume_cannot_tell_is_absent() -> None:
     attaching = {"name": "new", "state": "attaching", "uptime_seconds": 0.1, "epoch": 0, "sessions": []}
     samples = exposed(attaching)
-    assert samples["s3block_ready"] == [({"volume": "new"}, 0.0)]
-    assert "s3block_rpo_bytes" not in samples
-    assert "s3block_cost_total" not in samples
+    assert samples["bucketworks_volume_ready"] == [({"volume": "new"}, 0.0)]
+    assert "bucketworks_volume_rpo_bytes" not in samples
+    assert "bucketworks_volume_cost_total" not in samples
     front = status()["front"] | {"lease_seconds_left": NO_LEASE_S}
-    missing = {row.name for row in METRICS} - set(exposed(status(front=front))) - {"s3block_operation_seconds"}
+    missing = (
+        {row.name for row in METRICS} - set(exposed(status(front=front))) - {"bucketworks_volume_operation_seconds"}
+    )
     assert missing == OPTIONAL
 
 
@@ -135,8 +143,8 @@ def test_a_volume_behind_lio_tells_of_its_device() -> None:
     samples = exposed(status(lio=there))
     assert [samples[name][0][1] for name in sorted(LIO)] == [5, 1, 2]
     samples = exposed(status(lio={"problem": "gone", "device": "", "uio": ""}))
-    assert samples["s3block_lio_device"][0][1] == 0
-    assert "s3block_lio_commands_open" not in samples
+    assert samples["bucketworks_volume_lio_device"][0][1] == 0
+    assert "bucketworks_volume_lio_commands_open" not in samples
 
 
 def test_requests_are_charged_as_the_price_table_has_it() -> None:
@@ -147,7 +155,7 @@ def test_requests_are_charged_as_the_price_table_has_it() -> None:
     assert costs(found, prices) == pytest.approx({"put": 9 * 0.005, "get": 3 * 0.0004, "egress": 0.18})
     assert costs(found, prices_in(status())) == {"put": 0, "get": 0, "egress": 0}
     assert found["derived.amplification"] == pytest.approx(3.0)
-    ((labels, money), *_) = exposed(told)["s3block_cost_total"]
+    ((labels, money), *_) = exposed(told)["bucketworks_volume_cost_total"]
     assert labels == {"volume": "vm1", "reason": "put", "currency": "USD"}
     assert money == pytest.approx(0.045)
 
@@ -165,7 +173,7 @@ def test_the_alerts_and_documents_name_metrics_that_exist() -> None:
     alerts = re.findall(r"- alert: (S3Block\w+)\n +expr: (.+)\n", rules)
     assert len(alerts) == 5
     for name, expression in alerts:
-        used = set(re.findall(r"s3block_\w+", expression))
+        used = set(re.findall(r"bucketworks_volume_\w+", expression))
         assert used
         assert used <= known, name
         assert f"| `{name}` | `{expression}` |" in page
@@ -174,7 +182,7 @@ def test_the_alerts_and_documents_name_metrics_that_exist() -> None:
 def test_the_server_answers_until_it_is_closed() -> None:
     server = MetricsServer("127.0.0.1", 0, lambda: [status()])
     with urllib.request.urlopen(server.url, timeout=10) as answer:
-        assert b's3block_epoch{volume="vm1"} 3.0' in answer.read()
+        assert b'bucketworks_volume_epoch{volume="vm1"} 3.0' in answer.read()
     server.close()
     with pytest.raises(OSError):
         urllib.request.urlopen(server.url, timeout=10)

@@ -54,7 +54,7 @@ def test_prometheus_is_told_everything_in_the_table(tmp_path: Path) -> None:
             with urllib.request.urlopen(found[1], timeout=10) as answer:
                 families = list(text_string_to_metric_families(answer.read().decode()))
             samples = {sample.name: sample for family in families for sample in family.samples}
-            committed = samples.get("s3block_committed_bytes_total")
+            committed = samples.get("bucketworks_volume_committed_bytes_total")
             if (committed is not None and committed.value >= 8 * MIB) or time.monotonic() > give_up:
                 break
             time.sleep(0.2)
@@ -67,18 +67,20 @@ def test_prometheus_is_told_everything_in_the_table(tmp_path: Path) -> None:
         }
         names = {name.removesuffix("_count") for name in samples}
         absent = {metric.name for metric in METRICS} - names
-        assert {name for name in absent if not name.startswith(("s3block_lio_", "s3block_ledger_"))} == set(), (
+        of_others = ("bucketworks_volume_lio_", "bucketworks_volume_ledger_")
+        assert {name for name in absent if not name.startswith(of_others)} == set(), (
             "it is behind the portal, and no ledger covers it"
         )
-        assert 0 < samples["s3block_lease_seconds_left"].value < 3600
-        assert by_label["s3block_bytes_total", "write"] == 8 * MIB + 65536
-        assert by_label["s3block_operations_total", "discard"] == 1
-        assert by_label["s3block_operation_seconds_count", "read"] >= 1
-        assert by_label["s3block_operation_seconds_count", "write"] == by_label["s3block_operations_total", "write"]
-        assert by_label["s3block_operation_seconds_count", "flush"] >= 1
-        assert by_label["s3block_store_requests_total", "put"] >= 3
-        assert by_label["s3block_store_requests_total", "list"] >= 1
-        assert samples["s3block_store_reachable"].value == 1
+        assert 0 < samples["bucketworks_volume_lease_left_seconds"].value < 3600
+        assert by_label["bucketworks_volume_bytes_total", "write"] == 8 * MIB + 65536
+        assert by_label["bucketworks_volume_operations_total", "discard"] == 1
+        assert by_label["bucketworks_volume_operation_seconds_count", "read"] >= 1
+        timed = by_label["bucketworks_volume_operation_seconds_count", "write"]
+        assert timed == by_label["bucketworks_volume_operations_total", "write"]
+        assert by_label["bucketworks_volume_operation_seconds_count", "flush"] >= 1
+        assert by_label["bucketworks_volume_store_requests_total", "put"] >= 3
+        assert by_label["bucketworks_volume_store_requests_total", "list"] >= 1
+        assert samples["bucketworks_volume_store_reachable"].value == 1
         assert server.stop() == 0
 
 
