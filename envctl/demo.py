@@ -88,8 +88,11 @@ def run(*, listen: str = "127.0.0.1:8480", directory: Path | None = None, check:
         )
     logging.basicConfig(level="ERROR")
     with _ended_in_order():
-        place = directory or Path(tempfile.mkdtemp(prefix="s3-envctl-demo-"))
+        # Named before it is made: a signal that comes right after the making finds a name to remove.
+        place = directory or Path(tempfile.gettempdir()) / f"s3-envctl-demo-{secrets.token_hex(8)}"
         try:
+            if directory is None:
+                place.mkdir(mode=0o700)
             _run(place.absolute(), _with_port(listen), keep=directory is not None, check=check)
         finally:
             _deaf()
