@@ -10,6 +10,7 @@ from blockdev import (
     image_commands,
     key_commands,
     lio_commands,
+    mount_commands,
     serve_command,
     shell_command,
     snapshot_commands,
@@ -57,6 +58,8 @@ app.command("create")(volume_commands.create)
 app.command("list")(volume_commands.list_volumes)
 app.command("info")(volume_commands.info)
 app.command("serve")(serve_command.serve)
+app.command("mount")(mount_commands.mount)
+app.command("umount")(mount_commands.umount)
 app.command("top")(top_command.top)
 app.command("check")(content_commands.check)
 app.command("import")(image_commands.import_volume)
@@ -71,6 +74,7 @@ app.command("resize")(upkeep_commands.resize)
 app.command("promote")(upkeep_commands.promote)
 app.add_typer(key_commands.app)
 app.add_typer(lio_commands.app)
+app.add_typer(mount_commands.app)
 app.command("shell")(shell_command.command(lambda words: run(app, "s3block", words)))
 
 

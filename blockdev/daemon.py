@@ -39,6 +39,7 @@ from blockdev.journal.file import keep_freed_memory
 from blockdev.journal.journal import Journal, open_journal
 from blockdev.keys import unlock
 from blockdev.latency import Latency
+from blockdev.memory_pressure import become_io_flusher
 from blockdev.metrics import MetricsServer, Status
 from blockdev.scsi.device import LogicalUnit
 from blockdev.scsi.provisioning import Quota
@@ -603,6 +604,7 @@ def serve(config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool,
     configure_logging(config.s3block.log_level, config.s3block.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_freed_memory()
+    become_io_flusher()  # before there are threads and workers, which inherit it
     files = []
     unlocked = []
     for served in volumes:

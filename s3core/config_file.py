@@ -37,6 +37,26 @@ def with_table(text: str, kind: str, name: str, values: Values) -> str:
     return _checked([*lines[:begin], *table, *lines[end:]], wanted, f"[{kind}.{name}]")
 
 
+def with_settings(text: str, kind: str, name: str, values: Values) -> str:
+    """`text` with `values` in the table `[kind.name]`, which is made at the end if it is not there. What the table has stays,
+    comments too. ConfigError as in `with_table`, and for a setting that is there with another value."""
+    known = _parse(text).get(kind, {}).get(name)
+    if known is None:
+        return with_table(text, kind, name, values)
+    for key, value in values.items():
+        if key in known and known[key] != value:
+            raise ConfigError(f"[{kind}.{name}] has another {key} already")
+    missing = {key: value for key, value in values.items() if key not in known}
+    if not missing:
+        return text
+    wanted = _parse(text)
+    wanted[kind][name] |= missing
+    lines = _lines(text)
+    begin, _ = _place(lines, kind, name)
+    added = [f"{key} = {_written(value)}" for key, value in missing.items()]
+    return _checked([*lines[: begin + 1], *added, *lines[begin + 1 :]], wanted, f"[{kind}.{name}]")
+
+
 def without_table(text: str, kind: str, name: str) -> str:
     """`text` without the table `[kind.name]` and what is below it. KeyError where there is none, ConfigError as in
     `with_table`."""

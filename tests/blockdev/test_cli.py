@@ -161,7 +161,10 @@ def test_empty_lists(s3block: Command, url: str, tmp_path: Path) -> None:
         (["serve", "URL/vm1", "--flush", "disk"], ExitCode.USAGE, "--flush: "),
         (["serve", "URL/vm1", "--chap-user", "me"], ExitCode.USAGE, "--chap-secret-file belong together"),
         (["serve", "URL/vm1", "memory:other/vm1"], ExitCode.USAGE, "two volumes called vm1"),
-        (["mount", "URL/vm1"], ExitCode.USAGE, "No such command"),
+        (["attach", "URL/vm1"], ExitCode.USAGE, "No such command"),
+        (["mount", "URL/vm1"], ExitCode.USAGE, "say where"),
+        (["mount", "URL/vm1", "/a/../b"], ExitCode.USAGE, "no place to mount at"),
+        (["mount", "URL/vm1", "/srv/data", "--mkfs", "vfat"], ExitCode.USAGE, "--mkfs makes ext4 or xfs"),
     ],
 )
 def test_bad_input_costs_a_message(

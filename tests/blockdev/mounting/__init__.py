@@ -1,0 +1,1 @@
+"""`s3block mount`, on a model of a host. The real one: tests/guest/test_installed.py."""
