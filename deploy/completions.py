@@ -38,8 +38,8 @@ def zsh_completion(top: Command) -> str:
     """The file `zsh/vendor-completions/_PROGRAM`."""
     rows = "".join(
         f"    ({shlex.quote(one.path)})\n"
-        f"        commands=({_words(f'{_word(inner)}:{_plain(inner.summary)}' for inner in one.commands)})\n"
-        f"        options=({_words(f'{flag}:{_plain(each.help)}' for each in one.options for flag in each.flags)})\n"
+        f"        inner=({_words(f'{_word(inner)}:{_plain(inner.summary)}' for inner in one.commands)})\n"
+        f"        flags=({_words(f'{flag}:{_plain(each.help)}' for each in one.options for flag in each.flags)})\n"
         f"        values=({_words(_values(one))})\n"
         f"        arguments=({_words(_argument(each) for each in one.arguments)})\n"
         "        ;;\n"
@@ -260,7 +260,7 @@ _@NAME@_offers() {
     local line
     local -a found match mbegin mend
     case $1 in
-    (=*) found=("${(@s:|:)${1#=}}") ;;
+    ('='*) found=("${(@s:|:)${1#=}}") ;;
     (file) _files; return ;;
     (directory) _files -/; return ;;
     (endpoint|mirror|ledger) _@NAME@_names $1 '' '' ;;
@@ -284,8 +284,8 @@ _@NAME@_offers() {
 }
 
 _@PROGRAM@() {
-    emulate -L zsh
-    local -a commands options values arguments
+    # Not `commands` and `options`: zsh keeps its own under those names.
+    local -a inner flags values arguments
     local config=${BUCKETWORKS_CONFIG:-@CONFIG@} at=@PROGRAM@ word kind taken= flag=
     local -i i nth=0
     local -A takes
@@ -301,7 +301,7 @@ _@PROGRAM@() {
         elif [[ $word == -?* ]]; then
             flag=$word
             taken=${takes[$word]:-}
-        elif [[ -n ${(M)commands:#$word:*} ]]; then
+        elif [[ -n ${(M)inner:#$word:*} ]]; then
             at+=" $word"
             _@NAME@_node $at
             takes=($values)
@@ -316,9 +316,9 @@ _@PROGRAM@() {
         compset -P 1 '*='
         _@NAME@_offers $kind
     elif [[ $PREFIX == -* ]]; then
-        _describe -o option options
-    elif (( $#commands )); then
-        _describe command commands
+        _describe -o option flags
+    elif (( $#inner )); then
+        _describe command inner
     elif (( $#arguments )); then
         kind=${arguments[nth + 1]:-$arguments[-1]}
         (( nth < $#arguments )) || [[ $kind == \** ]] || return 1
