@@ -236,7 +236,8 @@ def open_bucket(
     here. `deadline_s` > 0: a call with all its retries ends within that time, give or take a slow answer; else as the
     storage says (bw-connection-timeout; twice that, a minute at least, with retries). What is done through it is recorded
     where a `[ledger]` covers the place: then a change that cannot be recorded is refused (`NotRecorded`). `around` sees each
-    attempt (`Counters.wrap` of plugin.counters). Close it at the end. ConfigError, CredentialsError, Misconfigured."""
+    attempt and counts it (`Counters.wrap` of plugin.counters). Close it at the end. ConfigError, CredentialsError,
+    Misconfigured."""
     joined = storage.join(config)
     clock = clock or SystemClock()
     endpoint = joined.endpoint(storage.endpoint_name)
@@ -262,6 +263,7 @@ def open_bucket(
         policy=policy,
         limits=limits,
         around=around,
+        counted_elsewhere=around is not None,
     )
     try:
         recorded = recorded_bucket(stacked, storage.url, joined, tool=tool)

@@ -23,6 +23,7 @@ from s3core.bucket import Bucket
 from s3core.bucket_wrapper import BucketWrapper
 from s3core.endpoint import Prices
 from s3core.quantities import shown_size
+from s3core.spending import CHARGES
 from s3core.wrapper import Call, Operation, bytes_down
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,9 @@ FLUSH_S: Final = 5.0
 WAIT_S: Final = 5.0
 NEAR: Final = 0.8
 """Share of a budget from which on is warned."""
-FREE: Final[frozenset[Operation]] = frozenset({"delete", "delete_many", "abort"})
+FREE: Final[frozenset[Operation]] = frozenset(one for one, charge in CHARGES.items() if charge == "delete")
 """What no provider charges, and no budget refuses."""
-READ: Final[frozenset[Operation]] = frozenset({"get", "get_range", "head", "tags"})
+READ: Final[frozenset[Operation]] = frozenset(one for one, charge in CHARGES.items() if charge == "get")
 """What is charged as a GET. Everything else is charged as a PUT: listings, copies and parts too."""
 GIB: Final = 1 << 30
 _SCHEMA = """

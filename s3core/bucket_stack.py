@@ -24,6 +24,7 @@ from s3core.limit import Limiter, Limits
 from s3core.memory_bucket import MemoryService
 from s3core.observe import Observer
 from s3core.retry import Effort, RetryPolicy
+from s3core.spending_book import Tally, tally_of
 from s3core.wrapper import Call, Operation, T
 
 if TYPE_CHECKING:
@@ -73,9 +74,16 @@ class LimitedBucket(BucketWrapper):
 class ObservedBucket(BucketWrapper):
     """See `s3core.observe.Observer`."""
 
-    def __init__(self, inner: Bucket, *, registry: CollectorRegistry | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        inner: Bucket,
+        *,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+        tally: Tally | None = None,
+    ) -> None:
         super().__init__(inner)
-        self._observer = Observer("bucket", registry=registry, clock=clock)
+        self._observer = Observer("bucket", registry=registry, clock=clock, tally=tally)
 
     def snapshot(self) -> dict[str, float]:
         """See `Observer.snapshot`."""
@@ -100,15 +108,17 @@ def open_bucket(
     limits: Limits | None = None,
     once: Collection[Operation] = (),
     around: Callable[[Bucket], Bucket] | None = None,
+    counted_elsewhere: bool = False,
 ) -> tuple[ObservedBucket, str]:
     """The full stack for the bucket in `url` and the prefix that the URL goes on with, "" or ending with `/`. `config`
     names the endpoints of s3:// URLs; `policy` and `limits` stand in place of the endpoint's own; `around` is put around the
-    adapter, below limits and retries, so that it sees each attempt. ValueError for a URL
-    that is none, Misconfigured for file:, ConfigError for an endpoint not known, CredentialsError for keys that cannot
-    be had."""
+    adapter, below limits and retries, so that it sees each attempt; `counted_elsewhere`: the caller counts what is spent, and
+    tells `bucketworks spending` itself. ValueError for a URL that is none, Misconfigured for file:, ConfigError for an endpoint
+    not known, CredentialsError for keys that cannot be had."""
     place = parse_store_url(url)
     clock = clock or SystemClock()
     adapter: Bucket
+    tally: Tally | None = None
     if place.scheme == "memory":
         adapter = MEMORY.bucket(place.name or "bucket")
     elif place.scheme == "s3":
@@ -118,6 +128,7 @@ def open_bucket(
         adapter = S3Bucket(endpoint, place.bucket, clock=clock)
         limits = limits or Limits(endpoint.concurrency, endpoint.requests_per_s, endpoint.bytes_per_s)
         policy = policy or RetryPolicy(attempts_max=endpoint.retries + 1, deadline_s=endpoint.deadline_s)
+        tally = None if counted_elsewhere else tally_of(endpoint.name, config)
     else:
         raise Misconfigured(
             f"{url}: a directory is not a bucket: it has no versions, no tags and no ETags of S3",
@@ -125,7 +136,7 @@ def open_bucket(
         )
     if around is not None:
         adapter = around(adapter)
-    bucket = stack_bucket(adapter, clock, random or system_random(), policy, limits, registry, once)
+    bucket = stack_bucket(adapter, clock, random or system_random(), policy, limits, registry, once, tally)
     return bucket, f"{place.path}/" if place.path else ""
 
 
@@ -137,6 +148,7 @@ def stack_bucket(
     limits: Limits | None = None,
     registry: CollectorRegistry | None = None,
     once: Collection[Operation] = (),
+    tally: Tally | None = None,
 ) -> ObservedBucket:
     """The wrappers around `adapter`, for `open_bucket` and for drills that put a faulty bucket below them."""
 
@@ -145,5 +157,5 @@ def stack_bucket(
 
     limited = LimitedBucket(adapter, limits or Limits(), clock)
     retrying = RetryingBucket(limited, clock, random, policy, once=once, on_retry=tell)
-    observed = ObservedBucket(retrying, registry=registry, clock=clock)
+    observed = ObservedBucket(retrying, registry=registry, clock=clock, tally=tally)
     return observed

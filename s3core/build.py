@@ -20,6 +20,7 @@ from s3core.limit import LimitedStore, Limits
 from s3core.memory import MemoryObjects, MemoryStore
 from s3core.observe import ObservedStore
 from s3core.retry import RetryingStore, RetryPolicy
+from s3core.spending_book import Tally, tally_of
 from s3core.store import ObjectStore
 from s3core.wrapper import Call
 
@@ -87,6 +88,7 @@ def build_store(
     place = parse_store_url(url)
     clock = clock or SystemClock()
     adapter: ObjectStore
+    tally: Tally | None = None
     if retain_s and place.scheme != "s3":
         raise Misconfigured(f"{url} has no Object Lock, so nothing can be retained there", hint="retention needs s3://")
     if place.scheme == "memory":
@@ -103,7 +105,8 @@ def build_store(
         adapter = open_s3_store(endpoint, place.bucket, place.path, retain_s=retain_s)
         limits = limits or Limits(endpoint.concurrency, endpoint.requests_per_s, endpoint.bytes_per_s)
         policy = policy or RetryPolicy(attempts_max=endpoint.retries + 1, deadline_s=endpoint.deadline_s)
-    return stack(adapter, clock, random or system_random(), policy, limits, registry)
+        tally = tally_of(endpoint.name, config)
+    return stack(adapter, clock, random or system_random(), policy, limits, registry, tally)
 
 
 def stack(
@@ -113,6 +116,7 @@ def stack(
     policy: RetryPolicy | None = None,
     limits: Limits | None = None,
     registry: CollectorRegistry | None = None,
+    tally: Tally | None = None,
 ) -> ObservedStore:
     """The wrappers around `adapter`, for `build_store` and for drills that put a faulty store below them."""
 
@@ -121,7 +125,7 @@ def stack(
 
     limited = LimitedStore(adapter, limits or Limits(), clock)
     retrying = RetryingStore(limited, clock, random, policy, on_retry=tell)
-    observed = ObservedStore(retrying, registry=registry, clock=clock)
+    observed = ObservedStore(retrying, registry=registry, clock=clock, tally=tally)
     return observed
 
 

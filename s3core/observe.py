@@ -25,6 +25,7 @@ from s3core.errors import (
     Unavailable,
     Unsupported,
 )
+from s3core.spending_book import Tally
 from s3core.store import ObjectStore
 from s3core.wrapper import Call, StoreWrapper, T, bytes_down
 
@@ -84,9 +85,18 @@ class StoreMetrics:
 
 class Observer:
     """Counts calls, of a store or of a bucket. Without a registry a private one is made: the numbers are then had from
-    `snapshot` alone."""
+    `snapshot` alone. `tally` gets what providers charge for: each attempt, but for those that brought Unavailable, which never
+    arrived or were turned away."""
 
-    def __init__(self, port: Port, *, registry: CollectorRegistry | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        port: Port,
+        *,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+        tally: Tally | None = None,
+    ) -> None:
+        self._tally = tally
         self._clock = clock or SystemClock()
         self._metrics = StoreMetrics.of(registry if registry is not None else CollectorRegistry(), port)
         self._up = self._metrics.bytes.labels("up")
@@ -107,9 +117,12 @@ class Observer:
         self._metrics.retries.labels(call.operation).inc()
         with self._lock:
             self._numbers["retries"] += 1
+        if self._tally is not None:
+            self._charge(self._tally, call, error, 0)
 
     def carry_out(self, call: Call, action: Callable[[], T]) -> T:
         outcome, down = "error", 0
+        failure: StoreError | None = None
         began = self._clock.monotonic()
         try:
             result = action()
@@ -118,14 +131,23 @@ class Observer:
             return result
         except StoreError as error:
             outcome = next((OUTCOMES[kind] for kind in type(error).__mro__ if kind in OUTCOMES), "error")
+            failure = error
             raise
         finally:
             self._count(call, outcome, down, self._clock.monotonic() - began)
+            if self._tally is not None:
+                self._charge(self._tally, call, None if outcome in _ANSWERS else failure, down)
 
     def count_errors(self, number: int) -> None:
         """Of failures that came as parts of an answer."""
         with self._lock:
             self._numbers["errors"] += number
+
+    def _charge(self, tally: Tally, call: Call, failure: StoreError | None, down: int) -> None:
+        if not isinstance(failure, Unavailable):
+            tally.add(call.operation, call.bytes_up, down)
+        if failure is not None:
+            tally.failed(failure)
 
     def _count(self, call: Call, outcome: str, down: int, seconds: float) -> None:
         # What was sent counts as sent whatever came of it.
@@ -151,10 +173,15 @@ class ObservedStore(StoreWrapper):
     """See `Observer`."""
 
     def __init__(
-        self, inner: ObjectStore, *, registry: CollectorRegistry | None = None, clock: Clock | None = None
+        self,
+        inner: ObjectStore,
+        *,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+        tally: Tally | None = None,
     ) -> None:
         super().__init__(inner)
-        self._observer = Observer("store", registry=registry, clock=clock)
+        self._observer = Observer("store", registry=registry, clock=clock, tally=tally)
 
     def snapshot(self) -> dict[str, float]:
         """See `Observer.snapshot`."""

@@ -578,6 +578,26 @@ class EnvctlSettings(_Table):
     driver: dict[Name, EnvctlDriverSettings] = Field(default_factory=dict, description="what makes machines, by name")
 
 
+class StatusSettings(_Table):
+    """`[status]`: what `bucketworks status` looks at, where hosts publish what they see, where requests are counted."""
+
+    publish: Annotated[str, AfterValidator(_store_url_or_not)] = _setting(
+        "",
+        "where each host puts its status, for `bucketworks status --all` and the console: `s3://ENDPOINT/BUCKET/PREFIX` or"
+        " `file:///DIRECTORY`, for nothing else; empty: nowhere",
+    )
+    host: Annotated[str, AfterValidator(lambda text: check_name(text) if text else "")] = _setting(
+        "", "what this host is called there; empty: its host name up to the first dot"
+    )
+    deadline_s: Seconds = _setting(5.0, "longest wait for all that is asked; what has not answered is unknown", gt=0)
+    stale_s: Seconds = _setting(900.0, "a published status that is older is told as stale", gt=0)
+    spending_dir: str = _setting(
+        "",
+        "where requests and bytes are counted by endpoint and month; empty: `/var/lib/bucketworks/spending`, for ordinary"
+        " users a folder below their home",
+    )
+
+
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("endpoint.NAME", EndpointSettings),
     ("endpoint.NAME.prices", PriceSettings),
@@ -590,6 +610,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("envctl", EnvctlSettings),
     ("envctl.oidc", OidcSettings),
     ("envctl.driver.NAME", EnvctlDriverSettings),
+    ("status", StatusSettings),
 )
 
 _AnyTable = TypeVar("_AnyTable", EndpointSettings, VolumeSettings, MirrorSettings, LedgerSettings)
@@ -605,6 +626,7 @@ class Config(_Table):
     s3block: S3BlockSettings = S3BlockSettings()
     pve: PveSettings = PveSettings()
     envctl: EnvctlSettings = EnvctlSettings()
+    status: StatusSettings = StatusSettings()
     path: Path = Field(default=DEFAULT_PATH, exclude=True)
     """Where it was read from, or would have been: messages and `endpoint create` name it."""
 
@@ -858,7 +880,7 @@ def _problem(error: dict[str, Any], tables: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return _unknown(place)
     # Positions within a list or a union follow the setting's own name and say nothing to a reader.
-    depth = 1 if place[0] in ("s3block", "pve", "envctl") else 2
+    depth = 1 if place[0] in ("s3block", "pve", "envctl", "status") else 2
     if place[0] == "envctl" and place[1:2] in (["oidc"], ["driver"]):
         depth = min(len(place), 2 if place[1] == "oidc" else 3)
     table, rest = ".".join(place[:depth]), place[depth : depth + 1]
@@ -877,7 +899,7 @@ def _problem(error: dict[str, Any], tables: Mapping[str, Any]) -> str:
 def _unknown(place: list[str]) -> str:
     *within, word = place
     if not within:
-        known = ["endpoint", "volume", "s3block", "mirror", "ledger", "pve", "envctl"]
+        known = ["endpoint", "volume", "s3block", "mirror", "ledger", "pve", "envctl", "status"]
         return f"unknown table [{word}]{_suggest(word, known)}"
     chosen = _model(within)
     close = _suggest(word, list(chosen.model_fields))
@@ -903,6 +925,8 @@ def _model(place: list[str]) -> type[BaseModel]:
         return GuardSettings if place[2:3] == ["guard"] else MirrorSettings
     if place[0] == "ledger":
         return LedgerSettings
+    if place[0] == "status":
+        return StatusSettings
     if place[0] == "envctl":
         if place[1:2] == ["oidc"]:
             return OidcSettings

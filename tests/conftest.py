@@ -1,5 +1,7 @@
 """Servers that several tests share: started on first use, ended with the session."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,9 @@ from tests.servers.radosgw import Radosgw, missing_binaries
 # How long an example takes says how busy the machine is; `pytest-timeout` ends what hangs.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+# Processes that tests start count their requests too, and never in the folders of this host.
+os.environ["BUCKETWORKS_SPENDING_DIR"] = tempfile.mkdtemp(prefix="bucketworks-spending-")
 
 
 @pytest.fixture(scope="session")

@@ -193,6 +193,7 @@ def test_an_s3_url_names_endpoint_bucket_and_prefix() -> None:
     class Lab(Config):
         def __init__(self) -> None:
             """Knows one endpoint."""
+            super().__init__()
 
         def endpoint(self, name: str, environ: Mapping[str, str] | None = None) -> Endpoint:
             assert name == "lab"
