@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # and what builds and boots a Debian of its own, for initiators and targets that live in a kernel.
 TEST_PACKAGES := qemu-utils qemu-block-extra libiscsi-bin e2fsprogs radosgw ceph-mon ceph-osd ceph-common openssl \
 	qemu-system-x86 seabios mmdebstrap debian-archive-keyring kmod rclone chromium fuse3 libfuse3-3 lzop zstd perl libjson-perl libjson-xs-perl \
-	postgresql acl attr libcap2-bin bash zsh fish mandoc groff-base
+	postgresql acl attr libcap2-bin bash zsh fish mandoc groff-base lintian
 DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
 BENCH_PACKAGES := qemu-utils qemu-block-extra tgt rclone
 UV_VERSION := 0.13.8
@@ -67,7 +67,8 @@ bench: ## figures of this machine, beside tgt and rclone in the same run, and wh
 	@$(MAKE) --no-print-directory venv
 	@$(PY) -m bench
 
-deb: $(READY) ## the Debian package for Proxmox VE nodes, in dist/
+deb: $(READY) ## the Debian packages, in dist/
+	@$(PY) -m envctl.web.assets || echo "note: no browser code; the console in the package has no screens and terminals"
 	@$(PY) deploy/debian/make_deb.py
 
 sim: $(READY) ## replay one simulated episode: make sim SEED=1234

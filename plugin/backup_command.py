@@ -18,7 +18,7 @@ from plugin.errors import BadVolume
 from plugin.layout import Volume, parse_volname
 from plugin.sending import Advance, Sent, send
 from plugin.session import Session, opened
-from s3core.console import JsonOption, new_app, progress, run_and_exit, write_json, write_line
+from s3core.console import JsonOption, VersionOption, new_app, progress, run_and_exit, write_json, write_line
 from s3core.endpoint_commands import ConfigOption
 from s3core.quantities import shown_size
 
@@ -39,6 +39,7 @@ def backup(
     credentials: CredentialsOption = None,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
+    show_version: VersionOption = False,
 ) -> None:
     """Send an archive to a storage as a backup of a guest: verified, with its index, under the name that vzdump would give it
     (by the archive's kind and the file's time), or under its own where that is one of vzdump's."""

@@ -18,6 +18,7 @@ from plugin.upkeep import Finding, Rubbish, abandoned, check, clean, incomplete_
 from s3core.console import (
     Column,
     JsonOption,
+    VersionOption,
     new_app,
     progress,
     run_and_exit,
@@ -71,6 +72,7 @@ def maintenance(
     credentials: CredentialsOption = None,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
+    show_version: VersionOption = False,
 ) -> None:
     """Show how a storage is (status), remove what nobody needs any more (cleanup), or compare what is there with what was
     uploaded (check-integrity; ends with 1 where something is damaged or missing)."""

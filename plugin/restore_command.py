@@ -20,6 +20,7 @@ from plugin.session import Session, opened, volume_named
 from s3core.console import (
     Column,
     JsonOption,
+    VersionOption,
     new_app,
     progress,
     run_and_exit,
@@ -61,6 +62,7 @@ def restore(
     credentials: CredentialsOption = None,
     config_path: ConfigOption = None,
     as_json: JsonOption = False,
+    show_version: VersionOption = False,
 ) -> None:
     """Show the backups of a storage (--list), or fetch one (--source NAME --destination FILE)."""
     begin_logging()

@@ -60,21 +60,24 @@ def new_app(name: str, about: str) -> typer.Typer:
     )
 
 
+def _print_version(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        write_line(f"{context.info_name} {program_version()}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+]
+"""Of a command without commands below it; `new_program` brings it to the others."""
+
+
 def new_program(name: str, about: str) -> typer.Typer:
     """The top of a command: a group with `--version` beside its commands."""
     app = new_app(name, about)
 
-    def print_version(wanted: bool) -> None:
-        if wanted:
-            write_line(f"{name} {program_version()}")
-            raise typer.Exit
-
     @app.callback(help=about)
-    def top(
-        show_version: Annotated[
-            bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
-        ] = False,
-    ) -> None:
+    def top(show_version: VersionOption = False) -> None:
         """What holds for every command."""
 
     return app

@@ -26,9 +26,7 @@ def module_folders(home: Path, version: tuple[int, int]) -> list[str]:
     own = tree / f"python{version[0]}.{version[1]}"
     if not own.is_dir():
         known = ", ".join(sorted(one.name.removeprefix("python") for one in tree.glob("python3.*")))
-        raise LookupError(
-            f"bucketworks-pve has no modules for Python {version[0]}.{version[1]}; it has them for {known}"
-        )
+        raise LookupError(f"bucketworks has no modules for Python {version[0]}.{version[1]}; it has them for {known}")
     return [str(own), str(tree / "python3")]
 
 
@@ -37,7 +35,7 @@ def start(module: str, function: str, home: Path = HOME) -> NoReturn:
     try:
         folders = module_folders(home, sys.version_info[:2])
     except (LookupError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n  install the bucketworks-pve package that was built for this Debian\n")
+        sys.stderr.write(f"error: {error}\n  install the bucketworks package that was built for this Debian\n")
         sys.exit(CONFIGURATION)
     sys.path[:] = folders + [one for one in sys.path if one != str(home)]
     # For children: isolated from the user's and the working directory's modules as this process is by -I.

@@ -1,4 +1,4 @@
-"""A clean Debian to install the node's package into: a directory tree, entered with namespaces of its own.
+"""A clean Debian to install packages into: a directory tree, entered with namespaces of its own.
 
 One rule: nothing of it is seen by the machine under the tests: its mounts and processes end with it, and it starts no service.
 Trees are built once and kept where guests' images are (tests/guest/image.py).
@@ -8,11 +8,10 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.architecture.tree import ROOT
 from tests.guest.image import ImageFailed, _entry, _run, cache_directory
 
 SUITES = ("bookworm", "trixie")
@@ -49,14 +48,6 @@ def find_or_build(suite: str) -> Path:
     # `root-`: what image.remove_unused takes for a month old.
     entry, _lock = _entry(cache, cache / f"root-{suite}-{key}", build)
     return entry / "tree"
-
-
-def make_package(directory: Path, version: str = "") -> Path:
-    """The package of this working tree, in `directory`. AssertionError with what was printed."""
-    words = [sys.executable, str(ROOT / "deploy/debian/make_deb.py"), "--output", str(directory), "--version", version]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Path(done.stdout.strip().splitlines()[-1])
 
 
 class Debian:
@@ -107,7 +98,7 @@ class Debian:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == status, f"{command} ended with {done.returncode}:\n{done.stdout}"
@@ -116,11 +107,18 @@ class Debian:
     def status(self, *command: str) -> int:
         """What a command ended with, whatever that is."""
         quiet = subprocess.DEVNULL
-        return subprocess.run(self.words(*command), stdin=quiet, stdout=quiet, stderr=quiet, timeout=120).returncode
+        return subprocess.run(self.words(*command), stdin=quiet, stdout=quiet, stderr=quiet, timeout=300).returncode
 
-    def install(self, package: Path) -> str:
-        shutil.copyfile(package, self.root / "root" / package.name)
-        return self.run("dpkg", "--install", f"/root/{package.name}")
+    def install(self, *packages: Path, status: int = 0) -> str:
+        """By dpkg, all at once; what it said."""
+        folder = self.root / "packages"
+        folder.mkdir(exist_ok=True)
+        try:
+            for package in packages:
+                shutil.copyfile(package, folder / package.name)
+            return self.run("dpkg", "--install", *(f"/packages/{one.name}" for one in packages), status=status)
+        finally:
+            shutil.rmtree(folder)
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
         """A command that goes on; its output is merged, its input a pipe. It ends with the process that is given."""
@@ -132,10 +130,37 @@ class Debian:
             text=True,
         )
 
+    def files(self) -> dict[str, str]:
+        """What a package could leave behind, and what each is; dpkg's own books and logs are dpkg's."""
+        skipped = ("proc", "dev", "run", "sys", "tmp", "var/lib/dpkg", "var/log", "var/cache")
+        found = {}
+        for folder, folders, names in os.walk(self.root):
+            relative = os.path.relpath(folder, self.root)
+            folders[:] = [
+                one
+                for one in folders
+                if os.path.normpath(os.path.join(relative, one)) not in skipped and one != "__pycache__"
+            ]
+            for name in (*folders, *names):
+                path = Path(folder, name)
+                facts = path.lstat()
+                what = os.readlink(path) if path.is_symlink() else f"{facts.st_mode:o} {facts.st_uid}:{facts.st_gid}"
+                if path.is_file() and not path.is_symlink():
+                    what += " " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+                found[os.path.normpath(os.path.join(relative, name))] = what
+        return found
+
     def end(self) -> None:
         """Every process in it is killed; the tree stays."""
         self._holder.kill()
         self._holder.wait(30)
 
 
-__all__ = ["SUITES", "Debian", "ImageFailed", "find_or_build", "make_package", "why_not"]
+def until(done: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < give_up, f"{what} is not there"
+        time.sleep(0.2)
+
+
+__all__ = ["SUITES", "Debian", "ImageFailed", "find_or_build", "until", "why_not"]
