@@ -46,22 +46,25 @@ from blockdev.scsi.provisioning import Quota
 from blockdev.segments import paths
 from blockdev.segments.key_slot import Secret
 from blockdev.segments.volume_file import VolumeFile
+from blockdev.supervision import TURN_S, Supervision, told
 from blockdev.target import BlockTarget
 from blockdev.tcmu.handler import Handler
 from blockdev.tcmu.names import device_config
 from s3core.build import build_store, parse_store_url
 from s3core.console import write_line
-from s3core.credentials import read_secret
+from s3core.credentials import read_secret, secret_path
 from s3core.endpoint import Prices
 from s3core.logs import configure_logging
 from s3core.prefixed import sub_store
+from s3core.service_manager import ServiceManager
 from s3core.settings import Config, ConfigError, S3BlockSettings, VolumeSettings, settings_to_endpoint
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 STOP_PATIENCE_S = 60.0
-"""An orderly stop waits so long for the bucket; then the journal keeps what is left, and the next start goes on."""
+"""An orderly stop goes on while the bucket takes something. When it took nothing for so long, the journal keeps what is left,
+and the next start goes on."""
 
 SCRAPE_PATIENCE_S = 5.0
 """A scrape fails when the front's thread has not told its numbers by then."""
@@ -105,6 +108,8 @@ class RunningVolume:
         self.failure: Exception | None = None
         self._detached = False
         self._detaching = False
+        self._heard = time.monotonic()
+        self._progress = 0
         self._control = ControlServer(served.state_dir, self._operate)
         self._epoch = 0
         self._began = time.monotonic()
@@ -207,7 +212,17 @@ class RunningVolume:
         front.start(ready)
         front.on_stopped = self._front_stopped
         front.on_happened = self._happened
+        self._heard = time.monotonic()
+        self._link.on_message = self._take
         return front
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, link.Alive):
+            self._heard = time.monotonic()
+            self._progress = message.progress
+        else:
+            assert self.front is not None
+            self.front.on_message(message)
 
     def _happened(self, message: link.Happened) -> None:
         if self._events is not None:
@@ -239,13 +254,36 @@ class RunningVolume:
                 done.set_result(error)
 
         self.front.detach(finished)
-        try:
-            return await asyncio.wait_for(done, STOP_PATIENCE_S)
-        except TimeoutError:
-            return NotReady(
-                f"volume {self.served.name}: the bucket did not take everything within {STOP_PATIENCE_S:.0f} s",
-                hint=f"the rest is safe in {self._directory.journal_path}; serve the volume on this host again",
-            )
+        moved, since = self._moved, time.monotonic()
+        while not done.done():
+            await asyncio.wait({done}, timeout=TURN_S)
+            if self._moved != moved:
+                moved, since = self._moved, time.monotonic()
+            elif not done.done() and time.monotonic() - since > STOP_PATIENCE_S:
+                return NotReady(
+                    f"volume {self.served.name}: the bucket took nothing more for {STOP_PATIENCE_S:.0f} s",
+                    hint=f"the rest is safe in {self._directory.journal_path}; serve the volume on this host again",
+                )
+        return done.result()
+
+    @property
+    def _moved(self) -> tuple[int, int]:
+        return self._progress, self.front.durable if self.front is not None else 0
+
+    @property
+    def worker_silent_s(self) -> float:
+        """How long a worker that should be at work has not been heard of. One that ends, ends its volume at once."""
+        at_work = self.front is not None and not self.stopped.is_set() and not self._closed
+        return time.monotonic() - self._heard if at_work else 0.0
+
+    @property
+    def behind_bytes(self) -> float:
+        """What was written and the bucket does not have."""
+        return self.front.snapshot()["rpo_bytes"] if self.front is not None else 0
+
+    @property
+    def store_is_away(self) -> bool:
+        return self.front is not None and not self.front.worker_counters.get("store_reachable", 1.0)
 
     # --- for people ----------------------------------------------------------------------------------------------
 
@@ -342,7 +380,7 @@ def _credentials(settings: VolumeSettings | S3BlockSettings, prefix: str) -> Cre
         return str(getattr(settings, f"{prefix}_{name}"))
 
     def secret(name: str) -> bytes:
-        return read_secret(Path(setting(name))).encode()
+        return read_secret(secret_path(setting(name), os.environ)).encode()
 
     if not setting("user"):
         return None
@@ -373,9 +411,17 @@ def _addresses(texts: Iterable[str]) -> tuple[Address, ...]:
 
 class Daemon:
     def __init__(
-        self, config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool, host_is_off: bool = False
+        self,
+        config: Config,
+        volumes: Sequence[ServedVolume],
+        *,
+        accept_loss: bool,
+        host_is_off: bool = False,
+        supervision: Supervision | None = None,
     ) -> None:
+        """`supervision` has begun, where there is a service manager to tell."""
         self._config = config
+        self._supervision = supervision or Supervision(ServiceManager({}), [served.name for served in volumes])
         self._running = [
             RunningVolume(served, config, accept_loss=accept_loss, host_is_off=host_is_off) for served in volumes
         ]
@@ -403,10 +449,12 @@ class Daemon:
             gc.collect()
             gc.freeze()
             ticker = asyncio.create_task(self._tick())
+            self._supervision.serving()
             await self._until_stopped()
         finally:
             if ticker is not None:
                 ticker.cancel()
+            self._supervision.end()
             await self._close_doors()
             if self._metrics is not None:
                 await asyncio.to_thread(self._metrics.close)
@@ -562,6 +610,7 @@ class Daemon:
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
+        tell_at = 0.0
         while True:
             await asyncio.sleep(TICK_S)
             devices = self._handler.device_count if self._handler is not None else 0
@@ -571,6 +620,21 @@ class Daemon:
                 if running.front is not None:
                     running.front.inline_flush = alone
                     running.front.tick(now)
+            if now >= tell_at:
+                tell_at = now + TURN_S
+                self._tell()
+
+    def _tell(self) -> None:
+        behind = sum(running.behind_bytes for running in self._running)
+        if self._stopping.is_set():
+            self._supervision.stop_goes_on(f"stopping: {behind / 1024**2:,.1f} MiB are still to be put into the bucket")
+            return
+        names = [running.served.name for running in self._running if not running.stopped.is_set()]
+        count = sum(portal.connection_count for portal in self._portals)
+        if self._handler is not None:
+            count += self._handler.device_count
+        line = told(names, count, behind, store_is_away=any(running.store_is_away for running in self._running))
+        self._supervision.turn(line, {r.served.name: r.worker_silent_s for r in self._running})
 
     async def _all_failed(self) -> None:
         for running in self._running:
@@ -584,6 +648,7 @@ class Daemon:
             stopping.cancel()
             raise next(running.failure for running in self._running if running.failure is not None)
         everything.cancel()
+        self._supervision.stopping()
         if self._bug is not None:
             raise self._bug
         await self._close_doors()
@@ -607,16 +672,23 @@ def serve(config: Config, volumes: Sequence[ServedVolume], *, accept_loss: bool,
     become_io_flusher()  # before there are threads and workers, which inherit it
     files = []
     unlocked = []
-    for served in volumes:
-        store = build_store(served.store_url, config=config)
-        try:
-            own = sub_store(store, paths.volume_prefix(served.name))
-            files.append(open_volume_file(own, served.name))
-            unlocked.append(replace(served, data_key=unlock(own, files[-1], served.secret)))
-        finally:
-            store.close()
+    supervision = Supervision(ServiceManager(os.environ), [served.name for served in volumes])
+    supervision.begin()
+    try:
+        for served in volumes:
+            store = build_store(served.store_url, config=config)
+            try:
+                own = sub_store(store, paths.volume_prefix(served.name))
+                files.append(open_volume_file(own, served.name))
+                unlocked.append(replace(served, data_key=unlock(own, files[-1], served.secret)))
+            finally:
+                store.close()
 
-    async def main() -> None:
-        await Daemon(config, unlocked, accept_loss=accept_loss, host_is_off=host_is_off).run(files)
+        async def main() -> None:
+            await Daemon(
+                config, unlocked, accept_loss=accept_loss, host_is_off=host_is_off, supervision=supervision
+            ).run(files)
 
-    asyncio.run(main())
+        asyncio.run(main())
+    finally:
+        supervision.end()

@@ -5,6 +5,7 @@ is. Nothing here is remembered between two commands.
 """
 
 import ipaddress
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from blockdev.lio.kernel import Kernel
 from blockdev.lio.wanted import Chap, Portal, Wanted
 from blockdev.place import VolumePlace
 from s3core.console import Column, JsonOption, new_app, size_column, write_json, write_line, write_note, write_record
-from s3core.credentials import read_secret
+from s3core.credentials import read_secret, secret_path
 from s3core.endpoint_commands import ConfigOption
 from s3core.exit_codes import ExitCode
 from s3core.settings import Config, S3BlockSettings, VolumeSettings, load_config
@@ -209,7 +210,9 @@ def _chap(settings: VolumeSettings | S3BlockSettings, prefix: str) -> Chap:
 
     def pair(name: str) -> tuple[str, str]:
         user = str(getattr(settings, f"{name}_user"))
-        return (user, read_secret(Path(getattr(settings, f"{name}_secret_file")))) if user else ("", "")
+        return (
+            (user, read_secret(secret_path(getattr(settings, f"{name}_secret_file"), os.environ))) if user else ("", "")
+        )
 
     one_way, mutual = pair(prefix), pair(f"{prefix}_mutual")
     return Chap(*one_way, *mutual)

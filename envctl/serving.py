@@ -18,7 +18,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -48,8 +48,9 @@ from envctl.web.security import Security, is_loopback
 from envctl.web.signing_in import callback_url
 from integrity.recording import open_writer
 from s3core.clock import Clock, SystemClock
+from s3core.credentials import secret_path
 from s3core.exit_codes import ExitCode, register
-from s3core.service_manager import ServiceManager
+from s3core.service_manager import ServiceManager, take_sockets
 from s3core.settings import Config, ConfigError
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def serve(
     config: Config,
     role: Role = "all",
     *,
-    environ: Mapping[str, str] | None = None,
+    environ: MutableMapping[str, str] | None = None,
     ready: Ready = lambda url, stop: None,
 ) -> None:
     """Until SIGTERM or SIGINT (in the main thread), or `stop`. Errors of `open_context` and `listen`, DatabaseUnavailable."""
@@ -155,7 +156,7 @@ def serve(
     with ExitStack() as stack:
         context = stack.enter_context(open_context(config, wake=wake, told=watchers.told))
         context.database.migrate()
-        listening = stack.enter_context(listen(config))
+        listening = stack.enter_context(listen(config, take_sockets(environ)))
         asyncio.run(
             _serve(context, config, role, listening, watchers, workers, ServiceManager(environ), environ, ready)
         )
@@ -163,13 +164,23 @@ def serve(
 
 
 @contextmanager
-def listen(config: Config) -> Iterator[socket.socket]:
-    """AddressUnavailable, ConfigError. Over plain http beyond this host a warning says what does not work."""
+def listen(config: Config, given: Sequence[socket.socket] = ()) -> Iterator[socket.socket]:
+    """Where the console answers: the socket that the service manager has `given`, else the address in the settings.
+    AddressUnavailable, ConfigError. Over plain http beyond this host a warning says what does not work."""
+    if len(given) > 1:
+        raise ConfigError(
+            f"systemd gave {len(given)} sockets, and the console serves one",
+            hint="leave one ListenStream= in s3-envctl.socket (an empty one first clears those of the unit)",
+        )
     host, _, port = config.envctl.listen.rpartition(":")
     bare = host.strip("[]")
     try:
-        family = socket.AF_INET6 if ":" in bare else socket.AF_INET
-        opened = socket.create_server((bare, int(port)), family=family, backlog=512)
+        if given:
+            opened = given[0]
+            bare = str(opened.getsockname()[0])
+        else:
+            family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+            opened = socket.create_server((bare, int(port)), family=family, backlog=512)
         # asyncio does so by itself only where it made the socket; without, a small answer waits 40 ms for the other side's ACK.
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
@@ -214,7 +225,7 @@ async def _serve(
     else:
         provider = await asyncio.to_thread(oidc.open_provider, context, environ, callback_url(context))
         app = create_app(context, watchers=watchers, bridge_open=bridge, monitor=monitor, provider=provider)
-    server = _Server(server_config(app, config))
+    server = _Server(server_config(app, config, environ))
     work: dict[str, asyncio.Task[None]] = {"monitor": asyncio.create_task(monitor.run())}
     if role != "web":
         worker = Worker(context)
@@ -290,7 +301,8 @@ def machines_app(context: Context, monitor: Monitor) -> FastAPI:
     return app
 
 
-def server_config(app: FastAPI, config: Config) -> uvicorn.Config:
+def server_config(app: FastAPI, config: Config, environ: Mapping[str, str]) -> uvicorn.Config:
+    """Raises CredentialsError where the key is a credential that systemd did not give."""
     settings = config.envctl
     return uvicorn.Config(
         app,
@@ -307,7 +319,7 @@ def server_config(app: FastAPI, config: Config) -> uvicorn.Config:
         ws_max_queue=8,
         ws_per_message_deflate=False,
         ssl_certfile=settings.certificate or None,
-        ssl_keyfile=settings.private_key or None,
+        ssl_keyfile=secret_path(settings.private_key, environ) if settings.private_key else None,
     )
 
 

@@ -364,9 +364,14 @@ def serve(name: LedgerArgument, key: KeyOption = None, config_path: ConfigOption
             write_note(f"the ledger key is not on this host ({service.key}): only its slots are looked after")
         manager.ready()
 
+        told = ""
+
         def alive(text: str) -> None:
+            nonlocal told
             manager.alive()
-            manager.status(text)
+            if text != told:
+                told = text
+                manager.status(f"ledger {name}: {text}")
 
         run(service, stop, alive)
         manager.stopping()

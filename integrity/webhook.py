@@ -16,9 +16,9 @@ all that wait, records them as one batch, and answers them together.
 import asyncio
 import hmac
 import logging
+import os
 import sqlite3
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import orjson
@@ -29,7 +29,7 @@ from integrity.ingest.events import Event, Options, inner
 from integrity.ingest.feeds import FEEDS
 from integrity.ingest.intake import Intake, Quarantine
 from integrity.place import Ledger
-from s3core.credentials import read_secret
+from s3core.credentials import read_secret, secret_path
 
 BODY_BYTES_MAX = 1 << 20
 """Notifications have at most 256 KiB."""
@@ -89,7 +89,7 @@ class Door:
     def of(cls, ledger: Ledger, intake: Intake, quarantine: Quarantine, *, endpoints: frozenset[str]) -> Self:
         """As the ledger's settings say. CredentialsError for a token that cannot be read."""
         file = ledger.settings.webhook_token_file
-        token = read_secret(Path(file).expanduser()) if file else ""
+        token = read_secret(secret_path(file, os.environ)) if file else ""
         return cls(intake, quarantine, token=token, endpoints=endpoints, reads=ledger.settings.reads)
 
     def lets_in(self, shown: str) -> bool:

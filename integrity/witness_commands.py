@@ -3,6 +3,7 @@
 One rule: commands only: what is decided is decided in `tlog.witness` and `cosigning`.
 """
 
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from s3core.console import Column, JsonOption, new_app, write_json, write_line, 
 from s3core.endpoint_commands import ConfigOption
 from s3core.exit_codes import ExitCode
 from s3core.logs import configure_logging
+from s3core.service_manager import ServiceManager
 from s3core.settings import load_config
 
 ABOUT = "Be a witness: cosign the checkpoints of logs that only ever grew."
@@ -93,7 +95,7 @@ def serve(
             if not memory.witness.logs:
                 write_note(f"it knows no log: write their keys into {folder / 'logs'}, a line each, and start it again")
             write_note(f"witness for {len(memory.witness.logs)} log(s) at http://{host}:{listening.getsockname()[1]}")
-            run(memory, listening)
+            run(memory, listening, ServiceManager(os.environ))
     finally:
         memory.close()
 

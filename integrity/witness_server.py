@@ -3,6 +3,7 @@
 One rule: nothing is decided here. A request is read whole, within its bound, and handed to `WitnessFolder.add`.
 """
 
+import asyncio
 import logging
 import signal
 import socket
@@ -16,11 +17,14 @@ from fastapi.concurrency import run_in_threadpool
 
 from integrity.tlog.witness import REQUEST_BYTES_MAX, TEXT_TYPE
 from integrity.witness_state import WitnessFolder
+from s3core.service_manager import ServiceManager
 
 REQUESTS_AT_ONCE = 64
 IDLE_S = 30
 END_S = 5
 """How long requests that are under way have when the service is told to end."""
+
+TOLD_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +76,26 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def run(folder: WitnessFolder, listening: socket.socket) -> None:
+async def _tell(manager: ServiceManager, text: str) -> None:
+    """Signs of life from the loop that answers, so that one that hangs is seen."""
+    manager.ready()
+    manager.status(text)
+    while True:
+        manager.alive()
+        await asyncio.sleep(min(manager.watchdog_s / 3 or TOLD_S, TOLD_S))
+
+
+async def _serve(server: uvicorn.Server, listening: socket.socket, manager: ServiceManager, text: str) -> None:
+    # Connections wait in the socket's queue until uvicorn takes them.
+    told = asyncio.create_task(_tell(manager, text))
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        manager.stopping()
+        told.cancel()
+
+
+def run(folder: WitnessFolder, listening: socket.socket, manager: ServiceManager) -> None:
     """Serve on that socket until SIGTERM or SIGINT. To be called in the main thread."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(
@@ -84,7 +107,7 @@ def run(folder: WitnessFolder, listening: socket.socket) -> None:
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=END_S,
     )
-    _Server(config).run(sockets=[listening])
+    asyncio.run(_serve(_Server(config), listening, manager, f"witness for {len(folder.witness.logs)} logs"))
 
 
 def _text(status: int, text: str) -> Response:

@@ -72,6 +72,12 @@ def require_private(path: Path) -> None:
         raise CredentialsError(f"{path} holds a secret and has mode {mode:04o}; make it private: chmod 600 {path}")
 
 
+def secret_path(named: str, environ: Mapping[str, str]) -> Path:
+    """The file that a setting names which holds a secret: a path, or `systemd:NAME`. Raises CredentialsError."""
+    kind, _, name = named.partition(":")
+    return systemd_credential(name, environ) if kind == "systemd" and name else Path(named).expanduser()
+
+
 def read_secret(path: Path) -> str:
     """The first line of a private file, for example a CHAP secret. Raises CredentialsError."""
     try:

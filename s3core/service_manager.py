@@ -1,4 +1,4 @@
-"""What a service tells the service manager: sd_notify(3), the datagrams of systemd.
+"""What a service tells the service manager, and what it is given by it: sd_notify(3) and sd_listen_fds(3) of systemd.
 
 One rule: telling is never a reason to fail. Without NOTIFY_SOCKET nothing is sent.
 """
@@ -6,13 +6,14 @@ One rule: telling is never a reason to fail. Without NOTIFY_SOCKET nothing is se
 import logging
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, MutableMapping
 
 log = logging.getLogger(__name__)
 
 
 class ServiceManager:
-    """Safe to use from several threads.."""
+    """Safe to use from several threads."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
@@ -23,6 +24,14 @@ class ServiceManager:
 
     def ready(self) -> None:
         self._send("READY=1")
+
+    def reloading(self) -> None:
+        """The configuration is being read again; `ready` says that this is over."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def more_time(self, seconds: float) -> None:
+        """The start or the stop under way goes on, and may take so long from now on (EXTEND_TIMEOUT_USEC)."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")
@@ -45,3 +54,21 @@ class ServiceManager:
                 sock.sendto(message.encode(), address)
         except OSError as error:
             log.debug("the service manager was not told %s: %s", message.partition("=")[0], error)
+
+
+LISTEN_FD_FIRST = 3
+
+
+def take_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
+    """The listening sockets that the service manager opened for this process (a .socket unit), in its order; empty without.
+
+    `environ` loses what told of them, so that no child takes them for its own. ValueError for what is not a number."""
+    owner, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
+    environ.pop("LISTEN_FDNAMES", None)
+    if not count or owner != str(os.getpid()):
+        return []
+    given = []
+    for descriptor in range(LISTEN_FD_FIRST, LISTEN_FD_FIRST + int(count)):
+        os.set_inheritable(descriptor, False)
+        given.append(socket.socket(fileno=descriptor))
+    return given

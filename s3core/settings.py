@@ -233,10 +233,12 @@ class VolumeSettings(_Table):
     lun: int = _setting(0, "logical unit number within the target; volumes may share an iqn", ge=0, le=255)
     initiators: IscsiNames = _setting((), "iSCSI names that may log in; empty: anybody who reaches the port")
     chap_user: str = _setting("", "user an initiator must log in as; empty: no CHAP")
-    chap_secret_file: str = _setting("", "file of mode 0600 whose first line is that user's secret (12 to 255 bytes)")
+    chap_secret_file: str = _setting(
+        "", "file of mode 0600 whose first line is that user's secret (12 to 255 bytes); or `systemd:NAME`"
+    )
     chap_mutual_user: str = _setting("", "user the target answers as (CHAP both ways); empty: one way")
     chap_mutual_secret_file: str = _setting(
-        "", "file of mode 0600 with the target's secret; must differ from the other"
+        "", "file of mode 0600 with the target's secret, or `systemd:NAME`; must differ from the other"
     )
     quota_bytes: Bytes = _setting(
         0, "data the volume may hold, in whole extents before compression, without snapshots; 0: no limit", ge=0
@@ -264,10 +266,12 @@ class S3BlockSettings(_Table):
     discovery_chap_user: str = _setting(
         "", "user an initiator must give to be told the targets; empty: no CHAP for that"
     )
-    discovery_chap_secret_file: str = _setting("", "file of mode 0600 whose first line is that user's secret")
+    discovery_chap_secret_file: str = _setting(
+        "", "file of mode 0600 whose first line is that user's secret; or `systemd:NAME`"
+    )
     discovery_chap_mutual_user: str = _setting("", "user discovery answers as (CHAP both ways); empty: one way")
     discovery_chap_mutual_secret_file: str = _setting(
-        "", "file of mode 0600 with the secret of that one; must differ from the other"
+        "", "file of mode 0600 with the secret of that one, or `systemd:NAME`; must differ from the other"
     )
     iqn_prefix: IscsiName = _setting(
         "iqn.2025-01.internal.bucketworks", "first half of target names; `internal` is the domain kept for private use"
@@ -459,7 +463,8 @@ class LedgerSettings(_Table):
         "", "`HOST:PORT` where `serve` answers `/healthz`, `/metrics` and event notifications; empty: off"
     )
     webhook_token_file: str = _setting(
-        "", "file (mode 0600) with the token that senders of notifications must show; empty: none is asked"
+        "",
+        "file (mode 0600) with the token that senders of notifications must show, or `systemd:NAME`; empty: none is asked",
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least important message that is logged")
     log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")
@@ -543,7 +548,7 @@ class EnvctlSettings(_Table):
         "", "address for guests, where it is another: http://10.0.2.2:8480 behind QEMU's user network"
     )
     certificate: str = _setting("", "PEM file to serve https itself; empty: a proxy in front does, or loopback alone")
-    private_key: str = _setting("", "PEM file of its key, mode 0600")
+    private_key: str = _setting("", "PEM file of its key, mode 0600; or `systemd:NAME`")
     proxies: Networks = _setting((), "addresses or networks of proxies whose X-Forwarded-For is believed")
     state_dir: str = _setting("/var/lib/bucketworks/envctl", "database, key file")
     database: str = _setting("", "`postgresql+psycopg://USER@HOST/NAME`; empty: SQLite in `state_dir`")
@@ -570,7 +575,7 @@ class EnvctlSettings(_Table):
     session_s: Seconds = _setting(7 * 86400.0, "a sign-in ends after this at the latest", gt=0)
     require_totp: Literal["nobody", "admins", "everybody"] = _setting("nobody", "who must have a second factor")
     metrics_token: str = _setting(
-        "", "where the token for /metrics is: `file:PATH`; empty: loopback alone may read them"
+        "", "where the token for /metrics is: `file:PATH` or `systemd:NAME`; empty: loopback alone may read them"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "least important message that is logged")
     log_format: Literal["text", "json"] = _setting("text", "`key=value` lines or JSON lines")

@@ -196,6 +196,14 @@ class Status:
     counters: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """worker -> daemon, every second from `Ready` on: its loop turns, whatever the store does. `progress` grows with every
+    request that brought the worker on."""
+
+    progress: int
+
+
 ToWorker = Appended | Fetch | CommitNow | Detach | AskAllocated | Operate | Stopped
 ToFront = (
     Fetched | Durable | Detached | Allocated | Ready | Failed | Status | Lease | Stop | Resized | Operated | Happened

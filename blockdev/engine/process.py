@@ -38,6 +38,7 @@ all of its CPU must not let the RPO grow without bound."""
 LATE_INTERVALS = 3
 """Commits are behind when the oldest unsaved write is so many commit intervals old."""
 STEER_S = 0.5
+BEAT_S = 1.0
 SWITCH_INTERVAL_S = 0.0005
 PR_SET_PDEATHSIG = 1
 
@@ -95,12 +96,19 @@ class Host:
         self._link.on_message = worker.receive
         gc.collect()
         gc.freeze()
-        steering = asyncio.create_task(self._steer(worker))
+        beside = [asyncio.create_task(self._steer(worker)), asyncio.create_task(self._beat(worker))]
         await worker.run()
-        steering.cancel()
+        for task in beside:
+            task.cancel()
         assembly.close()
         while self._link.unsent:
             await asyncio.sleep(0.01)
+
+    async def _beat(self, worker: Worker) -> None:
+        """Signs of life, for the daemon: calls of the store wait in threads, so this loop turns or the worker hangs."""
+        while True:
+            self._link.send(link.Alive(worker.progress))
+            await asyncio.sleep(BEAT_S)
 
     async def _steer(self, worker: Worker) -> None:
         """Raise or lower the priority with the backlog."""

@@ -711,6 +711,14 @@ class Worker:
         self._happened("detach")
         self._send(link.Detached())
 
+    @property
+    def progress(self) -> int:
+        """Grows with every object that was put, fetched or deleted: while it does, an orderly stop is worth waiting for."""
+        if self._destager is None or self._checkpointer is None:
+            return 0
+        commits, fetches = self._destager.counters, self._fetcher.counters
+        return commits.puts + fetches.bytes_down + self._checkpointer.deleted + self._checkpointer.trimmed
+
     def _status(self) -> None:
         assert self._destager is not None
         assert self._checkpointer is not None

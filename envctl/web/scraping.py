@@ -4,13 +4,13 @@ One rule: who comes through a proxy on this host comes from elsewhere, whether `
 """
 
 import hmac
-from pathlib import Path
+import os
 
 from fastapi import Request
 
 from envctl.errors import Forbidden, NotSignedIn
 from envctl.web.security import client_address, is_loopback
-from s3core.credentials import read_secret
+from s3core.credentials import read_secret, secret_path
 
 
 def check(request: Request, token_place: str) -> None:
@@ -36,5 +36,5 @@ def is_from_here(request: Request) -> bool:
 
 def _has_token(request: Request, token_place: str) -> bool:
     given = request.headers.get("authorization", "").partition(" ")[2].strip()
-    wanted = read_secret(Path(token_place.removeprefix("file:")).expanduser())
+    wanted = read_secret(secret_path(token_place.removeprefix("file:"), os.environ))
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -18,6 +21,7 @@ from s3core import console
 from s3core.exit_codes import ExitCode
 from s3core.settings import load_config
 from tests.envctl.assembly.running import COMMAND, START_S, console_process, environment, write_config
+from tests.servers.processes import free_port
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -146,6 +150,34 @@ def test_the_service_manager_hears_of_it(tmp_path: Path) -> None:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def test_it_serves_at_the_socket_that_systemd_gives(tmp_path: Path) -> None:
+    """s3-envctl.socket; the settings' own address is not used."""
+    tool = shutil.which("systemd-socket-activate")
+    if tool is None:
+        pytest.skip("needs systemd-socket-activate: apt-get install systemd")
+    config = write_config(tmp_path, listen="127.0.0.1:1")
+    port = free_port()
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [tool, f"--listen=127.0.0.1:{port}", *COMMAND, "serve", "--config", str(config)],
+            stderr=log,
+            env=environment(PYTHONPATH=os.pathsep.join(sys.path)),
+        )
+    try:
+        deadline = time.monotonic() + START_S
+        while "Listening on" not in (tmp_path / "log").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        answer = httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False, timeout=START_S)
+        assert answer.text == "ok\n", (tmp_path / "log").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(START_S) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize(
