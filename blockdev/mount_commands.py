@@ -19,7 +19,7 @@ from blockdev.mounting.units import MountUnit
 from blockdev.place import VolumePlace, is_url
 from blockdev.volumes import look
 from s3core.console import Column, JsonOption, new_app, write_json, write_line, write_note, write_records
-from s3core.credentials import read_secret
+from s3core.credentials import read_secret, secret_path
 from s3core.endpoint_commands import ConfigOption
 from s3core.settings import DEFAULT_PATH, Config, ConfigError, VolumeSettings, load_config
 
@@ -295,7 +295,7 @@ def _chap(settings: VolumeSettings) -> Chap:
     """Raises CredentialsError."""
 
     def secret(path: str) -> str:
-        return read_secret(Path(path)) if path else ""
+        return read_secret(secret_path(path, os.environ)) if path else ""
 
     return Chap(
         settings.chap_user,
