@@ -4,6 +4,7 @@ One rule: everything that can be refused is refused here before anything is chan
 `mounting.plan`, step by step.
 """
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
