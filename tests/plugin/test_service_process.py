@@ -148,8 +148,8 @@ def test_a_day_in_its_life(radosgw: Radosgw, before: Callable[[MotoServer | Rado
     core.relay.cut()
     wait_until(lambda: core.ask("status")["active"] is False, 60)
     began = time.monotonic()
-    assert core.ask("status")["used"] >= len(data)
-    assert time.monotonic() - began < 2
+    assert core.ask("status", 50_000)["used"] >= len(data)
+    assert time.monotonic() - began < 20, "it waits for the store"
     wait_until(lambda: _code(core, "list") in ("unavailable", "deadline"), 60)
     assert core.ask("fetch", volname="iso/a.iso")["path"] == str(path)
     core.relay.mend()
@@ -249,8 +249,8 @@ def test_mounts_are_started_and_started_again(
         began = time.monotonic()
         told = core.ask("activate", 5000)
         assert (told["mounted"], told["reason"]) == (True, "the mount's process does not answer")
-        assert core.ask("status", 2000)["active"] in (True, False)
-        assert time.monotonic() - began < 5
+        assert core.ask("status", 50_000)["active"] in (True, False)
+        assert time.monotonic() - began < 20
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: core.ask("activate", 5000) == {"mounted": True, "reason": ""}, 60)
         assert _mount_pid(core) != pid

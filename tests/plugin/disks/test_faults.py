@@ -83,7 +83,7 @@ def test_a_store_that_hangs(disks: Disks, radosgw: Radosgw) -> None:
             assert code in ("deadline", "unavailable", "busy"), raised.value
         began = time.monotonic()
         disks.status()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
         # What is served goes on being served.
         qemu_io(url, "write -P 2 0 1M", "read -P 2 0 1M")
     finally:
