@@ -133,19 +133,24 @@ def umount(
     host = real_host()
     _require_root(host)
     config = load_config(config_path)
-    known = {unit.volume: unit for unit in _mount_units(host)}
+    units_here = _mount_units(host)
     if what.startswith("/"):
-        here = [unit for unit in known.values() if unit.directory == "/" + what.strip("/")]
+        here = [unit for unit in units_here if unit.directory == "/" + what.strip("/")]
         if not here:
             raise Refused(f"no volume is mounted at {what} by `s3block mount`", hint="`s3block mount` lists them")
         name = here[0].volume
     else:
         name = what.rpartition("/")[2] if is_url(what) else what
+    if name not in config.volumes:
+        config.volume(name)  # raises, with the nearest name
     place = find(config, name)
     unit = Unit(_portal(place.settings), str(place.settings.iqn), place.settings.lun)
-    mounted = tuple(one for one in _mount_units(host) if one.volume == name)
+    mounted = tuple(one for one in units_here if one.volume == name)
     _require_alone(host, place, name)
-    steps = plan.umount_plan(plan.Mounted(name, place.state_dir, mounted, unit, leave_journal))
+    settings, secrets = _added(config, name)
+    steps = plan.umount_plan(
+        plan.Mounted(name, place.state_dir, mounted, unit, config.path, leave_journal, settings, secrets)
+    )
     if dry_run:
         _print_plan(host, steps, as_json)
         return
@@ -244,7 +249,7 @@ def _wanted(
         # Nobody has said who may reach it: this host alone, and of its users root alone.
         settings["listen"] = (_free_address(host, config),)
         if own is None or not own.chap_user:
-            secrets = (config.path.parent / f"{name}.chap", config.path.parent / f"{name}.chap-mutual")
+            secrets = _secret_files(config, name)
             settings |= {"chap_user": name, "chap_secret_file": str(secrets[0])}
             settings |= {"chap_mutual_user": f"{name}-target", "chap_mutual_secret_file": str(secrets[1])}
     served = place.settings
@@ -268,6 +273,28 @@ def _wanted(
         settings=tuple(settings.items()),
         lacks=lacks,
     )
+
+
+def _secret_files(config: Config, name: str) -> tuple[Path, Path]:
+    return config.path.parent / f"{name}.chap", config.path.parent / f"{name}.chap-mutual"
+
+
+def _added(config: Config, name: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """Settings and secrets of a configured volume that are there by `mount` alone."""
+    own, files = config.volumes[name], _secret_files(config, name)
+    keys: list[str] = []
+    if own.listen and all(_ours(address) for address in own.listen):
+        keys.append("listen")
+    if (own.chap_secret_file, own.chap_mutual_secret_file) == (str(files[0]), str(files[1])):
+        keys += ["chap_user", "chap_secret_file", "chap_mutual_user", "chap_mutual_secret_file"]
+    elif str(files[0]) in (own.chap_secret_file, own.chap_mutual_secret_file):
+        return tuple(keys), ()
+    return tuple(keys), files
+
+
+def _ours(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    return port == str(PORT) and host in LOOPBACKS
 
 
 def _free_address(host: Host, config: Config) -> str:

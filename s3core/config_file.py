@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,22 @@ def with_settings(text: str, kind: str, name: str, values: Values) -> str:
     begin, _ = _place(lines, kind, name)
     added = [f"{key} = {_written(value)}" for key, value in missing.items()]
     return _checked([*lines[: begin + 1], *added, *lines[begin + 1 :]], wanted, f"[{kind}.{name}]")
+
+
+def without_settings(text: str, kind: str, name: str, keys: Collection[str]) -> str:
+    """`text` without these settings of the table `[kind.name]`, each of which is on a line of its own; those that are not
+    there do not matter. ConfigError as in `with_table`."""
+    wanted = _parse(text)
+    table = wanted.get(kind, {}).get(name, {})
+    doomed = [key for key in keys if key in table]
+    if not doomed:
+        return text
+    for key in doomed:
+        del table[key]
+    lines = _lines(text)
+    begin, end = _place(lines, kind, name)
+    kept = [line for line in lines[begin:end] if line.partition("=")[0].strip() not in doomed]
+    return _checked([*lines[:begin], *kept, *lines[end:]], wanted, f"[{kind}.{name}]")
 
 
 def without_table(text: str, kind: str, name: str) -> str:

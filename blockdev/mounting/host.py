@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from blockdev.control import ControlClient, NotServed
 from blockdev.errors import BlockError
-from s3core.config_file import change_file, with_settings
+from s3core.config_file import change_file, with_settings, without_settings
 
 UNITS: Final = Path("/etc/systemd/system")
 BY_PATH: Final = Path("/dev/disk/by-path")
@@ -61,6 +61,7 @@ class Host(Protocol):
     def can_listen(self, host: str, port: int) -> bool: ...
     def daemon(self, state_dir: Path) -> dict[str, Any] | None: ...
     def configure(self, path: Path, volume: str, values: dict[str, str | list[str]]) -> None: ...
+    def deconfigure(self, path: Path, volume: str, keys: Sequence[str]) -> None: ...
     def secret(self) -> str: ...
     def now(self) -> float: ...
     def sleep(self, seconds: float) -> None: ...
@@ -175,6 +176,10 @@ class RealHost:
     def configure(self, path: Path, volume: str, values: dict[str, str | list[str]]) -> None:
         """Add settings to [volume.NAME] that it has not. ConfigError, OSError."""
         change_file(path, lambda text: with_settings(text, "volume", volume, values))
+
+    def deconfigure(self, path: Path, volume: str, keys: Sequence[str]) -> None:
+        """Remove settings from [volume.NAME]. ConfigError, OSError."""
+        change_file(path, lambda text: without_settings(text, "volume", volume, keys))
 
     def secret(self) -> str:
         """A new CHAP secret of 192 bits."""

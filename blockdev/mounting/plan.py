@@ -8,6 +8,7 @@ before the session, the file system before the mount, and the boot is told last 
 (what is in memory goes to the volume), then the session, then the daemon (what is in its journal goes to the bucket).
 """
 
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -480,6 +481,39 @@ class CarryToBucket(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Deconfigure(Step):
+    """Settings of [volume.NAME] that `mount` has added."""
+
+    path: Path
+    volume: str
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"take {', '.join(self.keys)} out of [volume.{self.volume}] in {self.path}"
+
+    def done(self, host: Host) -> bool:
+        table = tomllib.loads(host.text(self.path) or "").get("volume", {}).get(self.volume, {})
+        return not any(key in table for key in self.keys)
+
+    def act(self, host: Host) -> None:
+        host.deconfigure(self.path, self.volume, self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetSecret(Step):
+    path: Path
+
+    def __str__(self) -> str:
+        return f"remove {self.path}"
+
+    def done(self, host: Host) -> bool:
+        return host.text(self.path) is None
+
+    def act(self, host: Host) -> None:
+        host.remove(self.path)
+
+
+@dataclass(frozen=True, slots=True)
 class Mounted:
     """What is to be taken away. `unit` is None where nothing is known of a session."""
 
@@ -487,7 +521,10 @@ class Mounted:
     state_dir: Path
     mounts: tuple[MountUnit, ...]
     unit: Unit | None
+    config: Path
     leave_journal: bool = False
+    settings: tuple[str, ...] = ()
+    secrets: tuple[Path, ...] = ()
 
 
 def umount_plan(what: Mounted) -> tuple[Step, ...]:
@@ -505,6 +542,9 @@ def umount_plan(what: Mounted) -> tuple[Step, ...]:
         Disable(units.lio_unit(name)),
         CarryToBucket(name, what.state_dir, leave=what.leave_journal),
         Disable(units.daemon_unit(name)),
+        # Settings before the secrets that they name: a volume whose secret is missing could not be served.
+        *([Deconfigure(what.config, name, what.settings)] if what.settings else []),
+        *map(ForgetSecret, what.secrets),
     )
 
 

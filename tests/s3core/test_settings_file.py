@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from s3core.config_file import change_file, with_table, without_table
+from s3core.config_file import change_file, with_settings, with_table, without_settings, without_table
 from s3core.settings import ConfigError, load_config
 
 SITE: dict[str, str | int | float | bool] = {"url": "https://s3.example.com", "retries": 3, "sign_payload": True}
@@ -116,3 +116,20 @@ def test_writers_take_turns(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(load_config(path).endpoints) == 8
+
+
+def test_settings_come_and_go_and_leave_the_rest_of_the_table() -> None:
+    text = '# of a\n[endpoint.a]\n# why\nurl = "x" # here\n\n# of b\n[endpoint.b]\nurl = "y"\n'
+    more = with_settings(text, "endpoint", "a", {"region": "r", "proxy": "p", "url": "x"})
+    assert more == text.replace("[endpoint.a]\n", '[endpoint.a]\nregion = "r"\nproxy = "p"\n')
+    assert with_settings(more, "endpoint", "a", {"region": "r"}) == more
+    assert without_settings(more, "endpoint", "a", ["region", "proxy", "ca_file"]) == text
+    assert without_settings(text, "endpoint", "c", ["region"]) == text
+    assert with_settings(text, "endpoint", "c", {"url": "z"}).endswith('\n[endpoint.c]\nurl = "z"\n')
+    with pytest.raises(ConfigError, match="has another url already"):
+        with_settings(text, "endpoint", "a", {"url": "z"})
+    folded = '[endpoint]\na = { url = "x", region = "r" }\n'
+    with pytest.raises(ConfigError, match="cannot be edited here"):
+        with_settings(folded, "endpoint", "a", {"proxy": "p"})
+    with pytest.raises(ConfigError, match="cannot be edited here"):
+        without_settings(folded, "endpoint", "a", ["region"])

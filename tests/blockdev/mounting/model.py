@@ -1,13 +1,13 @@
 """A host that is not there: systemd, open-iscsi, one disk, files, mounts. It fails and dies where a test says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from blockdev.mounting import units
 from blockdev.mounting.host import UNITS, Done, Mounted
-from s3core.config_file import with_settings
+from s3core.config_file import with_settings, without_settings
 
 CONFIG = Path("/etc/bucketworks/config.toml")
 STATE = Path("/var/lib/bucketworks/vm1")
@@ -141,6 +141,10 @@ class Model:
     def configure(self, path: Path, volume: str, values: dict[str, str | list[str]]) -> None:
         self.files[path] = with_settings(self.files.get(path, ""), "volume", volume, values)
         self._changed(f"configure {volume}")
+
+    def deconfigure(self, path: Path, volume: str, keys: Sequence[str]) -> None:
+        self.files[path] = without_settings(self.files[path], "volume", volume, keys)
+        self._changed(f"deconfigure {volume}")
 
     def secret(self) -> str:
         return f"secret-number-{len(self.files)}"

@@ -98,14 +98,14 @@ def test_from_nothing_to_a_mount_and_a_second_time_nothing(world: World) -> None
 
 def test_umount_takes_back_all_but_the_volume_and_its_settings(world: World) -> None:
     world.mount("--mkfs", "ext4")
-    table = world.table
     said = world("umount", "vm1")
     assert said.code == 0, said.err
     assert f"what stays: the volume at {world.url}, its settings in {world.config}, its cache in {STATE}" in said.err
     model = world.model
     assert not any(service.enabled or service.active == "active" for service in model.services.values())
     assert (model.mounts, model.device, UNITS / "srv-data.mount" in model.files) == ([], None, False)
-    assert world.table == table
+    assert world.table == {"url": world.store}
+    assert not [path for path in model.files if ".chap" in path.name]
     assert "was not mounted" in world("umount", "vm1").err
     assert world.mount().code == 0
     assert world("umount", "/srv/data/").code == 0
@@ -123,6 +123,9 @@ def test_umount_goes_the_way_of_the_data(world: World) -> None:
         "disable s3block-initiator@vm1.service",
         "stop s3block@vm1.service",
         "disable s3block@vm1.service",
+        "deconfigure vm1",
+        f"remove {world.config.parent}/vm1.chap",
+        f"remove {world.config.parent}/vm1.chap-mutual",
     ]
 
 
@@ -211,6 +214,10 @@ def test_settings_that_say_who_may_reach_it_are_left_alone(world: World) -> None
     assert said.code == 0, said.err
     assert "ip-127.0.0.1:3260-iscsi" in said.out
     assert world.config.read_text() == before
+    world.model.disk = {"TYPE": "xfs", "USAGE": "filesystem"}
+    world("mount", "vm1", "/srv/data")
+    world("umount", "vm1")
+    assert world.config.read_text() == before
 
 
 def test_settings_are_added_to_a_table_whose_comments_stay(world: World) -> None:
@@ -218,6 +225,8 @@ def test_settings_are_added_to_a_table_whose_comments_stay(world: World) -> None
     assert world("mount", "vm1", "/srv/data", "--mkfs", "ext4").code == 0
     assert (world.table["flush"], world.table["listen"]) == ("s3", ["127.0.0.1:860"])
     assert "# why" in world.config.read_text()
+    world("umount", "vm1")
+    assert world.config.read_text().endswith(f'[volume.vm1]\nurl = "{world.store}"\n# why\nflush = "s3"\n')
 
 
 def test_each_volume_has_an_address_of_its_own(world: World) -> None:
@@ -275,6 +284,7 @@ def test_one_volume_one_directory_one_name(world: World) -> None:
     refused(world("mount", f"{world.store}/b", "/srv/data"), "where volume vm1 is mounted")
     refused(world("mount", "file:///elsewhere/vm1", "/srv/x"), "the name is what units and targets are called by")
     refused(world("mount", "vm1", "/srv/data", "--door", "lio"), 'says door = "portal"')
+    assert world("umount", "vm2").code == ExitCode.CONFIGURATION
     refused(world("umount", "/srv/nothing"), "no volume is mounted at /srv/nothing")
 
 
