@@ -9,6 +9,7 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -325,6 +326,8 @@ class RunningVolume:
             "lun": settings.lun,
             "portals": list(self.portals),
             "epoch": self._epoch,
+            "lease_seconds": settings.lease_s,
+            "state_free_bytes": shutil.disk_usage(served.state_dir).free,
             "journal_bytes": settings.journal_bytes or 0,
             "cache_bytes": settings.cache_bytes or 0,
             "sessions": [{"initiator": session.identity.initiator} for session in sessions],

@@ -191,6 +191,20 @@ METRICS: tuple[Metric, ...] = (
         "Age of the oldest write the bucket does not have",
         "front.rpo_seconds",
     ),
+    Metric(
+        "bucketworks_volume_lease_seconds",
+        "gauge",
+        "seconds",
+        "Length of the lease (`lease_s`): how long this host may acknowledge from a renewal on",
+        "status.lease_seconds",
+    ),
+    Metric(
+        "bucketworks_volume_state_free_bytes",
+        "gauge",
+        "bytes",
+        "Free on the file system of the state directory, where journal, map and cache are",
+        "status.state_free_bytes",
+    ),
     Metric("bucketworks_volume_journal_bytes", "gauge", "bytes", "Size of the journal", "status.journal_bytes"),
     Metric(
         "bucketworks_volume_journal_fill_ratio",
@@ -384,6 +398,8 @@ def figures(status: Status) -> dict[str, float]:
         "epoch",
         "commit_sequence",
         "journal_bytes",
+        "lease_seconds",
+        "state_free_bytes",
     ):
         if name in status:
             found[f"status.{name}"] = status[name]
@@ -513,8 +529,8 @@ _HEAD = """\
 envctl/web/metrics.py by `make docs`; a test compares. -->
 
 Names are `bucketworks_THING_WHAT_UNIT`: the thing is `volume`, `mirror`, `ledger`, `pve` or `envctl`; units are base units
-(`seconds`, `bytes`, `ratio`; none for plain numbers); counters end in `_total`. Alerts on them:
-[alerts](runbook/alerts.md).
+(`seconds`, `bytes`, `ratio`; none for plain numbers); counters end in `_total`. How to have them scraped, drawn
+and watched: [monitoring](monitoring.md).
 
 Every page also has `BUILD_INFO{version, tool}`. BUILD_HELP.
 

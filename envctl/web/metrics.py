@@ -4,12 +4,15 @@ One rule: a figure is declared once, in FIGURES; it is counted from the database
 installation tells the same. What nothing is known of is absent, which is not 0.
 """
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
+from cryptography.x509 import load_pem_x509_certificate
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -25,6 +28,8 @@ from envctl.states import EnvironmentState, JobState
 from envctl.web.health import Monitor, Word
 from envctl.web.scraping import check
 from s3core.gauges import new_registry
+
+log = logging.getLogger(__name__)
 
 PREFIX: Final = "bucketworks_envctl_"
 GUEST_SILENT_S: Final = 300.0
@@ -85,6 +90,12 @@ FIGURES: Final[tuple[Figure, ...]] = (
     Figure("nodes_online", ("driver",), "number", "nodes that are up, at the last look"),
     Figure("driver_up", ("driver",), "0 or 1", "the hypervisor answers"),
     Figure("store_up", (), "0 or 1", "the homes' store answers"),
+    Figure(
+        "certificate_expiry_timestamp_seconds",
+        (),
+        "seconds",
+        "when the certificate that the console serves TLS with ends, in Unix time; absent where a proxy has TLS",
+    ),
     Figure("consoles_open", (), "number", "screens and terminals open through this process"),
     Figure(
         "audit_lost_total", (), "number", "outcomes that the ledger could not take; the database has them", "counter"
@@ -136,6 +147,7 @@ class ConsoleCollector(Collector):
         found["audit_lost_total"] = {(): context.audit.lost}
         found["consoles_open"] = {(): self._consoles()}
         found["guest_requests_total"] = self._guests.samples()
+        found["certificate_expiry_timestamp_seconds"] = certificate_expiry(context.settings.certificate)
         found["store_up"] = _up((), self._monitor.seen.store)
         found["driver_up"] = {}
         for name, word in self._monitor.seen.drivers.items():
@@ -240,6 +252,18 @@ def _by_label(rows: Iterable[Any], all_labels: Sequence[str]) -> Samples:
 
 def _count(session: Session, query: Select[Any]) -> float:
     return float(session.scalar(query) or 0)
+
+
+def certificate_expiry(path: str) -> Samples:
+    """Of the first certificate in the PEM file, which is the console's own. What cannot be read is told in the log."""
+    if not path:
+        return {}
+    try:
+        expiry = load_pem_x509_certificate(Path(path).read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        log.warning("the end of certificate %s is not known: %s", path, error)
+        return {}
+    return {(): expiry.timestamp()}
 
 
 def _up(labels: tuple[str, ...], word: Word) -> Samples:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from plugin.catalogue import Usage
 from plugin.configuration import Storage
 from plugin.errors import DeadlineOver, PluginError
+from plugin.layout import DIRECTORIES, volume_of_key
 from plugin.place import Place, is_text
 from plugin.properties import FILES
 from plugin.refresh import Refreshed, refresh
@@ -66,6 +67,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._health = self._remembered()
         self._usage = Usage(0, 0, 0, 0, 0.0)
+        self._newest_backup = 0.0
         self._good = self._floor = -math.inf
         self._running: tuple[float, Outcome[None]] | None = None
         self._first = threading.Event()
@@ -90,6 +92,11 @@ class Keeper:
     def usage(self) -> Usage:
         """As last read off the catalogue."""
         return self._usage
+
+    @property
+    def newest_backup(self) -> float:
+        """When the newest backup in the catalogue came to the bucket, in Unix seconds; 0.0: there is none."""
+        return self._newest_backup
 
     def start(self) -> None:
         threading.Thread(target=self._look_after, name=f"keeper {self.storage.id}", daemon=True).start()
@@ -118,6 +125,14 @@ class Keeper:
         """Read the sums off the catalogue. OSError of the local disk is told in the log; the old ones stay."""
         try:
             self._usage = self.place.catalogue.usage()
+            self._newest_backup = max(
+                (
+                    entry.modified
+                    for entry in self.place.catalogue.entries(f"{self.place.prefix}{DIRECTORIES['backup']}/")
+                    if volume_of_key(entry.key.removeprefix(self.place.prefix)) is not None
+                ),
+                default=0.0,
+            )
         except OSError as error:
             log.warning("storage %s: %s", self.storage.id, error)
 

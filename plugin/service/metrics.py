@@ -57,6 +57,12 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric(
         "listed_timestamp_seconds", "gauge", "seconds", "When the listing that the catalogue holds began, in Unix time"
     ),
+    Metric(
+        "newest_backup_timestamp_seconds",
+        "gauge",
+        "seconds",
+        "When the newest backup came to the bucket, in Unix time; absent where there is none",
+    ),
     Metric("refreshes", "counter", "listings", "Listings that came to their end, since the core's start"),
     Metric("refresh_failures", "counter", "listings", "Listings that did not"),
     Metric("refresh_duration_seconds", "gauge", "seconds", "How long the last listing took"),
@@ -118,6 +124,7 @@ def storage_samples(attached: Attached, mounted: Callable[[Attached], bool | Non
         ("answered_timestamp_seconds", health.answered),
         ("well_timestamp_seconds", health.well),
         ("listed_timestamp_seconds", usage.listed_at),
+        ("newest_backup_timestamp_seconds", keeper.newest_backup),
         ("refresh_duration_seconds", keeper.refresh_seconds),
         ("quota_bytes", attached.storage.quota_bytes),
     ):

@@ -10,6 +10,8 @@ from blockdev.metrics import metrics_markdown
 from blockdev.scsi import document as scsi_document
 from blockdev.tcmu import document as tcmu_document
 from cowsync.watch_health import mirror_metrics_markdown
+from deploy.alert_rules import alerts_markdown
+from deploy.grafana import panels
 from envctl.verb_document import verbs_markdown
 from envctl.web.metrics import envctl_metrics_markdown
 from integrity.service import ledger_metrics_markdown
@@ -32,6 +34,8 @@ DOCUMENTS: dict[str, Callable[[], str]] = {
         + pve_metrics_markdown()
         + envctl_metrics_markdown()
     ),
+    "docs/runbook/alerts.md": alerts_markdown,
+    **panels.files(),
     "docs/plugin/properties.md": properties_markdown,
     "plugin/perl/PVE/Bucketworks/Properties.pm": properties_perl,
     "docs/protocol/pve-socket.md": socket_markdown,

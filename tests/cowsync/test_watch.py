@@ -47,7 +47,6 @@ from s3core.errors import Unavailable
 from s3core.gauges import BUILD_INFO
 from s3core.service_manager import ServiceManager
 from s3core.settings import GuardSettings, MirrorSettings
-from tests.architecture.tree import ROOT
 from tests.cowsync.apply.faulty_bucket import Fault, Faults
 from tests.cowsync.worlds import World
 
@@ -491,32 +490,6 @@ def test_names_of_metrics_follow_the_rules_of_prometheus() -> None:
     for metric in METRICS:
         assert re.fullmatch(r"bucketworks_mirror_[a-z_]+", metric.name)
         assert metric.name.endswith("_seconds") == (metric.unit == "seconds"), metric.name
-
-
-def anchors(page: str) -> set[str]:
-    """What headings of a page are reached by, as code hosts make it of their text."""
-    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def test_alerts_name_metrics_that_exist_and_sections_of_the_runbook() -> None:
-    known = {metric.name for metric in METRICS}
-    rules = (ROOT / "deploy/prometheus-alerts.yml").read_text(encoding="utf-8")
-    table = (ROOT / "docs/runbook/alerts.md").read_text(encoding="utf-8")
-    page = (ROOT / "docs/runbook/mirror.md").read_text(encoding="utf-8")
-    alerts = re.findall(r"- alert: (Cowsync\w+)\n +expr: (.+)\n(?: +.+\n)*? +runbook: (\S+)\n", rules)
-    assert len(alerts) == rules.count("- alert: Cowsync") == 7
-    for name, expression, runbook in alerts:
-        used = set(re.findall(r"bucketworks_mirror_\w+", expression))
-        assert used <= known, name
-        assert used or expression == 'up{job="cowsync"} == 0', name
-        assert f"| `{name}` | `{expression}` |" in table
-        path, _, anchor = runbook.partition("#")
-        assert (ROOT / path).samefile(ROOT / "docs/runbook/mirror.md")
-        assert anchor in anchors(page), name
-        assert f"mirror.md#{anchor})" in table
-    for anchor in re.findall(r"\]\(#([^)]+)\)", page):
-        assert anchor in anchors(page), anchor
 
 
 # --- the service manager and the command -----------------------------------------------------------------------------

@@ -1,14 +1,11 @@
 """Metrics of the core: every one of the table is on the page, a scrape asks no store, and alerts lead to the runbook."""
 
-import re
 import urllib.request
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from plugin.service.metrics import METRICS
-from tests.architecture.tree import ROOT
-from tests.integrity.test_alerts import anchors
 from tests.plugin.service_world import Node, wait_until
 
 
@@ -46,19 +43,3 @@ def test_the_page_has_what_the_table_says(tmp_path: Path) -> None:
     assert ours["bucketworks_pve_calls_total"][("list", "ok")] == 1.0
     assert ours["bucketworks_pve_requests_total"][("list", "s3")] >= 1.0
     assert 0.0 < ours["bucketworks_pve_month_budget_ratio"][("requests", "s3")] < 1.0
-
-
-def test_alerts_name_metrics_that_exist_and_sections_of_the_runbook() -> None:
-    known = {metric.name for metric in METRICS}
-    rules = (ROOT / "deploy/prometheus-alerts.yml").read_text(encoding="utf-8")
-    table = (ROOT / "docs/runbook/alerts.md").read_text(encoding="utf-8")
-    alerts = re.findall(r"- alert: (Pve\w+)\n +expr: (.+)\n(?: +.+\n)*? +runbook: (\S+)\n", rules)
-    assert len(alerts) == rules.count("- alert: Pve") == 5
-    for name, expression, runbook in alerts:
-        used = set(re.findall(r"bucketworks_pve_\w+", expression))
-        assert used <= known, name
-        assert used or expression == 'up{job="pve-s3"} == 0', name
-        assert f"| `{name}` | `{expression}` |" in table
-        path, _, anchor = runbook.partition("#")
-        assert anchor in anchors(path), name
-        assert f"]({runbook.removeprefix('docs/runbook/')})" in table

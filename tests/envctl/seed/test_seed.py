@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # its stubs are a distribution of their own, for one test
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 

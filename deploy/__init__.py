@@ -1,0 +1,1 @@
+"""What goes with an installation: units, packages, alerts, dashboards. Nothing of it is imported by the tools."""
