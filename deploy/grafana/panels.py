@@ -7,7 +7,7 @@ tools and to deploy/prometheus-alerts.yml.
 
 from collections.abc import Callable
 
-from deploy.grafana.draw import Dashboard, Limit, Panel, Query, Variable, drawn
+from grafana.draw import Dashboard, Limit, Panel, Query, Variable, drawn
 
 UP = ((0, "down", "red"), (1, "up", "green"))
 YES_GOOD = ((0, "no", "red"), (1, "yes", "green"))

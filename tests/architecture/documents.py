@@ -3,6 +3,7 @@
 python -m tests.architecture.documents
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,6 @@ from blockdev.metrics import metrics_markdown
 from blockdev.scsi import document as scsi_document
 from blockdev.tcmu import document as tcmu_document
 from cowsync.watch_health import mirror_metrics_markdown
-from deploy.alert_rules import alerts_markdown
-from deploy.grafana import panels
 from envctl.verb_document import verbs_markdown
 from envctl.web.metrics import envctl_metrics_markdown
 from integrity.service import ledger_metrics_markdown
@@ -23,6 +22,10 @@ from s3core.exit_codes import exit_codes_markdown
 from s3core.settings_table import settings_markdown
 
 ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "deploy")]
+
+from alert_rules import alerts_markdown  # noqa: E402 - found by the line above
+from grafana import panels  # noqa: E402
 
 DOCUMENTS: dict[str, Callable[[], str]] = {
     "docs/settings.md": settings_markdown,

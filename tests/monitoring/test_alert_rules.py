@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from alert_rules import RULES, Alert, alerts
 
-from deploy.alert_rules import RULES, Alert, alerts
 from tests.architecture.metric_tables import labels_by_sample
 from tests.architecture.test_links import anchors
 from tests.architecture.tree import ROOT

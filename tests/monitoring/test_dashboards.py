@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from alert_rules import alerts
+from grafana.draw import GRID, SCHEMA_VERSION, Dashboard, Panel
+from grafana.panels import DASHBOARDS
 
-from deploy.alert_rules import alerts
-from deploy.grafana.draw import GRID, SCHEMA_VERSION, Dashboard, Panel
-from deploy.grafana.panels import DASHBOARDS
 from tests.architecture.metric_tables import labels_by_sample
 from tests.architecture.tree import ROOT
 from tests.monitoring.promql import outer_grouping, selected
