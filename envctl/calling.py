@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Literal
 
+from envctl.fleet import Fleet
 from envctl.identifiers import new_id
 from s3core.clock import Clock
+from s3core.settings import Config
 
 if TYPE_CHECKING:
     from envctl.audit import Audit
@@ -54,6 +56,8 @@ class Context:
     told: Callable[[str], None] = lambda environment_id: None
     """Tell who watches an environment that it changed."""
     random: Callable[[int], bytes] = field(default=token_bytes)
+    fleet: Fleet = field(default_factory=lambda: Fleet(Config(), {}))
+    """How hosts are; by default nothing is asked."""
 
     def now(self) -> float:
         return self.clock.time()

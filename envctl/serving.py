@@ -34,6 +34,7 @@ from envctl.audit import Audit
 from envctl.calling import Context
 from envctl.database.access import Database, sqlite_url
 from envctl.drivers.build import build_drivers
+from envctl.fleet import Fleet
 from envctl.homes.opening import open_homes
 from envctl.live_settings import live
 from envctl.provision.worker import Worker
@@ -52,6 +53,7 @@ from s3core.credentials import secret_path
 from s3core.exit_codes import ExitCode, register
 from s3core.service_manager import ServiceManager, take_sockets
 from s3core.settings import Config, ConfigError
+from s3core.status_collector import installed_providers
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +125,7 @@ def open_context(
             clock=clock,
             wake=wake,
             told=told,
+            fleet=Fleet(config, installed_providers()),
         )
 
 

@@ -78,6 +78,12 @@ def _store_url_or_not(text: str) -> str:
     return _store_url(text) if text else ""
 
 
+def _web_address_or_not(text: str) -> str:
+    if text and not text.startswith(("https://", "http://")):
+        raise ValueError(f"{text!r} is no address of a web site; write https://HOST/PATH")
+    return text
+
+
 def _initiator(text: str) -> str:
     if not text.startswith(("iqn.", "eui.", "naa.")) or text != text.lower() or len(text.encode()) > 223:
         raise ValueError(f"{text!r} is not an iSCSI name (iqn., eui. or naa., lower case, at most 223 bytes; RFC 3721)")
@@ -595,6 +601,9 @@ class StatusSettings(_Table):
         "", "what this host is called there; empty: its host name up to the first dot"
     )
     deadline_s: Seconds = _setting(5.0, "longest wait for all that is asked; what has not answered is unknown", gt=0)
+    manual: Annotated[str, AfterValidator(_web_address_or_not)] = _setting(
+        "", "where this manual is served, `https://...`, for the console's links to the runbook; empty: pages are named"
+    )
     stale_s: Seconds = _setting(900.0, "a published status that is older is told as stale", gt=0)
     spending_dir: str = _setting(
         "",

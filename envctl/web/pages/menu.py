@@ -35,6 +35,7 @@ MENU: Final = (
     Section(
         "Operations",
         (
+            Entry("Fleet", "/admin/fleet", "operator"),
             Entry("All environments", "/admin/environments", "operator"),
             Entry("Jobs", "/admin/jobs", "operator"),
             Entry("Backup health", "/admin/backups", "operator"),

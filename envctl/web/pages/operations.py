@@ -1,4 +1,4 @@
-"""Pages for operators: jobs, orphans, nodes with the headroom of storages, the health of all backups."""
+"""Pages for operators: jobs, orphans, nodes with the headroom of storages, all hosts, the health of all backups."""
 
 from typing import Final
 
@@ -86,12 +86,22 @@ def nodes(visit: Visit) -> Response:
     return visit.page("nodes.html", nodes=visit.ask("admin.nodes"))
 
 
+def fleet(visit: Visit) -> Response:
+    """How everything on every host is; the part below the heading refreshes itself."""
+    return visit.page(
+        "fleet_hosts.html" if visit.partial else "fleet.html",
+        fleet=visit.ask("admin.fleet"),
+        manual=visit.context.fleet.manual,
+    )
+
+
 def backup_health(visit: Visit) -> Response:
     """Every environment with its last good backup, the worst first."""
     return visit.page("backup_health.html", health=visit.ask("backup.health"))
 
 
 PAGES: Final = (
+    Page("GET", "/admin/fleet", fleet),
     Page("GET", "/admin/jobs", jobs),
     Page("GET", "/admin/jobs/{job}", job),
     Page("POST", "/admin/jobs/{job}/{act}", job_act),
