@@ -33,7 +33,10 @@ LABEL_CHARACTERS: Final = {"ext4": 16, "xfs": 12}
 DEFAULT_OPTIONS: Final = "noatime,discard"
 """Reading is not to cost PUTs; what is deleted is to leave the bucket too."""
 
-READY_S: Final = 90.0
+READY_S: Final = 240.0
+"""A daemon may have to read its map from the bucket, or wait for another host's lease to run out."""
+RESTARTS: Final = 3
+"""Failures of a daemon after which the reason is told, and no longer waited for."""
 START_S: Final = 300.0
 STOP_S: Final = 900.0
 MKFS_S: Final = 3600.0
@@ -144,11 +147,12 @@ class Serve(Step):
 
     def act(self, host: Host) -> None:
         unit = units.daemon_unit(self.volume)
-        _systemctl(host, "start", unit)
+        # Not waited for: it is up to systemd for how long a start that fails is begun again.
+        _systemctl(host, "start", "--no-block", unit)
         until = host.now() + self.wait_s
         while not _ready(host, self.state_dir):
             state = _state(host, unit)
-            if state == "failed" or host.now() > until:
+            if state == "failed" or _restarts(host, unit) >= RESTARTS or host.now() > until:
                 raise NotReady(
                     f"volume {self.volume} is not served: {unit} is {state or 'gone'}, and its last words are: "
                     f"{last_words(host, unit)}",
@@ -461,7 +465,7 @@ class CarryToBucket(Step):
         if not self.leave:
             # One that is attaching, or has failed, has carried nothing: its journal may hold what the bucket lacks.
             if not _ready(host, self.state_dir):
-                _systemctl(host, "start", unit)
+                _systemctl(host, "start", "--no-block", unit)
             until = host.now() + self.wait_s
             while not _ready(host, self.state_dir):
                 if _state(host, unit) == "failed" or host.now() > until:
@@ -559,7 +563,7 @@ def _systemctl(host: Host, *words: str, timeout_s: float = 60.0) -> None:
     """NotReady, with the unit's last words where one was meant."""
     done = host.run("systemctl", *words, timeout_s=timeout_s)
     if done.status:
-        why = last_words(host, words[1]) if words[0] in ("start", "restart", "stop") else said(done)
+        why = last_words(host, words[-1]) if words[0] in ("start", "restart", "stop") else said(done)
         raise NotReady(f"systemctl {' '.join(words)}: {why}", hint="mend that and run the same command again")
 
 
@@ -573,6 +577,12 @@ def _active(host: Host, unit: str) -> bool:
 
 def _state(host: Host, unit: str) -> str:
     return _shown(host, unit, "ActiveState")
+
+
+def _restarts(host: Host, unit: str) -> int:
+    """Since it was started."""
+    number = _shown(host, unit, "NRestarts")
+    return int(number) if number.isdigit() else 0
 
 
 def _stale(host: Host, unit: str) -> bool:

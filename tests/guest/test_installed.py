@@ -1,29 +1,44 @@
-"""README's three commands in a guest with systemd: from nothing to a file system on a bucket that is there again after a reboot
-and after a power cut, and away without a trace when it was taken back."""
+"""The Debian package and README's three commands, in a guest with systemd that has nothing else of ours: from nothing to a file
+system on a bucket, which is there after a reboot and a power cut, and away without a trace when it was taken back."""
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
+from shutil import copyfile, copytree, ignore_patterns
+from typing import Any
 
 import pytest
 
 from s3core.s3_control import S3Control
 from tests.architecture.tree import ROOT
 from tests.guest.guest import HOST, Guest, GuestFailed, Hardware
+from tests.guest.image import GuestImage, make_file_system
+from tests.guest.inside import pressure
+from tests.packages.built import SUITE, built
 from tests.servers.radosgw import ACCESS_KEY, SECRET_KEY, Radosgw
 
 pytestmark = [pytest.mark.rgw, pytest.mark.initiator]
 
 BOOT_S = 420.0
 FILE = "/srv/data/file"
+DATA = ("/etc/bucketworks", "/var/lib/bucketworks")
+"""Where what was in use may stay: keys, journals, caches."""
+
+LISTED = (
+    r"find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /mnt -o -path /root"
+    # Logs, and what systemd, dpkg and caches keep for themselves.
+    " -o -path /var/log -o -path /var/tmp -o -path /var/lib/dpkg -o -path /var/lib/systemd -o -path /var/cache"
+    r" \) -prune -o -printf '%p %y %m\n' | sort"
+)
+"""Every file, with its kind and mode."""
+SUMS = "find /etc -type f -exec sha256sum {} + | sort -k2"
 
 
 def three_commands() -> list[str]:
     """As README has them."""
-    section = (
-        (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Three commands\n")[2].partition("\n## ")[0]
-    )
-    (block,) = re.findall(r"^```sh\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Three commands\n")[2]
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", section.partition("\n## ")[0], flags=re.MULTILINE | re.DOTALL)
     return [line for line in block.splitlines() if line]
 
 
@@ -31,7 +46,7 @@ def state(guest: Guest) -> str:
     """What there is to know when something did not come up."""
     look = (
         "systemctl --no-pager status srv-data.mount 's3block*' iscsid open-iscsi; systemctl list-jobs;"
-        " iscsiadm -m session -P 3; cat /etc/bucketworks/config.toml;"
+        " iscsiadm -m session -P 3; grep -v secret_key /etc/bucketworks/config.toml;"
         " journalctl -b --no-pager -o short-monotonic -u 's3block*' -u srv-data.mount -u iscsid -u open-iscsi | tail -100;"
         " dmesg | tail -60"
     )
@@ -50,7 +65,7 @@ def until(guest: Guest, command: str, answer: str) -> None:
     """Until `command` prints `answer`, as it does some time after a boot."""
     give_up = time.monotonic() + BOOT_S
     while True:
-        found = guest.finish("bash", "-c", command)
+        found = guest.finish("bash", "-c", command, seconds=BOOT_S)
         if found.output == answer:
             return
         if time.monotonic() > give_up:
@@ -58,53 +73,105 @@ def until(guest: Guest, command: str, answer: str) -> None:
         time.sleep(2)
 
 
-def reboot(guest: Guest) -> None:
-    before = guest.hellos()
-    guest.start("systemctl", "reboot")
-    guest.wait_for_agent(before + 1, seconds=BOOT_S)
+@pytest.fixture(scope="module")
+def clean(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """A Debian without anything of ours but the agent that tests talk to; the package is on a disk that it may mount."""
+    folder = tmp_path_factory.mktemp("installed")
+    copytree(ROOT / "tests/guest", folder / "program/lib/tests/guest", ignore=ignore_patterns("__pycache__"))
+    (folder / "program/lib/tests/__init__.py").touch()
+    (folder / "nothing").mkdir()
+    (folder / "package").mkdir()
+    copyfile(built()[SUITE], folder / "package/bucketworks.deb")
+    image = {name: folder / f"{name}.img" for name in ("program", "nothing", "package")}
+    for name, file in image.items():
+        make_file_system(file, folder / name, 256 << 20)
+    hardware = Hardware(systemd=True, disks=[image["package"]])
+    guest = Guest(replace(guest_image, packages=image["nothing"]), image["program"], folder / "machine", hardware)
+    yield guest
+    guest.kill()
 
 
 @pytest.fixture(scope="module")
-def guest(boot: Callable[[Hardware], Guest], radosgw: Radosgw) -> Guest:
-    """A host on which the three commands were typed."""
+def guest(clean: Guest, radosgw: Radosgw) -> Guest:
+    """The package is installed, the three commands were typed."""
     control = S3Control(radosgw.endpoint())
     control.create_bucket("bucket")
     control.close()
-    guest = boot(Hardware(systemd=True))
-    do(
-        guest,
-        "cp /opt/bucketworks/lib/deploy/systemd/s3block*@.service /etc/systemd/system/; systemctl daemon-reload",
-        "ln -sf /opt/bucketworks/bin/s3block /opt/bucketworks/bin/bucketworks /usr/local/bin/",
-        # The guest's own disk is small.
-        "mkdir -p /etc/bucketworks",
-        'printf \'[s3block]\\njournal_bytes = "256M"\\ncache_bytes = "128M"\\n\' > /etc/bucketworks/config.toml',
-    )
+    guest = clean
+    assert guest.finish("python3", "-c", "import s3core").status, "the guest has our modules already"
+    do(guest, f"{LISTED} > /root/before", f"{SUMS} > /root/before-etc")
+    do(guest, "mount -o ro /dev/nvme0n4 /mnt/a", "dpkg -i /mnt/a/bucketworks.deb", "umount /mnt/a", seconds=1200)
+    # The guest's own disk is small.
+    do(guest, 'printf \'[s3block]\\njournal_bytes = "256M"\\ncache_bytes = "128M"\\n\' > /etc/bucketworks/config.toml')
     place = f"http://{HOST}:{radosgw.http_port}"
-    commands = [
+    typed = [
         line.replace("https://rgw.example.com", place).replace("AKEXAMPLE", ACCESS_KEY) for line in three_commands()
     ]
     # What the first one asks for at a terminal.
-    said = do(guest, f"export BUCKETWORKS_CEPH_SECRET_KEY={SECRET_KEY}", *commands)
+    said = do(guest, f"export BUCKETWORKS_CEPH_SECRET_KEY={SECRET_KEY}", *typed, seconds=900)
     assert "volume vm1 is mounted at /srv/data" in said
     do(guest, f"echo 'here to stay' > {FILE}; sync")
     return guest
 
 
 def test_doing_it_again_changes_nothing(guest: Guest) -> None:
-    said = do(guest, *three_commands()[2:])
-    assert "was mounted already" in said
-    assert do(guest, f"cat {FILE}") == "here to stay\n"
-    print(
-        do(guest, "systemd-analyze verify /etc/systemd/system/srv-data.mount 2>&1; s3block mount; s3block mount --json")
+    assert "was mounted already" in do(guest, *three_commands()[2:])
+    assert do(guest, f"cat {FILE}; stat -f -c %T /srv/data") == "here to stay\next2/ext3\n"
+    assert re.search(r"vm1 +/srv/data +yes +ext4", do(guest, "s3block mount"))
+    assert do(guest, "systemd-analyze verify /etc/systemd/system/srv-data.mount 2>&1") == ""
+
+
+def test_secrets_are_roots_alone(guest: Guest) -> None:
+    modes = do(guest, "stat -c %a /etc/bucketworks/vm1.chap* /etc/bucketworks/config.toml /etc/iscsi/nodes/*/*")
+    assert set(modes.split()) == {"600"}
+    # Whoever has no secret is shown the door, on loopback too.
+    unknown = (
+        "import socket; s = socket.create_connection(('127.0.0.1', 860)); text = b'InitiatorName=iqn.2000-01.x:y\\0"
+        "SessionType=Normal\\0TargetName=iqn.2025-01.internal.bucketworks:vm1\\0AuthMethod=None\\0';"
+        "head = bytes([0x43, 0x81, 0, 0, 0]) + len(text).to_bytes(3, 'big') + bytes(40);"
+        "s.sendall(head + text + bytes(-len(text) % 4)); answer = s.recv(48); print(answer[0] & 0x3f, answer[36:38].hex())"
     )
-    print(state(guest))
+    # RFC 7143 section 11.13.5: 0x0201, the initiator could not be authenticated.
+    assert do(guest, f'python3 -c "{unknown}"') == "35 0201\n"
+
+
+def test_the_daemon_does_not_wait_for_the_memory_that_it_frees(guest: Guest) -> None:
+    """PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE on every thread of front and worker; and a host without free memory writes."""
+    threads: dict[str, Any] = guest.call(pressure.flags, unit="s3block@vm1.service")
+    assert len(threads) > 2
+    assert all(flags & 0x180000 == 0x180000 for flags in threads.values()), threads
+    answer = guest.call(pressure.write, path="/srv/data/load", size=96 << 20, leave=80 << 20, seconds=600)
+    assert answer["free"] < 160 << 20, answer
+    assert do(guest, "stat -c %s /srv/data/load; rm /srv/data/load") == f"{96 << 20}\n"
+
+
+def test_a_daemon_that_is_killed_is_back_and_nobody_noticed(guest: Guest) -> None:
+    writing = guest.start(
+        "bash", "-c", "for i in $(seq 30); do dd if=/dev/urandom of=/srv/data/x bs=64k count=4 conv=fsync; done"
+    )
+    guest.run("systemctl", "kill", "--signal=KILL", "--kill-whom=all", "s3block@vm1", seconds=120)
+    written = writing.wait(seconds=600, check=False)
+    assert written.status == 0, f"{written.output}\n{state(guest)}"
+    do(guest, "rm /srv/data/x; sync")
+
+
+def test_a_package_in_use_is_not_removed(guest: Guest) -> None:
+    said = guest.finish("dpkg", "--remove", "bucketworks", seconds=300)
+    assert said.status, said.output
+    assert "volumes are served" in said.output
+    assert do(guest, f"cat {FILE}") == "here to stay\n"
 
 
 def test_it_is_there_after_a_reboot(guest: Guest) -> None:
-    reboot(guest)
+    before = guest.hellos()
+    guest.start("systemctl", "reboot")
+    guest.wait_for_agent(before + 1, seconds=BOOT_S)
     until(guest, f"cat {FILE}", "here to stay\n")
-    log = guest.run("journalctl", "-b", "-1", "--no-pager", "-o", "cat", "-u", "s3block@vm1")
-    assert "detached, the bucket has everything" in log
+    # Orderly: unmounted, logged out, carried to the bucket.
+    log = guest.run("journalctl", "-b", "-1", "--no-pager", "-o", "cat", "-u", "s3block*", "-u", "srv-data.mount")
+    words = ("Unmounted srv-data.mount", "is logged out of volume vm1", "detached, the bucket has everything")
+    assert [log.find(word) for word in words] == sorted(log.find(word) for word in words), log
+    assert all(word in log for word in words), log
     kernel = guest.run("journalctl", "-b", "-1", "-k", "--no-pager", "-o", "cat")
     assert not re.search(r"I/O error|blocked for more than|EXT4-fs error", kernel), kernel[-3000:]
 
@@ -115,7 +182,26 @@ def test_it_is_there_after_a_power_cut(guest: Guest) -> None:
     until(guest, f"cat {FILE}", "here to stay\nand to stay\n")
 
 
-def test_it_is_taken_back(guest: Guest) -> None:
-    said = do(guest, "s3block umount vm1")
+def test_it_is_taken_back_and_mounted_through_the_kernels_target(guest: Guest) -> None:
+    said = do(guest, "s3block umount vm1", seconds=900)
     assert "what stays: the volume at s3://ceph/bucket/vm1" in said
-    print(said)
+    assert do(guest, "ls /srv/data; systemctl list-units --plain --no-legend 's3block*@*' srv-data.mount") == ""
+    do(guest, "sed -i '/^\\[volume.vm1\\]/a door = \"lio\"' /etc/bucketworks/config.toml")
+    do(guest, "s3block mount vm1 /srv/data", seconds=900)
+    assert do(guest, f"cat {FILE}") == "here to stay\nand to stay\n"
+    assert "CHAP mutual" in do(guest, "s3block lio status vm1")
+    do(guest, "s3block umount /srv/data", seconds=900)
+
+
+def test_nothing_but_data_is_left(guest: Guest) -> None:
+    do(guest, "dpkg --remove bucketworks", "dpkg --purge bucketworks", seconds=600)
+    do(guest, f"{LISTED} > /root/after", f"{SUMS} > /root/after-etc")
+    there, here = (set(do(guest, f"cat /root/{name}").splitlines()) for name in ("before", "after"))
+    left = sorted(line for line in here - there if not line.startswith(DATA))
+    # The directory that was typed.
+    assert left == ["/srv/data d 755"], left
+    assert there - here == set()
+    etc = do(guest, "diff /root/before-etc /root/after-etc || true")
+    # Copies that useradd and userdel keep.
+    changed = [line.split()[-1] for line in etc.splitlines() if line[0] in "<>"]
+    assert [name for name in changed if not name.endswith("-") and not name.startswith(DATA)] == [], etc

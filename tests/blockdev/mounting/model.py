@@ -176,8 +176,8 @@ class Model:
             service.enabled = verb == "enable"
             self._changed(f"{verb} {unit}")
         elif service.broken and verb != "stop":
-            service.active = "failed"
-            return Done(1, "failed")
+            service.active = "activating"
+            return FINE if "--no-block" in words else Done(1, "failed")
         elif verb in ("start", "restart", "stop"):
             return self._turn(verb, unit, service)
         return FINE
@@ -186,6 +186,7 @@ class Model:
         file = self.files.get(UNITS / unit)
         return {
             "ActiveState": self.service(unit).active,
+            "NRestarts": "3" if self.service(unit).broken else "0",
             "NeedDaemonReload": "yes" if file is not None and self.reloaded.get(unit) != file else "no",
             "LoadState": "loaded" if unit in self.reloaded else "not-found",
         }[key] + "\n"
