@@ -396,7 +396,7 @@ def _require_free(host: Host, wanted: plan.Wanted) -> None:
                 f"{directory} is not empty: a mount would hide {entries and entries[0]}", hint="take an empty one"
             )
     told = host.daemon(wanted.state_dir)
-    if told is not None and host.run("systemctl", "is-active", "--quiet", units.daemon_unit(name)).status:
+    if told is not None and plan.state(host, units.daemon_unit(name)) in plan.ENDED:
         raise Refused(
             f"process {told.get('pid')} serves volume {name} on this host, and is not {units.daemon_unit(name)}",
             hint="end it first",

@@ -41,6 +41,7 @@ START_S: Final = 300.0
 STOP_S: Final = 900.0
 MKFS_S: Final = 3600.0
 POLL_S: Final = 0.5
+ENDED: Final = ("inactive", "failed", "")
 _AMBIVALENT: Final = 8
 _NOTHING: Final = 2
 """blkid(8): exit codes of --probe."""
@@ -151,10 +152,10 @@ class Serve(Step):
         _systemctl(host, "start", "--no-block", unit)
         until = host.now() + self.wait_s
         while not _ready(host, self.state_dir):
-            state = _state(host, unit)
-            if state == "failed" or _restarts(host, unit) >= RESTARTS or host.now() > until:
+            now = state(host, unit)
+            if now == "failed" or _restarts(host, unit) >= RESTARTS or host.now() > until:
                 raise NotReady(
-                    f"volume {self.volume} is not served: {unit} is {state or 'gone'}, and its last words are: "
+                    f"volume {self.volume} is not served: {unit} is {now or 'gone'}, and its last words are: "
                     f"{last_words(host, unit)}",
                     hint="mend that and run the same command again: it goes on from here",
                 )
@@ -422,7 +423,7 @@ class Stop(Step):
         return f"stop {self.unit}"
 
     def done(self, host: Host) -> bool:
-        return _state(host, self.unit) in ("inactive", "failed", "")
+        return state(host, self.unit) in ENDED
 
     def act(self, host: Host) -> None:
         _systemctl(host, "stop", self.unit, timeout_s=STOP_S)
@@ -457,8 +458,8 @@ class CarryToBucket(Step):
         return f"stop {units.daemon_unit(self.volume)}, which carries the rest to the bucket"
 
     def done(self, host: Host) -> bool:
-        state = _state(host, units.daemon_unit(self.volume))
-        return state in ("inactive", "") or (self.leave and state == "failed")
+        now = state(host, units.daemon_unit(self.volume))
+        return now in ENDED and (self.leave or now != "failed")
 
     def act(self, host: Host) -> None:
         unit = units.daemon_unit(self.volume)
@@ -468,7 +469,7 @@ class CarryToBucket(Step):
                 _systemctl(host, "start", "--no-block", unit)
             until = host.now() + self.wait_s
             while not _ready(host, self.state_dir):
-                if _state(host, unit) == "failed" or host.now() > until:
+                if state(host, unit) == "failed" or host.now() > until:
                     raise self._left(host)
                 host.sleep(POLL_S)
         _systemctl(host, "stop", unit, timeout_s=STOP_S)
@@ -572,10 +573,11 @@ def _ready(host: Host, state_dir: Path) -> bool:
 
 
 def _active(host: Host, unit: str) -> bool:
-    return _state(host, unit) == "active"
+    return state(host, unit) == "active"
 
 
-def _state(host: Host, unit: str) -> str:
+def state(host: Host, unit: str) -> str:
+    """Its ActiveState (org.freedesktop.systemd1(5))."""
     return _shown(host, unit, "ActiveState")
 
 
