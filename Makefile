@@ -19,7 +19,7 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv assets check lint test demo demo-envctl bench deb sim torture blackout lock docs clean
+.PHONY: help venv assets check lint test demo demo-envctl bench deb site sim torture blackout lock docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ blackout: $(READY) ## five minutes without the store, for real: writes go on, no
 
 docs: $(READY) ## draw the documents that come from tables in the code
 	@$(PY) -m tests.architecture.documents
+
+site: ## docs/ as a site with search in build/site; nothing of it needs a network to be read
+	@python=$$(.ci/find-python) && "$$python" deploy/site/make_site.py
 
 lock: $(READY) ## choose new versions within pyproject.toml and write the requirements files
 	@$(PY) -m venv build/lock && build/lock/bin/python -m pip install -qq --disable-pip-version-check uv==$(UV_VERSION)

@@ -1,6 +1,7 @@
 """How Sphinx reads the pages and what the site looks like; `make_site.py` starts it.
 
-One rule: nothing is fetched when a page is looked at: the theme's fonts are the reader's own, scripts and styles lie beside the pages.
+One rule: nothing is fetched when a page is looked at: the theme's fonts are the reader's own, scripts and styles lie beside
+the pages.
 """
 
 import tomllib
@@ -21,8 +22,9 @@ myst_links_external_new_tab = False
 html_theme = "furo"
 html_title = f"Bucketworks {version}"
 html_static_path = ["static"]
+html_favicon = "static/favicon.svg"
 html_css_files = ["site.css"]
-html_js_files = [("site.js", {"priority": 100})]
+html_js_files = [("site.js", {"priority": 300})]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """`make site`: docs/ as a site in build/site, complete in itself: no page of it asks another host for anything.
 
-The pages stay what they are, for readers of the tree. On their way to Sphinx they get three things: README.md of a folder becomes
-its index, a link to a file of the tree becomes one to a page that shows that file (or plain code, where it is not text),
-and `PARTS` says where each page stands in the navigation.
+The pages stay what they are, for readers of the tree. On their way to Sphinx they get three things: README.md of a folder
+becomes its index, a link to a file of the tree becomes one to a page that shows that file (or plain code, where it is not
+text), and `PARTS` says where each page stands in the navigation.
 
 One rule: a page in no part, a link or an anchor that leads nowhere, and every warning of Sphinx end the build.
 
@@ -48,7 +48,13 @@ PARTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ),
     (
         "Look up",
-        ("docs/settings.md", "docs/exit-codes.md", "docs/metrics.md", "docs/formats/README.md", "docs/protocol/*"),
+        (
+            "docs/settings.md",
+            "docs/exit-codes.md",
+            "docs/metrics.md",
+            "docs/formats/README.md",
+            "docs/protocol/README.md",
+        ),
     ),
     (
         "Understand",
@@ -62,8 +68,8 @@ PARTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ),
     ("Take part", ("docs/hacking.md", "docs/licences.md", "docs/supply-chain.md", "CHANGELOG.md")),
 )
-"""Each part's pages, in order. `FOLDER/*` is all that lies there; pages in a folder with a README.md, or with a page of the folder's
-name beside it, follow that one by themselves. A page that is not there (yet) is passed over."""
+"""Each part's pages, in order. `FOLDER/*` is all that lies there; pages in a folder with a README.md, or with a page of the
+folder's name beside it, follow that one by themselves. A page that is not there (yet) is passed over."""
 LANDING: Final = "docs/README.md"
 LEXERS: Final = {
     ".py": "python",
@@ -120,13 +126,24 @@ def build(output: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="site-", dir=output.parent) as name:
         staged, made = Path(name) / "pages", Path(name) / "made"
         stage(ROOT, staged)
-        words = [str(sphinx), "-m", "sphinx", "--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "-j", "auto"]
+        words = [
+            str(sphinx),
+            "-m",
+            "sphinx",
+            "--fail-on-warning",
+            "--keep-going",
+            "--nitpicky",
+            "--quiet",
+            "-j",
+            "auto",
+        ]
         words += ["-b", "html", "-c", str(HERE), "-d", str(Path(name) / "trees"), str(staged), str(made)]
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if done.returncode != 0:
             raise SiteFailed(f"Sphinx is not content:\n{done.stdout.replace(str(staged) + '/', '')}")
         shutil.rmtree(made / ".doctrees", ignore_errors=True)
         (made / ".buildinfo").unlink(missing_ok=True)
+        shutil.rmtree(made / "_sources", ignore_errors=True)
         if output.exists():
             shutil.rmtree(output)
         made.rename(output)
@@ -141,8 +158,7 @@ def environment() -> Path:
         return python
     for words in (
         (sys.executable, "-m", "venv", "--clear", str(place)),
-        (str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-input")
-        + ("--require-hashes", "-r", str(REQUIREMENTS)),
+        (str(python), "-m", "pip", "install", "-qq", "--no-input", "--require-hashes", "-r", str(REQUIREMENTS)),
     ):
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if done.returncode != 0:
@@ -186,7 +202,10 @@ def stage(root: Path, target: Path) -> None:
         content = (root / origin).read_text(encoding="utf-8").rstrip("\n")
         longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
         fence = "`" * max(3, longest + 1)
-        _write(target / name, f"---\norphan: true\n---\n\n# {origin}\n\n{fence}{lexer}\n{content}\n{fence}\n")
+        _write(
+            target / name,
+            f"---\norphan: true\nnosearch: true\n---\n\n# {origin}\n\n{fence}{lexer}\n{content}\n{fence}\n",
+        )
 
 
 def navigation(known: dict[PurePosixPath, Page]) -> dict[PurePosixPath, list[PurePosixPath]]:
@@ -243,9 +262,20 @@ def rewritten(
             anchor = ""
         else:
             return label if label.startswith("`") else f"`{label}`"
+        if label.strip("`") == place and origin in known:
+            # `[settings.md](settings.md)` names a file of the tree; on the site it names the page.
+            label = title(root / origin)
         return f"[{label}]({_relative(name, page.name)}{'#' + anchor if anchor else ''})"
 
     return _outside_of_code(text, lambda prose: _LINK.sub(link, prose))
+
+
+def title(page: Path) -> str:
+    """What a page calls itself."""
+    found = re.search(r"^# (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise SiteFailed(f"{page}: has no heading of the first level")
+    return found[1]
 
 
 def _outside_of_code(text: str, change: Callable[[str], str]) -> str:
