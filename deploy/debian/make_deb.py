@@ -52,14 +52,9 @@ SERVICES = ("s3", "sts")
 HOME = "usr/lib/bucketworks"
 NODE_UNITS = re.compile(r"bucketworks-(pve|disk@|gateway@|mount@)\.")
 """Of deploy/systemd; the suite has the others."""
-KEPT_RUNNING = ("s3block@", "s3block-lio@")
-"""Templates whose instances a removal refuses to stop."""
+KEPT_RUNNING = "s3block"
+"""Units of volumes: a removal refuses to stop what runs of them, by this beginning of their names."""
 UNIT_KINDS = (".service", ".socket", ".timer", ".target", ".path", ".slice", ".mount")
-COMPLETIONS = {
-    "bash": "bash-completion/completions",
-    "zsh": "zsh/vendor-completions",
-    "fish": "fish/vendor_completions.d",
-}
 AGENT_FILE = "usr/lib/envctl/envctl-agent.pyz"
 AGENT_MADE_BY_CONSOLE = (
     "# A seed, an identity, or the address of a seed: else no console has made this machine, and no home will come.\n"
@@ -293,22 +288,8 @@ def entry_points(project: Mapping[str, Any]) -> str:
 
 def manuals(tree: Path) -> None:
     """Manual pages and completions, drawn from the commands themselves."""
-    drawing = ROOT / "deploy/manuals.py"
-    if not drawing.exists():
-        return
-    with tempfile.TemporaryDirectory(prefix="manuals-") as name:
-        drawn = Path(name)
-        run(sys.executable, str(drawing), "--output", name, PYTHONPATH=str(ROOT), SOURCE_DATE_EPOCH=str(epoch()))
-        for file in sorted_files(drawn):
-            relative = file.relative_to(drawn)
-            kind = relative.parts[0] if relative.parts[0] != "completions" else relative.parts[1]
-            if kind.startswith("man"):
-                content = file.read_bytes() if file.suffix == ".gz" else gzip.compress(file.read_bytes(), 9, mtime=0)
-                target = tree / "usr/share/man" / kind / (file.name.removesuffix(".gz") + ".gz")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
-            elif kind in COMPLETIONS:
-                put(file, tree / "usr/share" / COMPLETIONS[kind] / file.name)
+    words = (str(ROOT / "deploy/manuals.py"), "--gzip", "--output", str(tree / "usr/share"))
+    run(sys.executable, *words, PYTHONPATH=str(ROOT), SOURCE_DATE_EPOCH=str(epoch()))
 
 
 def documents(tree: Path, package: str, version: str) -> None:

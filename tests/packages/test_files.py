@@ -122,9 +122,7 @@ def test_contributions_of_our_packages_to_each_other_are_found(trees: dict[str, 
             assert f"\n{name} = {place}\n" in text
 
 
-def test_manuals_are_there_once_they_can_be_drawn(trees: dict[str, Path]) -> None:
-    if not (ROOT / "deploy/manuals.py").exists():
-        pytest.skip("deploy/manuals.py is not in this tree")
+def test_manuals_and_completions_are_there(trees: dict[str, Path]) -> None:
     files = _files(trees[SUITE])
     for command in ("bucketworks", "s3block", "cowsync", "s3integrity", "s3-envctl", "pve-s3"):
         page = f"usr/share/man/man1/{command}.1.gz"
