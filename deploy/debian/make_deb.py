@@ -52,8 +52,8 @@ SERVICES = ("s3", "sts")
 HOME = "usr/lib/bucketworks"
 NODE_UNITS = re.compile(r"bucketworks-(pve|disk@|gateway@|mount@)\.")
 """Of deploy/systemd; the suite has the others."""
-KEPT_RUNNING = "s3block"
-"""Units of volumes: a removal refuses to stop what runs of them, by this beginning of their names."""
+KEPT_RUNNING = ("s3block@", "s3block-lio@", "s3block-initiator@")
+"""Templates whose instances a removal refuses to stop."""
 UNIT_KINDS = (".service", ".socket", ".timer", ".target", ".path", ".slice", ".mount")
 AGENT_FILE = "usr/lib/envctl/envctl-agent.pyz"
 AGENT_MADE_BY_CONSOLE = (
@@ -228,8 +228,8 @@ def lay_out_suite(tree: Path, project: Mapping[str, Any], version: str, modules:
         )
     for unit in units(SUITE):
         put(unit, tree / "usr/lib/systemd/system" / unit.name)
-    put(HERE / SUITE / "tmpfiles", tree / "usr/lib/tmpfiles.d/bucketworks.conf")
-    put(HERE / SUITE / "sysusers", tree / "usr/lib/sysusers.d/bucketworks.conf")
+    for folder in ("tmpfiles.d", "sysusers.d"):
+        put(ROOT / "deploy/systemd" / folder / "bucketworks.conf", tree / "usr/lib" / folder / "bucketworks.conf")
     manuals(tree)
 
     shared = tree / "usr/share/bucketworks"
@@ -237,7 +237,9 @@ def lay_out_suite(tree: Path, project: Mapping[str, Any], version: str, modules:
         put(file, shared / file.name)
     for folder in ("grafana", "examples"):
         if (ROOT / "deploy" / folder).is_dir():
-            shutil.copytree(ROOT / "deploy" / folder, shared / folder, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / "deploy" / folder, shared / folder, ignore=shutil.ignore_patterns("__pycache__", "*.py")
+            )
     put(ROOT / "deploy/config.example.toml", shared / "examples/config.toml")
     # The runbook is read when nothing works: on the host itself.
     book = tree / "usr/share/doc" / SUITE / "docs"
