@@ -42,12 +42,13 @@ NewKeyOption = Annotated[
 
 @app.command("list")
 def list_slots(volume: VolumeArgument, config_path: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show the key slots of a volume: each is opened by one passphrase or key file."""
+    """Show the key slots of a volume, the oldest first: each is opened by one passphrase or key file."""
     config = load_config(config_path)
     place = find(config, volume)
     with opened(config, place.store_url) as store:
         own = volume_store(store, place.name)
         found = keys.slots(own, _encrypted(own, place))
+    found.sort(key=lambda item: item.slot.created if item.slot is not None else 0.0)
     rows = [_row(item.slot) if item.slot is not None else {"id": item.id, "error": item.error} for item in found]
     columns = [
         Column("id", "ID"),

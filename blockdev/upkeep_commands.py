@@ -63,7 +63,8 @@ def gc(
         write_json({"volume": place.url} | answer)
         return
     for key, value in answer.items():
-        write_line(f"{key.replace('_', ' ')}: {shown_size(value) if key.endswith('bytes') else value}")
+        shown = shown_size(value) if key.endswith("bytes") else ", ".join(value) or "none" if key == "held" else value
+        write_line(f"{key.replace('_', ' ')}: {shown}")
 
 
 # --- resize ----------------------------------------------------------------------------------------------------------

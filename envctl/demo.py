@@ -53,6 +53,8 @@ from s3core.settings import load_config
 log = logging.getLogger(__name__)
 
 PASSWORDS: Final = "passwords.json"
+COMMANDS: Final = "alice.env"
+"""What a shell reads (`. DIRECTORY/alice.env`) so that commands and requests are alice's."""
 SECOND_TEMPLATE: Final = 9001
 BACKUP_S: Final = 30
 WORK_S: Final = 20.0
@@ -153,6 +155,8 @@ def _run(place: Path, listen: str, *, keep: bool, check: bool) -> None:
             words = seeded(context, place)
 
             def ready(url: str, stop: Callable[[], None]) -> None:
+                if keep:
+                    write_commands(context, url, place / COMMANDS)
                 _tell(url, words, place if keep else None)
                 threading.Thread(
                     target=_direct, args=(context, fake, url, words, stop, check, again, first), daemon=True
@@ -256,6 +260,14 @@ def seeded(context: Context, place: Path) -> dict[str, str]:
     kept.touch(mode=0o600)
     kept.write_text(json.dumps(words), encoding="utf-8")
     return words
+
+
+def write_commands(context: Context, url: str, path: Path) -> None:
+    """A token of alice's that may do all she may, for a week, with the console's address. It replaces the one of before, which
+    goes on until its week is over."""
+    made = _ask(context, _caller(context, "alice"), "token.create", name="demo", scopes=["*"], days=7)
+    path.touch(mode=0o600)
+    path.write_text(f"export ENVCTL_URL={url}\nexport ENVCTL_TOKEN={made.secret}\n", encoding="utf-8")
 
 
 def _direct(
@@ -431,6 +443,8 @@ def _tell(url: str, words: dict[str, str], kept: Path | None) -> None:
     write_line(f"console   {url}")
     for name, word in words.items():
         write_line(f"{name:<9} {word}")
+    if kept:
+        write_line(f"commands  . {kept / COMMANDS}; s3-envctl env list")
     sys.stdout.flush()
     write_note("machines are made now; the cluster is not there, the agents and the homes are")
     write_note(f"kept in {kept}; Ctrl-C ends it" if kept else "Ctrl-C ends it and removes everything")

@@ -39,7 +39,7 @@ NOUNS: Final = {
 }
 SHOWN_COLUMNS: Final = 8
 MOMENTS: Final = ("_at", "delete_after", "destroyed_after")
-"""How the names of fields end that hold a moment."""
+"""How the names of fields end that hold a moment; `at` alone is one, too."""
 
 
 def add_verbs(program: typer.Typer, verbs: tuple[Verb, ...]) -> None:
@@ -222,7 +222,7 @@ def _table(rows: list[Any], model: Any) -> None:
 
 
 def _column(name: str) -> Column:
-    return Column(name, name.replace("_", " "), _moment if name.endswith(MOMENTS) else _shown)
+    return Column(name, name.replace("_", " "), _moment if name == "at" or name.endswith(MOMENTS) else _shown)
 
 
 def _moment(value: Any) -> str:

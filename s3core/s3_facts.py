@@ -170,7 +170,8 @@ def _buckets(control: S3Control, endpoint: Endpoint) -> Iterator[Finding]:
         yield finding_of("keys", error)
     else:
         names = ", ".join(bucket.name for bucket in buckets[:10]) + (", ..." if len(buckets) > 10 else "")
-        yield Finding("keys", "ok", f"accepted; {len(buckets)} buckets" + (f": {names}" if names else ""))
+        count = "1 bucket" if len(buckets) == 1 else f"{len(buckets)} buckets"
+        yield Finding("keys", "ok", f"accepted; {count}" + (f": {names}" if names else ""))
 
 
 def _bucket(control: S3Control, endpoint: Endpoint, bucket: str, prefix: str, judges: Judges) -> Iterator[Finding]:

@@ -70,5 +70,5 @@ def on_radosgw(page: Page, text: str, server: Radosgw) -> Premises:
     }
     authority = str(server.certificate.authority_file)
     environment = {f"BUCKETWORKS_{name}_SECRET_KEY": secret_key for name in ENDPOINTS}
-    # As if the server's authority were one of this system's: OpenSSL reads the one, botocore the other.
-    return Premises(table, environment | {"SSL_CERT_FILE": authority, "AWS_CA_BUNDLE": authority})
+    # As if the server's authority were one of this system's: OpenSSL and Go read the one, botocore the other.
+    return Premises(table, environment | {"SSL_CERT_FILE": authority, "REQUESTS_CA_BUNDLE": authority})

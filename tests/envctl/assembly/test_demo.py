@@ -1,5 +1,6 @@
 """The demo, as somebody runs it: every kind of page answers, and nothing is left behind."""
 
+import json
 import os
 import subprocess
 import sys
@@ -60,6 +61,37 @@ def test_sigterm_leaves_nothing_either_in_the_background(tmp_path: Path, moment:
     assert code in (0, ExitCode.INTERRUPTED), said.read_text()
     assert "Traceback" not in said.read_text(), said.read_text()
     assert os.listdir(place) == []
+
+
+def test_a_directory_that_is_kept_has_a_token_for_commands(tmp_path: Path) -> None:
+    said, place = tmp_path / "said", tmp_path / "place"
+    with said.open("w") as out:
+        process = subprocess.Popen(
+            [*COMMAND, "demo", "--listen", "127.0.0.1:0", "--dir", str(place)],
+            stdout=out,
+            stderr=out,
+            env=environment(),
+        )
+    try:
+        end = time.monotonic() + START_S
+        while "commands  ." not in said.read_text():
+            assert process.poll() is None, said.read_text()
+            assert time.monotonic() < end, said.read_text()
+            time.sleep(0.05)
+        asked = subprocess.run(
+            ["/bin/sh", "-c", '. "$0"; exec "$@"', str(place / "alice.env"), *COMMAND, "env", "list", "--json"],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            check=False,
+            timeout=120,
+        )
+    finally:
+        process.terminate()
+        process.wait(START_S)
+    assert asked.returncode == 0, asked.stderr
+    assert {one["owner_name"] for one in json.loads(asked.stdout)} <= {"alice"}
+    assert (place / "alice.env").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_script_is_the_command() -> None:
