@@ -79,6 +79,7 @@ def run(
         "LC_ALL": "C.UTF-8",
         "RESULTS": str(results),
         "BUCKETWORKS_CONFIG": str(home / "config.toml"),
+        "BUCKETWORKS_SPENDING_DIR": str(directory / "spending"),
         _MARK: mark,
         **environment,
     }
@@ -105,14 +106,24 @@ def run(
 
 
 def commands(directory: Path) -> Path:
-    """A folder with every console script of pyproject.toml, each running this tree."""
-    directory.mkdir(parents=True)
+    """A folder with every console script of pyproject.toml, each running this tree with this tree's entry points, whatever is
+    installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    metadata = directory / f"bucketworks-{project['version']}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: bucketworks\nVersion: {project['version']}\n")
+    groups = {"console_scripts": project["scripts"], **project.get("entry-points", {})}
+    (metadata / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
+            for group, points in groups.items()
+        )
+    )
     for command, target in project["scripts"].items():
         module, _, function = target.partition(":")
         script = directory / command
         script.write_text(
-            f"#!{sys.executable}\nimport sys\n\nsys.path[0] = {str(ROOT)!r}\n"
+            f"#!{sys.executable}\nimport sys\n\nsys.path[:1] = [{str(ROOT)!r}, {str(directory)!r}]\n"
             f"from {module} import {function}\n\nsys.exit({function}())\n",
             encoding="utf-8",
         )
