@@ -19,7 +19,7 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv assets check lint test demo demo-envctl bench deb site sim torture blackout lock docs clean
+.PHONY: help venv assets check lint test demo demo-envctl bench deb wheel sbom audit site sim torture blackout lock docs clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -70,6 +70,16 @@ bench: ## figures of this machine, beside tgt and rclone in the same run, and wh
 deb: $(READY) ## the Debian packages, in dist/
 	@$(PY) -m envctl.web.assets || echo "note: no browser code; the console in the package has no screens and terminals"
 	@$(PY) deploy/debian/make_deb.py
+
+wheel: $(READY) ## the wheel for pip and pipx, in dist/; the same bytes each time
+	@$(PY) -m envctl.web.assets || echo "note: no browser code; the console of this wheel has no screens and terminals"
+	@$(PY) deploy/release/make_wheel.py
+
+sbom: $(READY) ## what all this is made of (CycloneDX), in dist/
+	@$(PY) deploy/release/make_sbom.py
+
+audit: $(READY) ## known vulnerabilities of what is locked, where a database of them can be asked
+	@$(PY) deploy/release/audit.py || [ $$? -eq 75 ]
 
 sim: $(READY) ## replay one simulated episode: make sim SEED=1234
 	@$(PY) -m tests.simulation $(SEED)

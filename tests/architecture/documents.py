@@ -3,6 +3,7 @@
 python -m tests.architecture.documents
 """
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,17 @@ sys.path[:0] = [str(ROOT / "deploy")]
 from alert_rules import alerts_markdown  # noqa: E402 - found by the line above
 from grafana import panels  # noqa: E402
 
+
+def licences_markdown() -> str:
+    """By the script that the packages' maker and the bill of materials use; it says what it does not know."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "deploy/release/licences.py")], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout
+
+
 DOCUMENTS: dict[str, Callable[[], str]] = {
     "docs/settings.md": settings_markdown,
     "docs/exit-codes.md": exit_codes_markdown,
@@ -46,6 +58,7 @@ DOCUMENTS: dict[str, Callable[[], str]] = {
     "docs/envctl/verbs.md": verbs_markdown,
     "docs/protocol/scsi.md": scsi_document.render,
     "docs/protocol/tcmu.md": tcmu_document.render,
+    "docs/licences.md": licences_markdown,
 }
 
 

@@ -28,7 +28,7 @@ def test_the_metadata_names_it() -> None:
 
 
 def test_what_is_installed_is_pinned_by_hash_and_names_no_source() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in sorted(file.name for file in ROOT.glob("requirements*.txt")):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert not re.search(r"https?://|--index-url|--find-links|--extra-index|/", text.replace("\\\n", ""))
         for requirement in re.split(r"\n(?=\S)", text.strip()):

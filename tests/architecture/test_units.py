@@ -29,7 +29,7 @@ EXPOSURE = {
     "s3integrity-witness@": 2.0,
 }
 """What `systemd-analyze security` may say at most, of 10; "OK" ends at 5. A unit that is not named here: 3."""
-ONESHOT = {"s3block-lio@", "s3block-initiator@", "s3block-check@", "s3integrity-verify@"}
+ONESHOT = {"s3block-lio@", "s3block-initiator@", "s3block-check@", "s3integrity-verify@", "bucketworks-status"}
 """Not processes that stay: nothing to watch."""
 NOT_WATCHED = {
     "bucketworks-gateway@": "it keeps nothing, and a gateway that hangs is seen by the core, which asks it",

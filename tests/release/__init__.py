@@ -1,0 +1,1 @@
+"""What a release consists of: the wheel, the bill of materials, licences, the audit."""
