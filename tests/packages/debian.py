@@ -131,8 +131,10 @@ class Debian:
         )
 
     def files(self) -> dict[str, str]:
-        """What a package could leave behind, and what each is; dpkg's own books and logs are dpkg's."""
+        """What a package could leave behind, and what each is; dpkg's own books and logs are dpkg's, and the copies of
+        the last change of users are theirs who change them."""
         skipped = ("proc", "dev", "run", "sys", "tmp", "var/lib/dpkg", "var/log", "var/cache")
+        copies = {f"etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")}
         found = {}
         for folder, folders, names in os.walk(self.root):
             relative = os.path.relpath(folder, self.root)
@@ -147,7 +149,8 @@ class Debian:
                 what = os.readlink(path) if path.is_symlink() else f"{facts.st_mode:o} {facts.st_uid}:{facts.st_gid}"
                 if path.is_file() and not path.is_symlink():
                     what += " " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-                found[os.path.normpath(os.path.join(relative, name))] = what
+                if (shown := os.path.normpath(os.path.join(relative, name))) not in copies:
+                    found[shown] = what
         return found
 
     def end(self) -> None:
