@@ -118,6 +118,8 @@ def test_doing_it_again_changes_nothing(guest: Guest) -> None:
     assert "was mounted already" in do(guest, *three_commands()[2:])
     assert do(guest, f"cat {FILE}; stat -f -c %T /srv/data") == "here to stay\next2/ext3\n"
     assert re.search(r"vm1 +/srv/data +yes +ext4", do(guest, "s3block mount"))
+    # Requests wait for a daemon that is away, however long.
+    assert do(guest, "cat /sys/class/iscsi_session/session*/recovery_tmo") == "off\n"
     assert do(guest, "systemd-analyze verify /etc/systemd/system/srv-data.mount 2>&1") == ""
 
 
