@@ -33,10 +33,12 @@ class Persistence:
     """Store calls repeated until they are answered, with growing pauses; only what repeating cannot cure is raised.
 
     The volume lives on through a blackout of any length: writes go to the journal meanwhile. An outage is logged when it
-    begins, once every REMIND_S while it lasts, and when it ends, however many calls wait in it."""
+    begins, once every REMIND_S while it lasts, and when it ends, however many calls wait in it. `changed` is called after
+    each failure and when the store answers again: whoever waits in a call has no other moment to say how it stands."""
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, execution: Execution, changed: Callable[[], None] = lambda: None) -> None:
         self._execution = execution
+        self._changed = changed
         self.failures = 0
         self.last_error = ""
         self._since = 0.0
@@ -53,12 +55,14 @@ class Persistence:
         if now - self._reminded >= REMIND_S:
             self._reminded = now
             log.warning("store: %s: %s; trying again until it works (for %.0f s now)", what, error, now - self._since)
+        self._changed()
 
     def worked(self) -> None:
         """Note that the store answered."""
         if self.last_error:
             log.warning("store: answers again after %.0f s", self._execution.monotonic() - self._since)
             self.last_error = ""
+            self._changed()
 
     async def call(self, what: str, function: Callable[..., T], *args: Any) -> T:
         pause = BACKOFF_S_MIN

@@ -155,7 +155,7 @@ class Worker:
         self._send = send
         self._store_counters = store_counters
         """`ObservedStore.snapshot`: every request to the store, whoever made it."""
-        self._persistence = Persistence(execution)
+        self._persistence = Persistence(execution, self._store_changed)
         self._lease = Lease(settings.lease_s, self._granted)
         self._log = CommitLog(store, volume.identity, execution, self._persistence, self._lease)
         self._fetcher = Fetcher(
@@ -718,6 +718,12 @@ class Worker:
             return 0
         commits, fetches = self._destager.counters, self._fetcher.counters
         return commits.puts + fetches.bytes_down + self._checkpointer.deleted + self._checkpointer.trimmed
+
+    def _store_changed(self) -> None:
+        """A commit that waits for the store is the very moment at which somebody wants to know: `_idle` is not come to then."""
+        made = self._destager is not None and self._checkpointer is not None and self._collector is not None
+        if made and self._map.state is not None:
+            self._status()
 
     def _status(self) -> None:
         assert self._destager is not None

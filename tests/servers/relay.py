@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 
 SLOW_DOWN = (
@@ -26,6 +27,8 @@ class Relay:
         self._upstream = port
         self.refuse_every = 0
         self.delay_s = 0.0
+        self.before: Callable[[str], None] = lambda _: None
+        """Called with each request line before the request is passed on; it may wait."""
         self.requests = 0
         self.refused = 0
         self.kinds: Counter[str] = Counter()
@@ -108,6 +111,7 @@ class Relay:
         head = line = stream.readline()
         if not line:
             return False
+        asked = line.decode("latin-1")
         method, kind = line.split()[0].decode(), ""
         if b"list-type=2" in line:
             kind = "LIST"
@@ -128,6 +132,7 @@ class Relay:
         if refuse:
             client.sendall(SLOW_DOWN)
             return True
+        self.before(asked)
         if self.delay_s:
             time.sleep(self.delay_s)
         server.sendall(head + b"\r\n" + body)
