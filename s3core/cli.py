@@ -4,7 +4,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from s3core import endpoint_commands, status_commands
+from s3core import config_commands, endpoint_commands, status_commands
 from s3core.console import JsonOption, new_program, run_and_exit
 from s3core.endpoint_commands import ConfigOption
 from s3core.findings import Finding, write_finding
@@ -12,6 +12,7 @@ from s3core.settings import load_config
 
 app = new_program("bucketworks", "Object stores, and what they are good for.")
 app.add_typer(endpoint_commands.app)
+app.add_typer(config_commands.app)
 app.command("status")(status_commands.status)
 app.command("spending")(status_commands.spending)
 

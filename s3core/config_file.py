@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from s3core.settings import ConfigError, check_name, parse_config
+from s3core.settings import ConfigError, check_name, parse_config, require_current
 
 Values = Mapping[str, str | int | float | bool | list[str]]
 
@@ -29,8 +29,8 @@ def with_table(text: str, kind: str, name: str, values: Values) -> str:
         raise ConfigError(f"{name!r}: {error}") from error
     wanted = _parse(text)
     wanted.setdefault(kind, {})[name] = dict(values)
-    table = [f"[{kind}.{name}]", *(f"{key} = {_written(value)}" for key, value in values.items())]
-    lines = _lines(text)
+    table = [f"[{kind}.{name}]", *(f"{key} = {written(value)}" for key, value in values.items())]
+    lines = as_lines(text)
     begin, end = _place(lines, kind, name)
     if begin == len(lines) and lines and lines[-1].strip():
         table.insert(0, "")
@@ -51,9 +51,9 @@ def with_settings(text: str, kind: str, name: str, values: Values) -> str:
         return text
     wanted = _parse(text)
     wanted[kind][name] |= missing
-    lines = _lines(text)
+    lines = as_lines(text)
     begin, _ = _place(lines, kind, name)
-    added = [f"{key} = {_written(value)}" for key, value in missing.items()]
+    added = [f"{key} = {written(value)}" for key, value in missing.items()]
     return _checked([*lines[: begin + 1], *added, *lines[begin + 1 :]], wanted, f"[{kind}.{name}]")
 
 
@@ -67,7 +67,7 @@ def without_settings(text: str, kind: str, name: str, keys: Collection[str]) -> 
         return text
     for key in doomed:
         del table[key]
-    lines = _lines(text)
+    lines = as_lines(text)
     begin, end = _place(lines, kind, name)
     kept = [line for line in lines[begin:end] if line.partition("=")[0].strip() not in doomed]
     return _checked([*lines[:begin], *kept, *lines[end:]], wanted, f"[{kind}.{name}]")
@@ -80,7 +80,7 @@ def without_table(text: str, kind: str, name: str) -> str:
     if name not in wanted.get(kind, {}):
         raise KeyError(f"[{kind}.{name}]")
     del wanted[kind][name]
-    lines = _lines(text)
+    lines = as_lines(text)
     begin, end = _place(lines, kind, name)
     while begin > 0 and lines[begin - 1].lstrip().startswith("#"):
         begin -= 1
@@ -98,7 +98,18 @@ def without_table(text: str, kind: str, name: str) -> str:
 def change_file(path: Path, change: Callable[[str], str]) -> None:
     """Replace the file by `change` of its text (of nothing if it is absent), atomically and durably, with mode 0600 and
     its owner kept. Two tools that change it at once take turns. ConfigError if the outcome would not be a valid
-    configuration; then, and on any other error, the file is as it was."""
+    configuration; then, and on any other error, the file is as it was. A file of an older version is refused: what is put
+    into it would be read as that version has it."""
+
+    def of_today(before: str) -> str:
+        require_current(before, path)
+        return change(before)
+
+    replace_file(path, of_today)
+
+
+def replace_file(path: Path, change: Callable[[str], str]) -> None:
+    """`change_file` for files of any version."""
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with _turn(target.parent):
@@ -131,14 +142,16 @@ def _parse(text: str) -> dict[str, Any]:
         raise ConfigError(f"the configuration is not TOML: {error}") from None
 
 
-def _lines(text: str) -> list[str]:
+def as_lines(text: str) -> list[str]:
+    """Lines as TOML has them, without their ends."""
     # Not splitlines: it also splits where TOML does not, and a line end of two bytes must stay one.
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _written(value: str | int | float | bool | list[str]) -> str:
+def written(value: str | int | float | bool | list[str]) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, list):
-        return f"[{', '.join(map(_written, value))}]"
+        return f"[{', '.join(map(written, value))}]"
     if isinstance(value, str):
         # A TOML basic string is a JSON string in which DEL is escaped too (TOML 1.0, "String").
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -151,7 +164,7 @@ def _place(lines: list[str], kind: str, name: str) -> tuple[int, int]:
     begin = end = len(lines)
     inside = False
     for number, line in enumerate(lines):
-        header = _header(line)
+        header = header_of(line)
         if header:
             ours = header[:2] == [kind, name]
             if ours and begin == len(lines):
@@ -162,7 +175,7 @@ def _place(lines: list[str], kind: str, name: str) -> tuple[int, int]:
     return begin, end
 
 
-def _header(line: str) -> list[str]:
+def header_of(line: str) -> list[str]:
     """The names in a line such as `[endpoint."a"]`, empty for any other line."""
     if not line.lstrip().startswith("["):
         return []

@@ -6,6 +6,7 @@ a suggestion, never ignored. Reading the file opens no socket and resolves no se
 when somebody is about to use them.
 """
 
+import logging
 import os
 import tomllib
 from collections.abc import Mapping
@@ -27,12 +28,18 @@ from pydantic import (
     ValidationError,
 )
 
+from s3core.config_versions import HISTORY, KEY, History, VersionError, at_version, version_of
 from s3core.credentials import CredentialsError, check_key_source, check_source, find_credentials, require_private
 from s3core.endpoint import PRESETS, Credentials, Endpoint, from_preset
 from s3core.quantities import parse_duration, parse_size
 
+log = logging.getLogger(__name__)
+
 DEFAULT_PATH = Path("/etc/bucketworks/config.toml")
 PATH_VARIABLE = "BUCKETWORKS_CONFIG"
+
+_told_old: set[tuple[Path, int]] = set()
+"""Files that a warning told of: a service reads its file again and again."""
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
@@ -723,12 +730,17 @@ class Config(_Table):
         return find_credentials(name, settings.credentials, os.environ if environ is None else environ)
 
 
+def config_path_of(path: Path | None = None, *, environ: Mapping[str, str] | None = None) -> Path:
+    """The file that is read: `path`, else the one BUCKETWORKS_CONFIG names, else DEFAULT_PATH."""
+    named = (os.environ if environ is None else environ).get(PATH_VARIABLE, "")
+    return path if path is not None else Path(named) if named else DEFAULT_PATH
+
+
 def load_config(path: Path | None = None, *, environ: Mapping[str, str] | None = None) -> Config:
     """The configuration from `path`, else from the file BUCKETWORKS_CONFIG names, else from DEFAULT_PATH.
 
     An absent file is an empty configuration, unless `path` named it. ConfigError lists everything that is wrong."""
-    named = (os.environ if environ is None else environ).get(PATH_VARIABLE, "")
-    chosen = path if path is not None else Path(named) if named else DEFAULT_PATH
+    chosen = config_path_of(path, environ=environ)
     try:
         text = chosen.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -748,12 +760,52 @@ def load_config(path: Path | None = None, *, environ: Mapping[str, str] | None =
     return config
 
 
-def parse_config(text: str, *, path: Path = DEFAULT_PATH) -> Config:
-    """The configuration in `text`; `path` is for messages. ConfigError lists everything that is wrong."""
+def parse_tables(text: str, *, path: Path = DEFAULT_PATH, history: History = HISTORY) -> dict[str, Any]:
+    """The tables in `text` as the newest version has them, without `version`. ConfigError where it is not TOML, and for a file
+    that is newer than this program. An older one is read, and a warning says what to run."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
+    try:
+        version = version_of(tables)
+        if version > history.current:
+            raise ConfigError(
+                f"{path}: is of version {version}, and this program knows versions up to {history.current}",
+                hint="install the program that wrote it, or run its `bucketworks config migrate --to "
+                f"{history.current}` there; the backup beside the file is of the version before",
+            )
+        if version < history.current and (path, version) not in _told_old:
+            _told_old.add((path, version))
+            log.warning(
+                "%s is of version %d and is read as such; version %d is current: run `bucketworks config migrate`",
+                path,
+                version,
+                history.current,
+            )
+        tables = at_version(tables, history.current, history)
+    except VersionError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    del tables[KEY]
+    return tables
+
+
+def require_current(text: str, path: Path, history: History = HISTORY) -> None:
+    """ConfigError for the text of a file that is of an older version."""
+    try:
+        version = version_of(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, VersionError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if version < history.current:
+        raise ConfigError(
+            f"{path}: is of version {version}, and only files of version {history.current} are changed",
+            hint="run `bucketworks config migrate` first",
+        )
+
+
+def parse_config(text: str, *, path: Path = DEFAULT_PATH, history: History = HISTORY) -> Config:
+    """The configuration in `text`; `path` is for messages. ConfigError lists everything that is wrong."""
+    tables = parse_tables(text, path=path, history=history)
     if "path" in tables:
         raise ConfigError(f"{path}: unknown table 'path'")
     try:

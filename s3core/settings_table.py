@@ -36,7 +36,9 @@ one.
   - `profile:NAME`: the keys of an AWS profile in `~/.aws/credentials` or `~/.aws/config`;
   - `none`: requests are sent unsigned.
 
-An example that uses most of them is `deploy/config.example.toml`.
+An example that uses most of them is `deploy/config.example.toml`. `bucketworks config check` examines a file, `config show
+--resolved` prints what the tools make of it; a first line `version = 1` may say which version it is of
+([configuration](configuration.md)).
 """
 
 
