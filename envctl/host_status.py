@@ -1,9 +1,12 @@
 """What `bucketworks status` is told of the console on this host: environments by state, homes not saved, the oldest backup.
 
-One rule: the console's database is read, with the figures that `/metrics` has; whether its process answers is asked at
-`/readyz`. No bucket and no hypervisor is asked."""
+One rule: the running console is asked for its own figures, at `/metrics`; where it does not answer, or wants a token that this
+user may not read, its database is read. No bucket and no hypervisor is asked. A user who may not read the database is told
+what answered.
+"""
 
 import http.client
+import os
 import ssl
 import time
 from collections.abc import Iterable, Mapping
@@ -11,17 +14,23 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from envctl.database.access import Database, sqlite_url
 from envctl.errors import EnvctlError
-from envctl.web.metrics import Samples, figures
+from envctl.web.metrics import FIGURES, PREFIX, Samples, figures
+from s3core.credentials import CredentialsError, read_secret, secret_path
 from s3core.exit_codes import ExitCode
 from s3core.quantities import shown_duration
 from s3core.settings import Config, EnvctlSettings
-from s3core.status import Fact, Item
+from s3core.spending import Account
+from s3core.spending_book import FOLDER, directory_of, read_month
+from s3core.status import Fact, Item, unknown
 from s3core.status_collector import Look, readable_directory
 
 NAME = "envctl"
 PAGE = "runbook/envctl.md"
+METRICS_BYTES_MAX = 64 << 20
 LATE_INTERVALS = 3
 """As the alert on late backups has it (deploy/prometheus-alerts.yml)."""
 
@@ -35,49 +44,83 @@ def report(config: Config) -> Iterable[Look]:
     return [Look("console", NAME, partial(look_at, settings, config.status.deadline_s))] if there else []
 
 
+def accounts(config: Config, month: str) -> Iterable[Account]:
+    """What the console spent, where it runs as a user of its own: that one counts in the console's state directory."""
+    folder = Path(config.envctl.state_dir) / FOLDER
+    if folder == directory_of(config) or not readable_directory(folder):
+        return []
+    return [Account(name, spent) for name, spent in read_month(folder, month).items()]
+
+
 def look_at(settings: EnvctlSettings, patience_s: float) -> Item:
-    """Read the database, and ask the process."""
-    silent = ""
+    """Ask the process, else read the database."""
     try:
-        _ask(settings, patience_s)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        silent = f"the console does not answer at {settings.listen}: {error}"
+        return judge(_scraped(settings, patience_s), settings.backup_interval_s, "")
+    except (OSError, ValueError, http.client.HTTPException, CredentialsError) as error:
+        # Its database tells of the environments all the same, where this user may read it.
+        refused = isinstance(error, _Refused | CredentialsError)
+        silent = "" if refused else f"the console does not answer at {settings.listen}: {error}"
+        why = str(error)
     url = settings.database or sqlite_url(Path(settings.state_dir))
     try:
         with closing(Database(url, wait_s=patience_s)) as database:
             database.check()
             with database.read() as session:
-                found = figures(session, time.time(), settings.backup_interval_s)
+                return judge(
+                    figures(session, time.time(), settings.backup_interval_s), settings.backup_interval_s, silent
+                )
     except EnvctlError as error:
-        return Item("console", NAME, "critical", "", str(error), PAGE, ExitCode.UNAVAILABLE)
-    return judge(found, settings.backup_interval_s, silent)
+        if silent:
+            return Item("console", NAME, "critical", "", f"{silent}; and its database: {error}", PAGE)
+        return unknown("console", NAME, f"{why}; and its database: {error}", PAGE)
 
 
-def _ask(settings: EnvctlSettings, patience_s: float) -> None:
-    """That its process answers with 200. OSError, ValueError, HTTPException."""
+class _Refused(ValueError):
+    """It answers, and not to us."""
+
+
+def _scraped(settings: EnvctlSettings, patience_s: float) -> dict[str, Samples]:
+    """The figures of the running console. OSError, ValueError, HTTPException, CredentialsError."""
     host, _, port = settings.listen.rpartition(":")
     bare = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
     connection: http.client.HTTPConnection
+    headers = {}
+    if settings.metrics_token:
+        token = read_secret(secret_path(settings.metrics_token.removeprefix("file:"), os.environ))
+        headers["Authorization"] = f"Bearer {token}"
     if settings.certificate:
-        # Nothing secret is sent, and its certificate is for the name that browsers use.
+        # Its certificate is for the name that browsers use; the token goes no further than this host's address.
         context = ssl._create_unverified_context()
         connection = http.client.HTTPSConnection(bare, int(port), timeout=patience_s, context=context)
     else:
         connection = http.client.HTTPConnection(bare, int(port), timeout=patience_s)
     try:
-        connection.request("GET", "/readyz")
+        connection.request("GET", "/metrics", headers=headers)
         answer = connection.getresponse()
-        answer.read(4096)
-        if answer.status != 200:
-            raise ValueError(f"it is not ready (HTTP status {answer.status})")
+        text = answer.read(METRICS_BYTES_MAX).decode()
     finally:
         connection.close()
+    if answer.status in (401, 403):
+        raise _Refused(f"the console keeps its figures from this user (HTTP status {answer.status})")
+    if answer.status != 200:
+        raise ValueError(f"it answers with HTTP status {answer.status}")
+    found: dict[str, Samples] = {}
+    for family in text_string_to_metric_families(text):
+        figure = next((one for one in FIGURES if PREFIX + one.name.removesuffix("_total") == family.name), None)
+        if figure is not None:
+            found[figure.name] = {
+                tuple(sample.labels.get(label, "") for label in figure.labels): sample.value
+                for sample in family.samples
+            }
+    if "environments" not in found:
+        raise ValueError("what listens there is no console of ours")
+    return found
 
 
 def judge(found: Mapping[str, Samples], interval_s: float, silent: str) -> Item:
     """What the figures mean. Pure."""
     states = {labels[0]: int(count) for labels, count in found["environments"].items() if count}
-    ages = found["backup_age_seconds"].values()
+    ages = found.get("backup_age_seconds", {}).values()
     oldest, late = max(ages, default=0.0), sum(age > LATE_INTERVALS * interval_s for age in ages)
     failing, jobs_failed = int(_one(found, "backup_failing")), int(_one(found, "jobs_failed_recently"))
     facts: dict[str, Fact] = {f"environments_{state}": count for state, count in states.items()}
@@ -87,9 +130,9 @@ def judge(found: Mapping[str, Samples], interval_s: float, silent: str) -> Item:
         "backups_failing": failing,
         "oldest_backup_seconds": round(oldest, 1),
         "backup_interval_seconds": interval_s,
-        "orphans": int(sum(found["orphans"].values())),
+        "orphans": int(sum(found.get("orphans", {}).values())),
         "jobs_failed_recently": jobs_failed,
-        "homes_stored_bytes": int(sum(found["stored_bytes"].values())),
+        "homes_stored_bytes": int(sum(found.get("stored_bytes", {}).values())),
     }
     parts = [", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no environments"]
     if ages:
@@ -115,4 +158,4 @@ def judge(found: Mapping[str, Samples], interval_s: float, silent: str) -> Item:
 
 
 def _one(found: Mapping[str, Samples], name: str) -> float:
-    return found[name].get((), 0.0)
+    return found.get(name, {}).get((), 0.0)

@@ -614,8 +614,8 @@ class StatusSettings(_Table):
     stale_s: Seconds = _setting(900.0, "a published status that is older is told as stale", gt=0)
     spending_dir: str = _setting(
         "",
-        "where requests and bytes are counted by endpoint and month; empty: `/var/lib/bucketworks/spending`, for ordinary"
-        " users a folder below their home",
+        "where requests and bytes are counted by endpoint and month; empty: `/var/lib/bucketworks/spending`; a"
+        " service that is not root: in its state directory; other users: a folder below their home",
     )
 
 

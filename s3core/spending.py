@@ -175,7 +175,7 @@ def accounts_of(
     for one in more:
         before = found.get(one.endpoint)
         found[one.endpoint] = (
-            one
+            replace(one, prices=one.prices or prices.get(one.endpoint))
             if before is None
             else replace(before, spent=before.spent + one.spent, prices=before.prices or one.prices)
         )

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 DIRECTORY_VARIABLE: Final = "BUCKETWORKS_SPENDING_DIR"
 DEFAULT_DIRECTORY: Final = Path("/var/lib/bucketworks/spending")
+FOLDER: Final = "spending"
 LOCK: Final = "lock"
 FLUSH_S: Final = 10.0
 LOCK_PATIENCE_S: Final = 2.0
@@ -286,7 +287,8 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def directory_of(config: "Config", environ: Mapping[str, str] | None = None, user: int | None = None) -> Path | None:
     """Where counts are kept: `[status] spending_dir`, else what BUCKETWORKS_SPENDING_DIR names ("off": nowhere), else
-    DEFAULT_DIRECTORY for root and a folder below XDG_STATE_HOME for others."""
+    DEFAULT_DIRECTORY for root; for others a folder in what systemd gave a service (STATE_DIRECTORY), or below
+    XDG_STATE_HOME."""
     environ = os.environ if environ is None else environ
     if config.status.spending_dir:
         return Path(config.status.spending_dir)
@@ -295,6 +297,9 @@ def directory_of(config: "Config", environ: Mapping[str, str] | None = None, use
         return None if named == "off" else Path(named)
     if (os.geteuid() if user is None else user) == 0:
         return DEFAULT_DIRECTORY
+    given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given:
+        return Path(given) / FOLDER
     home = Path(environ.get("XDG_STATE_HOME", ""))
     if not home.is_absolute():
         if not environ.get("HOME"):

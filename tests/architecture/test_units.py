@@ -20,6 +20,7 @@ EXPOSURE = {
     "bucketworks-gateway@": 3.0,
     "bucketworks-mount@": 4.9,
     "bucketworks-pve": 4.9,
+    "bucketworks-status": 2.5,
     "cowsync@": 2.5,
     "s3-envctl": 2.0,
     "s3block@": 4.0,

@@ -3,6 +3,7 @@
 One rule: a golden file, once committed, is kept for ever. `python -m tests.formats.test_golden_status` writes missing ones.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ MONTH = {
     "aws": Spent(put=1000, list=20, get=480, delete=9, up=1 << 30, down=1 << 20),
     "ceph": Spent(put=4, list=3, get=2, up=5, down=7, errors=1, failed_at=1_794_999_000, failure="slow down"),
 }
-FILES = {
+FILES: dict[str, Callable[[], bytes]] = {
     "status.v1.json": lambda: encode(STATUS),
     "spending.v1.json": lambda: encode_month("2026-11", MONTH),
 }

@@ -112,6 +112,8 @@ def test_accounts_of_a_tool_that_counts_by_itself_are_added() -> None:
     assert [(one.endpoint, one.spent.requests) for one in told] == [("aws", 3), ("pve", 3)]
     assert told[0].prices == prices
     assert told[1].as_record()["total"] is None
+    (bare,) = accounts_of({}, {"aws": prices}, [Account("aws", Spent(put=2))])
+    assert bare.prices == prices
 
 
 def test_months_are_those_of_utc() -> None:
@@ -218,6 +220,8 @@ def test_where_counts_are_kept(tmp_path: Path) -> None:
     assert directory_of(Config(), {}, 0) == DEFAULT_DIRECTORY
     assert directory_of(Config(), {"HOME": "/home/a"}, 1000) == Path("/home/a/.local/state/bucketworks/spending")
     assert directory_of(Config(), {"XDG_STATE_HOME": "/s"}, 1000) == Path("/s/bucketworks/spending")
+    service = {"STATE_DIRECTORY": "/var/lib/bucketworks/envctl:/var/lib/x", "HOME": "/nonexistent"}
+    assert directory_of(Config(), service, 1000) == Path("/var/lib/bucketworks/envctl/spending")
     assert directory_of(Config(), {}, 1000) is None
 
 
