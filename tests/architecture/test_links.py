@@ -34,7 +34,7 @@ def text_of(path: Path) -> str:
 
 def commands(text: str) -> Iterator[list[str]]:
     """Command lines of ours: in code blocks, and whole ones between backticks. Comments are left out."""
-    lines = [line for block in FENCE.findall(text) for line in block.splitlines()]
+    lines = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     lines += CODE.findall(FENCE.sub("", text))
     for line in lines:
         words = line.split()
