@@ -4,14 +4,16 @@ stop with everything in the bucket. One boot serves all."""
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from s3core.s3_control import S3Control
 from tests.architecture.tree import ROOT
-from tests.guest.guest import Guest, GuestFailed, Hardware
+from tests.guest.guest import HOST, Guest, GuestFailed, Hardware
+from tests.servers.radosgw import ACCESS_KEY, SECRET_KEY, Radosgw
 
-pytestmark = [pytest.mark.initiator]
+pytestmark = [pytest.mark.initiator, pytest.mark.rgw]
 
 START_S = 600.0
 """Under emulation on a busy host a start of Python alone takes half a minute."""
@@ -29,9 +31,14 @@ chap_secret_file = "systemd:vm1-chap"
 commit_interval_s = "1h"
 
 [mirror.photos]
-source = "file:///srv/photos"
-target = "file:///srv/photos-mirror"
+source = "s3://site/photos"
+target = "s3://site/photos-mirror"
 every_s = "5s"
+
+[endpoint.site]
+preset = "ceph"
+url = "http://PLACE"
+credentials = "systemd:site-keys"
 
 [envctl]
 listen = "127.0.0.1:8480"
@@ -48,8 +55,7 @@ cp $lib/tmpfiles.d/* /usr/lib/tmpfiles.d/
 ln -sf /opt/bucketworks/bin/* /usr/local/bin/
 systemd-sysusers bucketworks.conf
 systemd-tmpfiles --create bucketworks.conf
-mkdir -p /srv/disks /srv/photos
-echo one > /srv/photos/first
+mkdir -p /srv/disks
 install -m 0600 /dev/null /etc/bucketworks/vm1.chap
 printf 'a long enough secret' > /etc/bucketworks/vm1.chap
 (umask 077; head -c 32 /dev/urandom > /etc/bucketworks/vm1.key; printf 'token for metrics' > /etc/bucketworks/metrics)
@@ -64,6 +70,10 @@ UNIT
 drop s3block-check@vm1.service <<'UNIT'
 [Service]
 LoadCredentialEncrypted=vm1-key:/etc/bucketworks/vm1.key.cred
+UNIT
+drop cowsync@photos.service <<'UNIT'
+[Service]
+LoadCredential=site-keys:/etc/bucketworks/site-keys
 UNIT
 drop s3-envctl.service <<'UNIT'
 [Service]
@@ -108,9 +118,25 @@ def journal(guest: Guest, unit: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def guest(boot: Callable[[Hardware], Guest]) -> Guest:
+def site(radosgw: Radosgw) -> Iterator[S3Control]:
+    """A real S3 server with the two buckets of the mirror."""
+    control = S3Control(radosgw.endpoint())
+    for bucket in ("photos", "photos-mirror"):
+        control.create_bucket(bucket)
+    yield control
+    control.close()
+
+
+def keys(site: S3Control, bucket: str) -> set[str]:
+    return {one["Key"] for one in site.client().list_objects_v2(Bucket=bucket).get("Contents", [])}
+
+
+@pytest.fixture(scope="module")
+def guest(boot: Callable[[Hardware], Guest], radosgw: Radosgw, site: S3Control) -> Guest:
     guest = boot(Hardware(systemd=True))
-    guest.write("/etc/bucketworks/config.toml", CONFIG, mode=0o644)
+    place = f"{HOST}:{radosgw.http_port}"
+    guest.write("/etc/bucketworks/config.toml", CONFIG.replace("PLACE", place), mode=0o644)
+    guest.write("/etc/bucketworks/site-keys", f'access_key = "{ACCESS_KEY}"\nsecret_key = "{SECRET_KEY}"\n')
     do(guest, INSTALL)
     return guest
 
@@ -189,15 +215,15 @@ def test_a_volume_that_hangs_is_ended_and_begun_again(guest: Guest, which: str) 
     assert guest.finish("test", "-e", f"/proc/{victim}").status != 0, "nothing of the hung one is left"
 
 
-def test_a_mirror_does_its_rounds(guest: Guest) -> None:
+def test_a_mirror_does_its_rounds(guest: Guest, site: S3Control) -> None:
+    site.client().put_object(Bucket="photos", Key="first", Body=b"one")
     do(guest, "systemctl start cowsync@photos")
-    until(guest, "a copy", lambda: guest.finish("test", "-e", "/srv/photos-mirror/first").status == 0)
+    until(guest, "a copy", lambda: "first" in keys(site, "photos-mirror"))
     until(guest, "a status", lambda: "next run at" in show(guest, "cowsync@photos", "StatusText"))
     before = int(show(guest, "cowsync@photos", "NRestarts"))
     guest.run("kill", "-KILL", show(guest, "cowsync@photos", "MainPID"))
-    guest.run("bash", "-c", "echo two > /srv/photos/second")
-    do(guest, "systemctl kill --signal=KILL cowsync@photos || true")
-    until(guest, "the next round", lambda: guest.finish("test", "-e", "/srv/photos-mirror/second").status == 0)
+    site.client().put_object(Bucket="photos", Key="second", Body=b"two")
+    until(guest, "the next round", lambda: "second" in keys(site, "photos-mirror"))
     assert int(show(guest, "cowsync@photos", "NRestarts")) > before
     do(guest, "systemctl stop cowsync@photos")
     assert show(guest, "cowsync@photos", "Result") == "success"
