@@ -1,6 +1,7 @@
 """A report comes in time and never raises; a published one is told as what it is worth; endpoints are judged by answers."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -397,3 +398,13 @@ def test_spending_is_told_with_what_is_not_known(
     (tmp_path / "spending" / "2026-10.json").write_bytes(b"{")
     capsys.readouterr()
     assert run(app, "bucketworks", command) == ExitCode.PARTIAL
+
+
+def test_every_page_that_is_named_is_there() -> None:
+    root = Path(__file__).parents[2]
+    sources = [*root.glob("*/host_status.py"), *root.glob("s3core/status*.py")]
+    named = {
+        page for path in sources for page in re.findall(r'"(runbook/[a-z-]+\.md)"', path.read_text(), re.IGNORECASE)
+    }
+    assert len(named) >= 10
+    assert [page for page in sorted(named) if not (root / "docs" / page).exists()] == []
