@@ -259,8 +259,8 @@ def test_the_console_serves_at_443_without_root_beside_the_others_state(guest: G
     do(
         guest,
         """
-        install -d -o envctl -m 0700 /var/lib/bucketworks/envctl
-        setpriv --reuid=envctl --regid=envctl --clear-groups s3-envctl init --json > /root/admin.json
+        chmod 0600 /etc/bucketworks/config.toml
+        s3-envctl init --json > /root/admin.json
         systemctl start s3-envctl.socket s3-envctl.service
         """,
     )
