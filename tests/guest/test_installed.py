@@ -95,13 +95,6 @@ def compiled(package: Path, folder: Path) -> None:
     for tree in (build / "python3", build / python):
         compileall.compile_dir(tree, quiet=2, workers=2, invalidation_mode=unchecked, stripdir=folder, prependdir="/")
     (build / f".{python}").touch()
-    for other in (
-        *folder.glob("usr/bin"),
-        *folder.glob("usr/share"),
-        *folder.glob("usr/lib/sys*"),
-        *folder.glob("usr/lib/tmp*"),
-    ):
-        shutil.rmtree(other)
 
 
 @pytest.fixture(scope="module")
