@@ -1,6 +1,8 @@
 """Servers that several tests share: started on first use, ended with the session."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -16,6 +18,7 @@ settings.load_profile("any machine")
 
 # Processes that tests start count their requests too, and never in the folders of this host.
 os.environ["BUCKETWORKS_SPENDING_DIR"] = tempfile.mkdtemp(prefix="bucketworks-spending-")
+atexit.register(shutil.rmtree, os.environ["BUCKETWORKS_SPENDING_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -228,3 +228,24 @@ def test_what_is_well_ends_with_zero_and_trouble_with_its_code(tmp_path: Path) -
         file.write(f'[mirror.m]\nsource = "file:///a"\ntarget = "file:///b"\nstate_dir = "{state}"\n')
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == ExitCode.CORRUPT, done.stdout
+
+
+def test_watching_looks_again_until_it_is_interrupted(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[s3block]\nstate_dir = "{tmp_path}/none"\n[envctl]\nstate_dir = "{tmp_path}/none"\n'
+        f'[status]\nhost = "here"\ndeadline_s = 60\nspending_dir = "{tmp_path}/spending"\n'
+    )
+    environ = {**os.environ, "BUCKETWORKS_PVE_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "from s3core.cli import main; main()", "status", "--config", str(config)]
+    watching = subprocess.Popen(
+        [*command, "--watch", "--interval", "500ms", "--json"], env=environ, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert watching.stdout is not None
+    looks = [json.loads(watching.stdout.readline()) for _ in range(3)]
+    watching.send_signal(signal.SIGINT)
+    watching.stdout.read()
+    watching.stdout.close()
+    assert watching.wait(60) == 0, "Ctrl-C is how one leaves, and all is well"
+    assert [one["health"] for one in looks] == ["ok"] * 3
+    assert looks[0]["at"] < looks[1]["at"] < looks[2]["at"]

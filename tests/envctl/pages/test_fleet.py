@@ -71,7 +71,7 @@ def test_all_hosts_are_shown_and_what_they_say_is_words_alone(tmp_path: Path, pl
     assert "Stale" in text
     assert "calls its host" in text
     assert "1.50 EUR" in text
-    assert 'href="https://docs.example/bw/runbook/store-unreachable/"' in text
+    assert 'href="https://docs.example/bw/runbook/store-unreachable.html"' in text
     wrong = [one for one in Seen(text).check() if "leads elsewhere" not in one]
     assert wrong == []
     part = page(site, **{"HX-Request": "true"}).text
