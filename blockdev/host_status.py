@@ -30,7 +30,9 @@ FILL_CRITICAL = 0.9
 def report(config: Config) -> Iterable[Look]:
     """One for each volume; those without state on this host and without settings are not known here."""
     root = state_root(config)
-    here = {path.name: path for path in root.iterdir() if (path / "lock").exists()} if readable_directory(root) else {}
+    found = sorted(root.iterdir()) if readable_directory(root) else []
+    # The root is also that of what other tools keep, and their folders have locks, too.
+    here = {path.name: path for path in found if (path / "lock").exists() and (path / "journal").exists()}
     places = here | {name: resolve(config, name).state_dir for name in config.volumes}
     return [
         Look("volume", name, partial(look_at, name, path, config.volumes.get(name), config.status.deadline_s))
