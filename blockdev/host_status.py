@@ -12,7 +12,7 @@ from blockdev.control import NAME as CONTROL
 from blockdev.control import ControlClient, NotServed
 from blockdev.errors import BlockError
 from blockdev.metrics import figures
-from blockdev.place import resolve, state_root
+from blockdev.place import resolve, state_directories, state_root
 from s3core.build import parse_store_url
 from s3core.exit_codes import ExitCode
 from s3core.quantities import shown_duration, shown_size
@@ -30,9 +30,7 @@ FILL_CRITICAL = 0.9
 def report(config: Config) -> Iterable[Look]:
     """One for each volume; those without state on this host and without settings are not known here."""
     root = state_root(config)
-    found = sorted(root.iterdir()) if readable_directory(root) else []
-    # The root is also that of what other tools keep, and their folders have locks, too.
-    here = {path.name: path for path in found if (path / "lock").exists() and (path / "journal").exists()}
+    here = state_directories(root) if readable_directory(root) else {}
     places = here | {name: resolve(config, name).state_dir for name in config.volumes}
     return [
         Look("volume", name, partial(look_at, name, path, config.volumes.get(name), config.status.deadline_s))

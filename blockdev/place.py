@@ -108,3 +108,11 @@ def state_root(config: Config, environ: Mapping[str, str] | None = None, user: i
     if not home.is_absolute():
         home = Path(environ.get("HOME") or Path.home()) / ".local" / "state"
     return home / "bucketworks"
+
+
+def state_directories(root: Path) -> dict[str, Path]:
+    """Those of volumes that are or were served from `root`, by their names. Other tools keep folders there, too, some with a
+    lock; none has a journal."""
+    return {
+        path.name: path for path in sorted(root.iterdir()) if (path / "lock").exists() and (path / "journal").exists()
+    }

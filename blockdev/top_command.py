@@ -20,7 +20,7 @@ from rich.table import Table
 from blockdev.arguments import StateDirOption, duration, find, usage
 from blockdev.control import ControlClient, NotServed
 from blockdev.errors import BlockError, Refused
-from blockdev.place import state_root
+from blockdev.place import state_directories, state_root
 from blockdev.rates import Rates, rates
 from blockdev.units import MIB
 from s3core.console import clean, write_line
@@ -81,7 +81,7 @@ def _places(config: Config, names: Sequence[str], state_dir: Path | None) -> lis
         return [(p.name, state_dir / p.name if state_dir is not None else p.state_dir) for p in places]
     root = state_dir if state_dir is not None else state_root(config)
     try:
-        found = {path.name: path for path in root.iterdir() if (path / "lock").exists()} if root.is_dir() else {}
+        found = state_directories(root) if root.is_dir() else {}
     except PermissionError as error:
         raise Refused(f"{root} is not yours to read", hint="run it as the user who serves the volumes") from error
     if state_dir is None:

@@ -52,7 +52,9 @@ def test_damage_ends_with_its_own_code() -> None:
 def test_volumes_are_those_of_the_configuration_and_those_with_state(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "lock").touch()
+    (tmp_path / "old" / "journal").touch()
     (tmp_path / "spending").mkdir()
+    (tmp_path / "spending" / "lock").touch()
     config = parse_config(f'[s3block]\nstate_dir = "{tmp_path}"\n[volume.vm1]\nurl = "file:///srv/disks"\n')
     assert [look.name for look in report(config)] == ["old", "vm1"]
     assert [look.ask().health for look in report(config)] == ["ok", "ok"]

@@ -152,6 +152,7 @@ def test_volumes_nobody_serves_and_folders_without_any(
     assert "no volume has been served" in said.err
     (tmp_path / "vm2").mkdir()
     (tmp_path / "vm2" / "lock").touch()
+    (tmp_path / "vm2" / "journal").touch()
     said = s3block("top", "--state-dir", tmp_path, "--count", 2, "--interval", "100ms", "--json")
     assert said.code == 0
     looks = [json.loads(line) for line in said.out.splitlines()]

@@ -198,6 +198,7 @@ def test_a_daemon_that_never_answers_delays_nothing(host: Host) -> None:
     state = host.directory / "volumes" / "stuck"
     state.mkdir(parents=True)
     (state / "lock").touch()
+    (state / "journal").touch()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(state / "control"))
         listener.listen()
