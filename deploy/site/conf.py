@@ -36,5 +36,5 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b5a77", "color-brand-content": "#0b5a77"},
     "dark_css_variables": {"color-brand-primary": "#7cc7e8", "color-brand-content": "#7cc7e8"},
 }
-pygments_style = "friendly"
-pygments_dark_style = "monokai"
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
