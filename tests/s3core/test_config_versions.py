@@ -194,9 +194,9 @@ def test_text_and_tables_come_to_the_same(volume: dict[str, object], s3block: di
 
 def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the made-up history were the program's."""
-    for module, name in ((settings.parse_config, "history"), (settings.parse_tables, "history")):
-        monkeypatch.setitem(module.__kwdefaults__, name, MADE_UP)
-    monkeypatch.setitem(config_migration.migrated.__kwdefaults__, "history", MADE_UP)
+    for function in (settings.parse_config, settings.parse_tables, config_migration.migrated):
+        assert function.__kwdefaults__ is not None
+        monkeypatch.setitem(function.__kwdefaults__, "history", MADE_UP)
     monkeypatch.setattr(settings.require_current, "__defaults__", (MADE_UP,))
 
 
