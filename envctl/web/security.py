@@ -325,12 +325,21 @@ def identify(context: Context, connection: HTTPConnection) -> Who:
 def address_of(connection: HTTPConnection, proxies: Iterable[str]) -> str:
     """The peer; where that is a proxy of ours, the last address in X-Forwarded-For that is not."""
     client = connection.scope.get("client")
-    peer = str(client[0]) if client else ""
+    peer = _unmapped(str(client[0])) if client else ""
     networks = [ipaddress.ip_network(one, strict=False) for one in proxies]
     told = [part.strip() for line in connection.headers.getlist("x-forwarded-for") for part in line.split(",")]
     while told and is_within(peer, networks):
         peer = told.pop()
     return peer[:64]
+
+
+def _unmapped(address: str) -> str:
+    """One socket for both (s3-envctl.socket) has IPv4 as ::ffff:192.0.2.1: rules and limits know it by its own name."""
+    try:
+        mapped = ipaddress.IPv6Address(address).ipv4_mapped
+    except ValueError:
+        return address
+    return str(mapped) if mapped is not None else address
 
 
 def is_within(address: str, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
