@@ -253,6 +253,8 @@ def _with_systemd(debian: Debian, active: str) -> Iterator[Path]:
 def test_an_upgrade_restarts_what_nobody_waits_for(debian: Debian) -> None:
     before = debian.files()
     debian.install(built(OLD)[SUITE])
+    homes = 'homes = "file:///var/lib/bucketworks/envctl/homes"'
+    (debian.root / "etc/bucketworks/config.toml").write_text(f"[envctl]\n{homes}\n")
     debian.run("install", "-d", "-m", "0700", "-o", "envctl", "-g", "envctl", "/var/lib/bucketworks/envctl")
     debian.run("setpriv", "--reuid", "envctl", "--regid", "envctl", "--clear-groups", "s3-envctl", "init")
     volumes = ("s3block-initiator@vm1.service", "s3block@vm1.service", "s3block-lio@vm1.service")
