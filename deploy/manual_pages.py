@@ -28,7 +28,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "AWS_SHARED_CREDENTIALS_FILE, AWS_CONFIG_FILE": "Where `profile:NAME` is looked for.",
     "CREDENTIALS_DIRECTORY": "Where systemd puts what `systemd:NAME` reads.",
     "BUCKETWORKS_DEBUG": "Set to anything: errors show where in the program they came from.",
-    "BUCKETWORKS_SPENDING_DIR": "The folder in which requests and bytes are counted, by month.",
+    "BUCKETWORKS_SPENDING_DIR": "The folder in which requests and bytes are counted, by month; `off`: nowhere.",
     "NO_COLOR": "Set to anything: no colours.",
 }
 PVE_ENVIRONMENT: Final[Mapping[str, str]] = {
