@@ -1,11 +1,11 @@
-"""Everything that is tested, in two lanes at once: the guest tests, which mostly wait for an emulated machine, and what makes
-that lane as long as the other; and the rest.
+"""Everything that is tested, in three lanes at once: what boots an emulated machine and mostly waits for it; the long runs of
+many small waits; and the rest.
 
     python -m tests.lanes [PYTEST OPTIONS]
-    python -m tests.lanes --guests [PYTEST OPTIONS]     the guest tests alone, a part in each lane
+    python -m tests.lanes --guests [PYTEST OPTIONS]     the guest tests alone, a part in each of two lanes
 
-One rule: what the one lane prints is shown as it comes, what the other prints is shown whole when it has ended; the exit
-status is 0 when both lanes passed, else that of the first that did not. What failed is said once more at the very end, so
+One rule: what the first lane prints is shown as it comes, what the others print is shown whole when all have ended; the exit
+status is 0 when every lane passed, else that of the first that did not. What failed is said once more at the very end, so
 that whoever has only the end of a long log knows what to look for.
 """
 
@@ -16,17 +16,22 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 GUEST = "tests/guest"
 GUEST_HALF = tuple(f"{GUEST}/test_{name}.py" for name in ("reboot", "lio_setup", "boot"))
 """About half of the guest tests by their time. An emulated machine keeps one core busy, so two fill a small host."""
-SECOND = (GUEST, "tests/envctl", "tests/cowsync", "tests/integrity")
-"""The lane that is shown at the end. Whatever boots an emulated machine is in it, so that never two do at once."""
+GUESTS = (GUEST, "tests/envctl")
+"""Whatever boots an emulated machine is in this lane, so that never two do at once."""
+LONG = ("tests/cowsync", "tests/integrity", "tests/simulation", "tests/system", "tests/packages", "tests/release")
+"""Three lanes on two cores: about half of all tests' time is spent waiting for a clock, a store or a process."""
 ROOM_MIB = 10_000
 """Free space in the directory for temporary files. Seen there at once: 1.5 GB of the tests before tests/system, 0.7 GB of
 guests' disks; the system tests' volumes come on top, and what tests that fail keep."""
+SLOWEST = 25
+"""Tests that each lane names for the time they took."""
 TOLD_TESTS = 4
 TOLD_LINES = 12
 MESSAGE_CHARACTERS = 160
@@ -41,48 +46,53 @@ def main(options: list[str]) -> int:
         return NO_ROOM
     if options[:1] == ["--guests"]:
         rest = [GUEST, *(f"--ignore={file}" for file in GUEST_HALF)]
-        return run(options[1:], shown=rest, hidden=GUEST_HALF)
-    return run(options, shown=[f"--ignore={folder}" for folder in SECOND], hidden=SECOND)
+        return run(options[1:], shown=rest, hidden={"guest": GUEST_HALF})
+    others = [f"--ignore={folder}" for folder in (*GUESTS, *LONG)]
+    return run(options, shown=others, hidden={"guest": GUESTS, "long": LONG})
 
 
-def run(options: Sequence[str], *, shown: Sequence[str], hidden: Sequence[str]) -> int:
-    """Two pytests with these arguments; the exit status of both."""
-    pytest = [sys.executable, "-m", "pytest", *options]
-    with tempfile.TemporaryDirectory(prefix="lanes-") as name:
-        surroundings = compiling(Path(name))
-        log = Path(name) / "hidden.log"
-        reports = [Path(name) / "shown.xml", Path(name) / "hidden.xml"]
-        with log.open("wb") as output:
-            other = subprocess.Popen(
-                [
-                    *pytest,
-                    *hidden,
-                    f"--junitxml={reports[1]}",
-                    f"--basetemp={name}/guest",
-                    "-o",
-                    f"cache_dir={name}/cache",
-                ],
-                env=surroundings,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+def run(options: Sequence[str], *, shown: Sequence[str], hidden: Mapping[str, Sequence[str]]) -> int:
+    """Pytest with `shown`, and beside it one for each of `hidden`, by the name of its directory; the exit status of all."""
+    pytest = [sys.executable, "-m", "pytest", f"--durations={SLOWEST}", *options]
+    with tempfile.TemporaryDirectory(prefix="lanes-") as folder:
+        surroundings = compiling(Path(folder))
+        reports = {name: Path(folder) / f"{name}.xml" for name in ("shown", *hidden)}
+        with ExitStack() as logs:
+            others = {
+                name: subprocess.Popen(
+                    [*pytest, *arguments, f"--junitxml={reports[name]}", *places(Path(folder), name)],
+                    env=surroundings,
+                    stdin=subprocess.DEVNULL,
+                    stdout=logs.enter_context((Path(folder) / f"{name}.log").open("wb")),
+                    stderr=subprocess.STDOUT,
+                )
+                for name, arguments in hidden.items()
+            }
         try:
             first = subprocess.run(
-                [*pytest, *shown, f"--junitxml={reports[0]}"],
+                [*pytest, *shown, f"--junitxml={reports['shown']}"],
                 env=surroundings,
                 stdin=subprocess.DEVNULL,
                 check=False,
             ).returncode
-            second = other.wait()
+            statuses = [first, *(other.wait() for other in others.values())]
         finally:
-            if other.poll() is None:
-                other.send_signal(signal.SIGINT)  # pytest ends the guests it has booted
+            for other in others.values():
+                if other.poll() is None:
+                    other.send_signal(signal.SIGINT)  # pytest ends the guests it has booted
+            for other in others.values():
                 other.wait()
-        print(f"\n{', '.join(hidden)}:\n\n{log.read_text(errors='replace')}", flush=True)
-        if first or second:
-            print(digest(reports, (first, second)), flush=True)
-    return first or second
+        for name, arguments in hidden.items():
+            log = (Path(folder) / f"{name}.log").read_text(errors="replace")
+            print(f"\n{', '.join(arguments)}:\n\n{log}", flush=True)
+        if any(statuses):
+            print(digest(list(reports.values()), statuses), flush=True)
+    return next((status for status in statuses if status), 0)
+
+
+def places(folder: Path, name: str) -> list[str]:
+    """Where a pytest beside another one keeps its files and what it remembers. Paths of sockets are short: so is this."""
+    return [f"--basetemp={folder}/{name}", "-o", f"cache_dir={folder}/{name}-cache"]
 
 
 def digest(reports: Sequence[Path], statuses: Sequence[int]) -> str:
