@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # and what builds and boots a Debian of its own, for initiators and targets that live in a kernel.
 TEST_PACKAGES := qemu-utils qemu-block-extra libiscsi-bin e2fsprogs radosgw ceph-mon ceph-osd ceph-common openssl \
 	qemu-system-x86 seabios mmdebstrap debian-archive-keyring kmod rclone chromium fuse3 libfuse3-3 lzop zstd perl libjson-perl libjson-xs-perl \
-	postgresql acl attr libcap2-bin systemd bash zsh fish mandoc groff-base lintian prometheus
+	postgresql acl attr libcap2-bin systemd bash zsh fish mandoc groff-base lintian prometheus faketime
 DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
 BENCH_PACKAGES := qemu-utils qemu-block-extra tgt rclone
 UV_VERSION := 0.13.8

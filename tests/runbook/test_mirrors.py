@@ -99,12 +99,14 @@ def test_another_process_works_on_it(mirrored: World) -> None:
 
 
 def test_a_state_that_cannot_be_read(mirrored: World) -> None:
-    segments = sorted((mirrored.state / "cowsync/photos").rglob("*.seg"))
-    assert segments
+    """In the state and in the copy that commands read: one that is damaged alone is fetched anew."""
+    segments = sorted((mirrored.state / "cowsync/photos").rglob("*.seg*"))
+    assert len(segments) == 2
     for segment in segments:
-        segment.write_bytes(segment.read_bytes()[:-8] + bytes(8))
-    for cache in (mirrored.state / "cowsync/photos").glob("cache*"):
-        mirrored.do(f"rm -rf {cache}")
+        data = bytearray(segment.read_bytes())
+        middle = len(data) // 2
+        data[middle : middle + 8] = bytes(byte ^ 0xFF for byte in data[middle : middle + 8])
+        segment.write_bytes(data)
     mirrored.play("mirror.md", "Check.", "Act.", "Confirm.", heading="A state that cannot be read (exit code 8)")
 
 

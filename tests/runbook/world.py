@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
+from blockdev.control import ControlClient
 from s3core.bucket import Bucket
 from s3core.bucket_stack import open_bucket
 from s3core.endpoint import Credentials
@@ -46,6 +47,7 @@ class World:
 
     directory: Path
     radosgw: Radosgw
+    tenant: str
     access_key: str
     secret_key: str
     url: str
@@ -59,7 +61,7 @@ class World:
         tenant = f"world{uuid4().hex[:12]}"
         access_key, secret_key = f"AK{tenant}", f"SK{uuid4().hex}"
         radosgw.create_user(f"{tenant}$someone", access_key, secret_key)
-        made = cls(directory, radosgw, access_key, secret_key, url or radosgw.endpoint().url, free_port())
+        made = cls(directory, radosgw, tenant, access_key, secret_key, url or radosgw.endpoint().url, free_port())
         control = made.control()
         for bucket in buckets:
             control.create_bucket(bucket)
@@ -71,7 +73,16 @@ class World:
         """Another host with the same configuration and nothing else."""
         directory = self.directory / name
         directory.mkdir()
-        made = World(directory, self.radosgw, self.access_key, self.secret_key, self.url, free_port(), story=self.story)
+        made = World(
+            directory,
+            self.radosgw,
+            self.tenant,
+            self.access_key,
+            self.secret_key,
+            self.url,
+            free_port(),
+            story=self.story,
+        )
         made._furnish()
         return made
 
@@ -152,6 +163,7 @@ class World:
     def run(self, text: str) -> Answer:
         """Commands as a page has them, in one bash. The exit status is that of the last."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "BUCKETWORKS_"))}
+        begun = time.monotonic()
         done = subprocess.run(
             ["bash", "-c", self.here(text)],
             cwd=self.directory / "home",
@@ -160,6 +172,7 @@ class World:
                 "PATH": f"{self.directory / 'bin'}:{kept['PATH']}:/usr/sbin:/sbin",
                 "HOME": str(self.directory / "home"),
                 "BUCKETWORKS_CONFIG": str(self.config),
+                "BUCKETWORKS_SPENDING_DIR": str(self.state / "spending"),
                 "SERVICES": str(self.directory / "services"),
                 "COLUMNS": "200",
                 "LC_ALL": "C.UTF-8",
@@ -171,7 +184,8 @@ class World:
             check=False,
         )
         answer = Answer(done.returncode, self.said(done.stdout.decode(errors="replace")))
-        self.story.append(f"$ {text.rstrip()}\n{answer.text}(exit status {answer.code})")
+        took_s = time.monotonic() - begun
+        self.story.append(f"$ {text.rstrip()}\n{answer.text}(exit status {answer.code}, {took_s:.1f} s)")
         return answer
 
     def do(self, text: str, *, code: int = 0) -> str:
@@ -232,6 +246,10 @@ class World:
         endpoint.chmod(0o600)
         return open_bucket(f"s3://ceph/{name}", load_config(endpoint))[0]
 
+    def limit_objects(self, objects: int) -> None:
+        """Bucket `bucket` takes no more than that many, by a quota of the server's."""
+        self.radosgw.limit_objects(f"{self.tenant}/bucket", objects)
+
     def keys(self, prefix: str, bucket: str = "bucket") -> list[str]:
         return [key.decode() for key in self.bucket(bucket).list_page(prefix=prefix).keys]
 
@@ -249,9 +267,8 @@ class World:
 
     def carry(self) -> None:
         """Until the bucket has everything that was written so far."""
-        before = self.json(f"s3block info {VOLUME}")["commit"]
-        self.write("write -P 255 63M 4k", "flush")
-        self.until(f"s3block info {VOLUME}", lambda answer: answer["commit"] > before)
+        with ControlClient(self.state / "vm1", timeout_s=PATIENCE_S) as daemon:
+            daemon.ask("flush")
 
     def until(self, command: str, holds: Any, *, seconds: float = 120.0) -> Any:
         give_up = time.monotonic() + seconds
@@ -261,6 +278,12 @@ class World:
                 return answer
             assert time.monotonic() < give_up, self._told(f"{command!r} does not come to it: {answer}")
             time.sleep(0.3)
+
+    def until_logged(self, unit: str, message: str, *, seconds: float = 120.0) -> None:
+        log, give_up = self.directory / f"services/{unit}.log", time.monotonic() + seconds
+        while message not in log.read_text(errors="replace"):
+            assert time.monotonic() < give_up, self._told(f"{unit} never says {message!r}: {log.read_text()[-2000:]}")
+            time.sleep(0.1)
 
 
 def find(page: str, heading: str = "") -> Symptom:
