@@ -327,13 +327,15 @@ class RunningVolume:
             "portals": list(self.portals),
             "epoch": self._epoch,
             "lease_seconds": settings.lease_s,
-            "state_free_bytes": shutil.disk_usage(served.state_dir).free,
             "journal_bytes": settings.journal_bytes or 0,
             "cache_bytes": settings.cache_bytes or 0,
             "sessions": [{"initiator": session.identity.initiator} for session in sessions],
             "latency": self.latency.snapshot(),
             "prices": asdict(self._prices),
         }
+        # Where the directory is gone under the daemon, everything else is still told, and this is not.
+        with contextlib.suppress(OSError):
+            told["state_free_bytes"] = shutil.disk_usage(served.state_dir).free
         if self.handler is not None:
             told["lio"] = self.handler.status(served.name)
         if self._events is not None:

@@ -5,7 +5,6 @@ One rule: everything that can be refused is refused here before anything is chan
 """
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -22,7 +21,7 @@ from blockdev.volumes import look
 from s3core.console import Column, JsonOption, new_app, write_json, write_line, write_note, write_records
 from s3core.credentials import read_secret, secret_path
 from s3core.endpoint_commands import ConfigOption
-from s3core.settings import DEFAULT_PATH, Config, ConfigError, VolumeSettings, load_config
+from s3core.settings import DEFAULT_PATH, Config, ConfigError, VolumeSettings, load_config, parse_tables
 
 app = new_app("initiator", "This host's own iSCSI session to a volume that it serves.")
 
@@ -258,7 +257,7 @@ def _wanted(
     unit = Unit(_portal(served), str(served.iqn), served.lun)
 
     def lacks(text: str | None) -> bool:
-        table = tomllib.loads(text or "").get("volume", {}).get(name, {})
+        table = parse_tables(text, path=config.path).get("volume", {}).get(name, {}) if text else {}
         return any(key not in table for key in settings)
 
     return plan.Wanted(

@@ -39,6 +39,7 @@ from s3core.endpoint import Endpoint, Honoured
 from s3core.errors import Denied, NotFound, PreconditionFailed, StoreError, Unsupported
 from s3core.exit_codes import ExitCode
 from s3core.findings import Finding, exit_code_for, finding_of
+from s3core.observe import provoked
 from s3core.probe import ProbeResult, probe_store
 from s3core.quantities import shown_duration, shown_size
 from s3core.s3_control import LifecycleRule, ObjectLock
@@ -389,7 +390,8 @@ class _Doctor:
         key, etag, probe = name.decode(), known.decode(), f"{self.place}copy"
         gone = Finding("copy", "note", "not known: the object that was tried changed meanwhile; run it again")
         try:
-            target.copy(CopySource(here.name, key, if_match=etag), probe)
+            with provoked(Unsupported, Denied):
+                target.copy(CopySource(here.name, key, if_match=etag), probe)
             if (held := target.head(probe)).size != size:
                 return Finding("copy", "fault", f"a copy of {size} bytes has {held.size}")
             facts = source.head(key)

@@ -14,6 +14,7 @@ from hashlib import md5
 from s3core.bucket import Attributes, Bucket, CopySource, ListedPage
 from s3core.errors import NotFound, PreconditionFailed, StoreError, Unsupported
 from s3core.findings import Finding
+from s3core.observe import provoked
 
 ODD_NAMES = ("\U0001f4be", "a", "a b", "a+b", "a-b", "a.conda", "a/b", "a0", "b%2F", "\u00e4", "\ue000")
 """Names that servers are known to list out of order, or to mangle."""
@@ -31,7 +32,8 @@ def conditional_puts(bucket: Bucket, place: str) -> str:
     The requests come one after another. Whether two that race are told apart is not asked: whoever would otherwise look
     before each write is no worse off without that."""
     try:
-        return _conditions_broken(bucket, place + "conditions", place + "absent")
+        with provoked(Unsupported):
+            return _conditions_broken(bucket, place + "conditions", place + "absent")
     except Unsupported as error:
         return f"the server does not know them: {error}"
 
@@ -104,7 +106,8 @@ def kept_attributes(bucket: Bucket, place: str, check: str, check_copied: str) -
     """Whether headers, metadata and tags come back, as they were put and from a copy of the server's. StoreError."""
     source = place + "attributes"
     try:
-        bucket.put(source, b"x", attributes=ATTRIBUTES)
+        with provoked(Unsupported):
+            bucket.put(source, b"x", attributes=ATTRIBUTES)
         wanted = ATTRIBUTES
     except Unsupported:
         wanted = replace(ATTRIBUTES, tags={})
@@ -118,7 +121,8 @@ def kept_attributes(bucket: Bucket, place: str, check: str, check_copied: str) -
     if not bucket.properties.endpoint:
         return
     try:
-        bucket.copy(CopySource(bucket.properties.name, source), place + "copied")
+        with provoked(Unsupported):
+            bucket.copy(CopySource(bucket.properties.name, source), place + "copied")
     except Unsupported as error:
         yield Finding(check_copied, "warning", f"the server copies nothing by itself: {error}", error.hint)
         return
@@ -138,7 +142,8 @@ def lost_attributes(bucket: Bucket, key: str, wanted: Attributes) -> str:
         lost.append("metadata")
     if wanted.tags:
         try:
-            tags = bucket.tags(key)
+            with provoked(Unsupported):
+                tags = bucket.tags(key)
         except Unsupported:
             tags = {}
         if tags != wanted.tags:

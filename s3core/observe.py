@@ -6,7 +6,9 @@ retries. An answer that says "not there" or "not that version" is an outcome, no
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import ClassVar, Literal
 from weakref import WeakKeyDictionary
 
@@ -43,6 +45,19 @@ OUTCOMES: dict[type[object], str] = {
 Port = Literal["store", "bucket"]
 _ANSWERS = frozenset({"ok", "not_found", "precondition_failed"})
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+
+_provoked: ContextVar[tuple[type[StoreError], ...]] = ContextVar("provoked", default=())
+
+
+@contextmanager
+def provoked(*kinds: type[StoreError]) -> Iterator[None]:
+    """What this thread asks for within may be refused so, and the caller wants to know whether it is: such an answer is no
+    error of the endpoint's, neither in `snapshot` nor in what `bucketworks status` tells. Its metric keeps the outcome."""
+    token = _provoked.set(kinds)
+    try:
+        yield
+    finally:
+        _provoked.reset(token)
 
 
 class StoreMetrics:
@@ -134,9 +149,9 @@ class Observer:
             failure = error
             raise
         finally:
-            self._count(call, outcome, down, self._clock.monotonic() - began)
+            self._count(call, outcome, down, self._clock.monotonic() - began, _is_error(outcome, failure))
             if self._tally is not None:
-                self._charge(self._tally, call, None if outcome in _ANSWERS else failure, down)
+                self._charge(self._tally, call, failure if _is_error(outcome, failure) else None, down)
 
     def count_errors(self, number: int) -> None:
         """Of failures that came as parts of an answer."""
@@ -149,7 +164,7 @@ class Observer:
         if failure is not None:
             tally.failed(failure)
 
-    def _count(self, call: Call, outcome: str, down: int, seconds: float) -> None:
+    def _count(self, call: Call, outcome: str, down: int, seconds: float, is_error: bool) -> None:
         # What was sent counts as sent whatever came of it.
         up = call.bytes_up
         self._metrics.requests.labels(call.operation, outcome).inc()
@@ -164,9 +179,12 @@ class Observer:
             numbers["requests_" + call.operation] += 1
             numbers["bytes_up"] += up
             numbers["bytes_down"] += down
-            if outcome not in _ANSWERS:
-                numbers["errors"] += 1
+            numbers["errors"] += is_error
             self._waited_s += seconds
+
+
+def _is_error(outcome: str, failure: StoreError | None) -> bool:
+    return outcome not in _ANSWERS and not isinstance(failure, _provoked.get())
 
 
 class ObservedStore(StoreWrapper):

@@ -15,6 +15,7 @@ from functools import partial
 
 from s3core.clock import Clock, SystemClock, system_random
 from s3core.errors import Corrupt, NotFound, OutcomeUnknown, PreconditionFailed, StoreError, Unsupported
+from s3core.observe import provoked
 from s3core.store import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -196,7 +197,8 @@ class _Probe:
                 hint = "something between here and the store (proxy, cache) mishandles Range requests"
                 return ProbeResult(name, False, f"wrong bytes for {length} at {offset}", needed_for, hint)
         try:
-            self.store.get_range(key, 99_999, 2)
+            with provoked(Corrupt):
+                self.store.get_range(key, 99_999, 2)
         except Corrupt:
             return ProbeResult(name, True, "exact, and refused beyond the end", needed_for)
         return ProbeResult(name, False, "a range beyond the end was served", needed_for)

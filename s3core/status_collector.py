@@ -47,6 +47,29 @@ Accounts = Callable[[Config, str], Iterable[Account]]
 """What a tool has counted by itself in a month."""
 
 
+class InstalledProvider:
+    """That of an entry point, imported when it is first needed."""
+
+    def __init__(self, point: EntryPoint) -> None:
+        self._point = point
+        self._provider: Provider | None = None
+        self._problem: Exception | None = None
+
+    def load(self) -> None:
+        """Import it. Never raises: a package that is broken is told as unknown, with the reason."""
+        if self._provider is None:
+            try:
+                self._provider, self._problem = self._point.load(), None
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one package, the others are told
+                self._problem = error
+
+    def __call__(self, config: Config) -> Iterable[Look]:
+        self.load()
+        if self._provider is None:
+            raise RuntimeError(f"{self._point.value} cannot be imported: {self._problem}") from self._problem
+        return self._provider(config)
+
+
 class Collector:
     """Of one process. `collect` may be called again and again; by one thread at a time."""
 
@@ -59,7 +82,11 @@ class Collector:
         self._room = threading.BoundedSemaphore(AT_ONCE)
 
     def collect(self, config: Config, deadline_s: float) -> tuple[Item, ...]:
-        """How everything is, as far as it answers in that time; in order of kinds and names."""
+        """How everything is, as far as it answers in that time; in order of kinds and names. The time begins when the installed
+        packages are imported: that waits for this host's processors and for no store, and a busy host is not an ill one."""
+        for one in self._providers.values():
+            if isinstance(one, InstalledProvider):
+                one.load()
         asked = [
             (kind, NAMELESS, lambda provider=provider: list(islice(provider(config), LOOKS_MAX + 1)))
             for kind, provider in self._providers.items()
@@ -149,9 +176,8 @@ def installed_providers() -> dict[str, Provider]:
     """Those of the installed packages, by the names of their entry points, and the endpoints' own."""
     from s3core.status_endpoints import endpoint_looks
 
-    return {"endpoint": endpoint_looks} | {
-        point.name: _loading(point) for point in _points(GROUP) if point.name != "endpoint"
-    }
+    providers: dict[str, Provider] = {"endpoint": endpoint_looks}
+    return providers | {point.name: InstalledProvider(point) for point in _points(GROUP) if point.name != "endpoint"}
 
 
 def installed_accounts(config: Config, month: str) -> tuple[list[Account], list[str]]:
@@ -168,16 +194,6 @@ def installed_accounts(config: Config, month: str) -> tuple[list[Account], list[
 
 def _points(group: str) -> Sequence[EntryPoint]:
     return sorted(entry_points(group=group), key=lambda point: point.name)
-
-
-def _loading(point: EntryPoint) -> Provider:
-    """Imported in the look's own thread: a package that is broken is told as unknown."""
-
-    def provide(config: Config) -> Iterable[Look]:
-        found: Iterable[Look] = point.load()(config)
-        return found
-
-    return provide
 
 
 def readable_directory(path: Path) -> bool:

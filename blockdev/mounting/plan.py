@@ -8,7 +8,6 @@ before the session, the file system before the mount, and the boot is told last 
 (what is in memory goes to the volume), then the session, then the daemon (what is in its journal goes to the bucket).
 """
 
-import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from blockdev.mounting import initiator, units
 from blockdev.mounting.host import UNITS, Host, said
 from blockdev.mounting.initiator import Unit
 from blockdev.mounting.units import MountUnit
+from s3core.settings import parse_tables
 
 Told = Callable[[str], None]
 
@@ -497,7 +497,8 @@ class Deconfigure(Step):
         return f"take {', '.join(self.keys)} out of [volume.{self.volume}] in {self.path}"
 
     def done(self, host: Host) -> bool:
-        table = tomllib.loads(host.text(self.path) or "").get("volume", {}).get(self.volume, {})
+        text = host.text(self.path)
+        table = parse_tables(text, path=self.path).get("volume", {}).get(self.volume, {}) if text else {}
         return not any(key in table for key in self.keys)
 
     def act(self, host: Host) -> None:

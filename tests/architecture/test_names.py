@@ -47,7 +47,8 @@ def test_every_module_says_what_it_is() -> None:
 
 
 def test_the_only_doors_are_console_scripts() -> None:
-    scripts = {point.name: point.value for point in distribution("bucketworks").entry_points}
+    points = distribution("bucketworks").entry_points
+    scripts = {point.name: point.value for point in points.select(group="console_scripts")}
     assert scripts
     for name, value in scripts.items():
         module, _, function = value.partition(":")

@@ -196,3 +196,12 @@ def test_the_command_tells_from_attaching_to_its_end(tmp_path: Path) -> None:
             if served.poll() is None:
                 served.kill()
             served.communicate()
+
+
+def test_a_volume_whose_state_directory_is_gone_is_still_told(tmp_path: Path) -> None:
+    gone = ServedVolume(
+        "vm1", f"file://{tmp_path}/disks", VolumeSettings(url=f"file://{tmp_path}/disks"), tmp_path / "gone"
+    )
+    running = RunningVolume(gone, Config(), accept_loss=False, host_is_off=False)
+    told_of_it = running.status()
+    assert (told_of_it["name"], told_of_it["state"], "state_free_bytes" in told_of_it) == ("vm1", "attaching", False)

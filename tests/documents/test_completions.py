@@ -41,6 +41,8 @@ LINES: list[tuple[str, set[str]]] = [
     ("s3block sna", {"snapshot"}),
     ("s3block snapshot ", {"create", "list", "delete"}),
     ("s3block serve ", {"vm1", "vm2", "s3://main/", "s3://far.away/", "file:///"}),
+    ("s3block list s3://m", {"s3://main/"}),
+    ("s3block mount vm1 d", {"data"}),
     ("s3block serve --door ", {"portal", "lio"}),
     ("s3block serve --read-only v", {"vm1", "vm2"}),
     ("s3block import --format ", {"raw", "qcow2"}),
@@ -61,6 +63,7 @@ def shells(name: str) -> pytest.MarkDecorator:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     (tmp_path / "config.toml").write_text(CONFIG, encoding="utf-8")
+    (tmp_path / "data").mkdir()
     return tmp_path
 
 

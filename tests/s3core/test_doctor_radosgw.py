@@ -1,5 +1,6 @@
 """The doctor at a real server: every trouble of the list comes with its cure."""
 
+import json
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +17,7 @@ from s3core.exit_codes import ExitCode
 from s3core.findings import Finding
 from s3core.s3_control import LifecycleRule, S3Control
 from s3core.s3_facts import examine_endpoint
+from s3core.spending_book import DIRECTORY_VARIABLE, flush_all
 from tests.servers.radosgw import ACCESS_KEY, SECRET_KEY, Radosgw
 
 pytestmark = pytest.mark.rgw
@@ -123,6 +125,7 @@ def test_the_command_on_good_and_versioned_buckets(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("BUCKETWORKS_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path / "spending"))
     monkeypatch.setenv("BUCKETWORKS_RGW_SECRET_KEY", SECRET_KEY)
     url, authority = f"https://127.0.0.1:{radosgw.tls_port}", str(radosgw.certificate.authority_file)
     create = ["endpoint", "create", "rgw", "--preset", "ceph", "--url", url, "--ca-file", authority]
@@ -134,6 +137,9 @@ def test_the_command_on_good_and_versioned_buckets(
     assert "one of 8 racing writers won" in said
     assert "yes        s3block" in said
     assert SECRET_KEY not in said
+    flush_all()
+    assert run(app, "bucketworks", ["spending", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["endpoints"][0]["errors"] == 0, "what a doctor provokes is no error"
     control.set_versioning(bucket, True)
     assert run(app, "bucketworks", ["doctor", f"s3://rgw/{bucket}/volumes"]) == ExitCode.FINDING
     said = capsys.readouterr().out

@@ -5,10 +5,12 @@ import random
 import pytest
 from prometheus_client import CollectorRegistry
 
-from s3core.errors import NotFound, PreconditionFailed, Unavailable
+from s3core.errors import Corrupt, NotFound, PreconditionFailed, Unavailable, Unsupported
 from s3core.faulty import Fault, FaultKind, FaultPlan, FaultyStore
 from s3core.memory import MemoryStore
-from s3core.observe import ObservedStore
+from s3core.observe import ObservedStore, provoked
+from s3core.probe import probe_store
+from s3core.spending_book import Tally
 from s3core.wrapper import PAGE_KEYS
 from tests.s3core.fakes import FakeClock
 
@@ -43,6 +45,29 @@ def test_answers_are_not_errors() -> None:
     with pytest.raises(Unavailable):
         store.get("k")
     assert store.snapshot()["errors"] == 1
+
+
+def test_what_was_asked_for_on_purpose_is_no_error() -> None:
+    tally = Tally()
+    store = ObservedStore(MemoryStore(), clock=FakeClock(), tally=tally)
+    store.put("k", b"1")
+    with provoked(Corrupt), pytest.raises(Corrupt):
+        store.get_range("k", 0, 2)
+    assert store.snapshot()["errors"] == 0
+    with provoked(Unsupported), pytest.raises(Corrupt):
+        store.get_range("k", 0, 2)
+    with pytest.raises(Corrupt):
+        store.get_range("k", 0, 2)
+    assert store.snapshot()["errors"] == 2
+    (spent,) = tally.take().values()
+    assert (spent.get, spent.errors) == (3, 2)
+
+
+def test_a_doctor_leaves_no_error_behind() -> None:
+    store = observed()
+    (found,) = probe_store(store, clock=FakeClock(), only=("ranges",)).findings
+    assert found.ok
+    assert store.snapshot()["errors"] == 0
 
 
 def test_metrics_have_the_documented_names() -> None:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ from s3core.status import (
     with_storage,
     worst,
 )
-from s3core.status_collector import Collector, Look
+from s3core.status_collector import GROUP, Collector, InstalledProvider, Look
 from s3core.status_endpoints import endpoint_looks, judge, look_at
 from s3core.status_publishing import FOLDER, host_name, publish, read_all
 
@@ -105,6 +106,22 @@ def test_what_hangs_is_unknown_in_time_and_not_asked_again_while_it_does(hung: t
     while collector.collect(Config(), 5.0)[0].health != "ok":
         assert time.monotonic() < until
     assert len(asked) == 2
+
+
+def test_a_package_is_imported_before_the_time_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy host that takes longer than anything may that is asked; nothing hangs, and nothing is told to hang."""
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(3)\ndef report(config):\n    return []\n")
+    (tmp_path / "broken_to_import.py").write_text("import nothing_of_that_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = {
+        "console": EntryPoint("console", "slow_to_import:report", GROUP),
+        "storage": EntryPoint("storage", "broken_to_import:report", GROUP),
+    }
+    providers = {name: InstalledProvider(point) for name, point in points.items()}
+    (told,) = Collector(providers).collect(Config(), 2.0)
+    assert (told.kind, told.health) == ("storage", "unknown")
+    assert "broken_to_import:report cannot be imported" in told.reason
+    assert "nothing_of_that_name" in told.reason
 
 
 def test_a_provider_that_hangs_or_raises_keeps_nothing_else_from_being_told(hung: threading.Event) -> None:

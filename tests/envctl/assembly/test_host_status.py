@@ -1,10 +1,13 @@
 """What `bucketworks status` is told of a console: by the process that runs, by its database where that is down."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from envctl.host_status import judge, look_at, report
+from envctl.console_status import judge, look_at
+from envctl.host_status import report
 from envctl.web.metrics import Samples
 from s3core.settings import EnvctlSettings, load_config
 from tests.envctl.assembly.running import running_console
@@ -65,3 +68,8 @@ def test_where_there_is_no_console_nothing_is_told(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(f'[envctl]\nstate_dir = "{tmp_path}/none"\n')
     assert list(report(load_config(path))) == []
+
+
+def test_where_there_is_no_console_nothing_of_it_is_imported() -> None:
+    asked = "import sys, envctl.host_status; print([name for name in ('sqlalchemy', 'fastapi') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "[]\n"
