@@ -3,7 +3,8 @@
 One rule: Tab starts no Python, opens no socket and changes nothing. A file holds its program's commands and options as a
 table and walks over it in the shell's own language; names of endpoints, volumes, mirrors and ledgers are read off the
 configuration file (that of `--config`, of BUCKETWORKS_CONFIG, or the default), where whoever types may read it, and
-storages off storage.cfg.
+storages off storage.cfg. Names that no tool would take are not offered: the file may be another's, and what is offered
+lands on a command line.
 
 In the tables one word says what a value is: `=a|b` one of these words, `-` anything; `*` before it: any number of them.
 """
@@ -136,7 +137,7 @@ _@NAME@_takes() {
 # Adds the names in tables [$1.NAME] of the configuration file to `found`, each after $2 and before $3.
 _@NAME@_names() {
     local line quoted bare
-    quoted="^[[:space:]]*\[[[:space:]]*$1[[:space:]]*\.[[:space:]]*\"([^\"]+)\"[[:space:]]*\]"
+    quoted="^[[:space:]]*\[[[:space:]]*$1[[:space:]]*\.[[:space:]]*\"([[:alnum:].-]+)\"[[:space:]]*\]"
     bare="^[[:space:]]*\[[[:space:]]*$1[[:space:]]*\.[[:space:]]*([a-z0-9-]+)[[:space:]]*\]"
     [[ -f $config && -r $config ]] || return 0
     while IFS= read -r line || [[ $line ]]; do
@@ -247,7 +248,7 @@ _@NAME@_names() {
     local -a match mbegin mend
     [[ -f $config && -r $config ]] || return 0
     while IFS= read -r line || [[ -n $line ]]; do
-        if [[ $line =~ "^[[:space:]]*\[[[:space:]]*$1[[:space:]]*\.[[:space:]]*\"([^\"]+)\"[[:space:]]*\]" ||
+        if [[ $line =~ "^[[:space:]]*\[[[:space:]]*$1[[:space:]]*\.[[:space:]]*\"([[:alnum:].-]+)\"[[:space:]]*\]" ||
             $line =~ "^[[:space:]]*\[[[:space:]]*$1[[:space:]]*\.[[:space:]]*([a-z0-9-]+)[[:space:]]*\]" ]]; then
             found+=("$2$match[1]$3")
         fi
@@ -346,7 +347,7 @@ end
 # The names in tables [$table.NAME] of the configuration file.
 function __@NAME@_names --argument-names config table
     test -f "$config" -a -r "$config"; or return 0
-    string match --regex --groups-only '^\s*\[\s*'$table'\s*\.\s*(?|"([^"]+)"|([a-z0-9-]+))\s*\]' <$config
+    string match --regex --groups-only '^\s*\[\s*'$table'\s*\.\s*(?|"([\w.-]+)"|([a-z0-9-]+))\s*\]' <$config
     return 0
 end
 

@@ -1,8 +1,8 @@
 """How the console on this host is: environments by state, homes not saved, the oldest backup.
 
 One rule: the running console is asked for its own figures, at `/metrics`; where it does not answer, or wants a token that this
-user may not read, its database is read. No bucket and no hypervisor is asked. A user who may not read the database is told
-what answered.
+user may not read, its database is read, and nothing else is done to it: whoever asks may be root, and the file is the
+console's. No bucket and no hypervisor is asked. A user who may not read the database is told what answered.
 """
 
 import http.client
@@ -42,7 +42,7 @@ def look_at(settings: EnvctlSettings, patience_s: float) -> Item:
         why = str(error)
     url = settings.database or sqlite_url(Path(settings.state_dir))
     try:
-        with closing(Database(url, wait_s=patience_s)) as database:
+        with closing(Database(url, wait_s=patience_s, read_only=True)) as database:
             database.check()
             with database.read() as session:
                 return judge(

@@ -29,7 +29,9 @@ app = new_app("config", "The configuration file: check it, show it, bring it to 
 
 HIDDEN = "(hidden)"
 SECRETS = frozenset({"secret_key", "session_token"})
-_PASSWORD = re.compile(r"(://[^/@\s:]*:)[^/@\s]*@")
+_PASSWORD = re.compile(r"(://[^/\s:]*:)\S*@")
+"""Up to the last '@': what reads addresses of databases takes a password with '/' or '@' in it, too."""
+_PARAMETER = re.compile(r"([?&][^=&\s]*(?:password|secret|token)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 
 FileArgument = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="The file; else as --config says.", show_default=False)
@@ -161,7 +163,9 @@ def hidden(value: Any, name: str = "") -> Any:
         return [hidden(one, name) for one in value]
     if name in SECRETS and value:
         return HIDDEN
-    return _PASSWORD.sub(rf"\g<1>{HIDDEN}@", value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return _PARAMETER.sub(rf"\g<1>{HIDDEN}", _PASSWORD.sub(rf"\g<1>{HIDDEN}@", value))
+    return value
 
 
 def as_toml(tables: Mapping[str, Any], within: tuple[str, ...] = ()) -> str:

@@ -66,9 +66,11 @@ def environment_names(endpoint: str) -> dict[str, str]:
 
 def require_private(path: Path) -> None:
     """Refuse a file that holds a secret and that group or others may touch. CredentialsError names the cure;
-    OSError goes through."""
+    OSError goes through. What systemd itself gave this process may have mode 0440: since version 254 it lets the user of a
+    unit read by an access list, whose mask is shown where the group's rights would be."""
     mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
+    given = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if mode & (0o037 if given and path.parent == Path(given) else 0o077):
         raise CredentialsError(f"{path} holds a secret and has mode {mode:04o}; make it private: chmod 600 {path}")
 
 

@@ -203,7 +203,8 @@ def decode_month(month: str, data: bytes) -> Month:
     try:
         document: Any = json.loads(data)
         if document["format"] != FORMAT or document["month"] != month:
-            raise SpendingDamaged(f"it is of format {document['format']!r} and month {document['month']!r}")
+            found = f"{document['format']!r}"[:40], f"{document['month']!r}"[:40]
+            raise SpendingDamaged(f"it is of format {found[0]} and month {found[1]}")
         return {str(name): _spent(found) for name, found in document["endpoints"].items()}
     except SpendingDamaged:
         raise

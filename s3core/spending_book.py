@@ -17,6 +17,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import sys
 import threading
 import time
@@ -230,7 +231,8 @@ def add_to_file(directory: Path, month: str, counts: Mapping[str, Spent]) -> Non
             before = {}
         fits = {name: spent for name, spent in counts.items() if name in before or len(before) < ENDPOINTS_MAX}
         temporary = directory / f".{month}.json.new"
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        temporary.unlink(missing_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(handle, "wb") as file:
             file.write(encode_month(month, added(before, fits)))
             file.flush()
@@ -243,13 +245,20 @@ def add_to_file(directory: Path, month: str, counts: Mapping[str, Spent]) -> Non
 
 
 def read_month(directory: Path, month: str) -> Month:
-    """What the files of that month hold, nothing where there is none. SpendingDamaged, OSError."""
+    """What the files of that month hold, nothing where there is none. SpendingDamaged, OSError.
+
+    The directory may be another user's, the console's, and the reader root: what lies there is neither waited for nor
+    followed to another place."""
     path = directory / f"{month}.json"
     try:
-        with path.open("rb") as file:
-            data = file.read(FILE_BYTES_MAX + 1)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return {}
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise SpendingDamaged("it is no plain file")
+    with open(handle, "rb") as file:
+        data = file.read(FILE_BYTES_MAX + 1)
     if len(data) > FILE_BYTES_MAX:
         raise SpendingDamaged(f"it has more than {FILE_BYTES_MAX} bytes")
     return decode_month(month, data)
@@ -267,7 +276,7 @@ def months_in(directory: Path) -> list[str]:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     # Not the directory itself: a handle on that could not be made by a user who may only write in it.
-    handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         until = time.monotonic() + LOCK_PATIENCE_S
         while True:

@@ -8,7 +8,6 @@ The document is described in docs/formats/status.md; docs/status.md has the word
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,8 @@ FACTS_MAX: Final = 64
 ACCOUNTS_MAX: Final = 1000
 NAME_CHARACTERS_MAX: Final = 300
 TEXT_CHARACTERS_MAX: Final = 1000
+MOMENT_MAX: Final = 253_402_300_799
+"""The end of the year 9999; no calendar goes further."""
 AHEAD_S: Final = 300.0
 """A document from so far in the future tells of a wrong clock, or lies about its age."""
 
@@ -229,12 +230,15 @@ def decode(data: bytes, *, host: str) -> HostStatus:
         told = tuple(_item(one) for one in items)
         if left_out:
             told = (*told, unknown("status", "left out", f"{left_out:,} things did not fit into the document"))
+        at = _number(document["at"])
+        if not 0 <= at <= MOMENT_MAX:
+            raise DocumentDamaged("when it was made is no moment")
         month = spending["month"]
         if not isinstance(month, str) or (month and not _MONTH.match(month)):
             raise DocumentDamaged("its month is none")
         return HostStatus(
             host,
-            _number(document["at"]),
+            at,
             _text(document["program"], 40),
             told,
             month,
@@ -311,7 +315,8 @@ def _text(value: object, characters: int) -> str:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1e18:
+    # Compared before it is converted: a whole number of hundreds of digits has no float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e18:
         raise DocumentDamaged("a number is none")
     return float(value)
 

@@ -3,13 +3,15 @@
     PREFIX/hosts/HOST.json     the newest status of HOST, replaced each time       docs/formats/status.md
 
 One rule: an object is read up to its bound and judged by `s3core.status.published`; one that is damaged, too large or of
-another host is told as that, and keeps nothing else from being shown. A host that stopped publishing is told as stale, never
-as well.
+another host is told as that, and keeps nothing else from being shown. All of them together have a bound too, and the small
+come first: whoever fills the place with large ones hides none but those. A host that stopped publishing is told as stale,
+never as well.
 """
 
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 from s3core.build import build_store
 from s3core.errors import StoreError
@@ -21,6 +23,8 @@ from s3core.store import ObjectStore
 FOLDER = "hosts/"
 SUFFIX = ".json"
 HOSTS_MAX = 1000
+ALL_BYTES_MAX = 16 << 20
+"""A host with twenty things publishes some 10 kB."""
 
 
 def host_name(config: Config) -> str:
@@ -64,13 +68,10 @@ def publish(store: ObjectStore, status: HostStatus) -> str:
 
 def read_all(store: ObjectStore, *, now: float, stale_s: float) -> list[Published]:
     """What every host told, in order of names. StoreError where the place cannot be listed."""
+    listed = list(islice(store.list(FOLDER), HOSTS_MAX + 1))
     found = []
-    for number, info in enumerate(store.list(FOLDER)):
-        if number >= HOSTS_MAX:
-            found.append(
-                Published("-", None, problem=f"there are more than {HOSTS_MAX:,} objects; these are the first")
-            )
-            break
+    read = 0
+    for info in sorted(listed[:HOSTS_MAX], key=lambda one: one.size):
         name = info.key.removeprefix(FOLDER)
         host = name.removesuffix(SUFFIX)
         if name == host or not is_host(host):
@@ -78,8 +79,15 @@ def read_all(store: ObjectStore, *, now: float, stale_s: float) -> list[Publishe
             found.append(Published(shown or "-", None, problem="this object is no status of a host; remove it"))
         elif info.size > DOCUMENT_BYTES_MAX:
             found.append(Published(host, None, problem=f"it has {info.size:,} bytes, more than a status may have"))
+        elif read + info.size > ALL_BYTES_MAX:
+            problem = f"it was not read: smaller ones have {read:,} bytes together, and {ALL_BYTES_MAX:,} are read"
+            found.append(Published(host, None, problem=problem))
         else:
+            read += info.size
             found.append(_read(store, info.key, host, info.size, now, stale_s))
+    found.sort(key=lambda one: one.host)
+    if len(listed) > HOSTS_MAX:
+        found.append(Published("-", None, problem=f"there are more than {HOSTS_MAX:,} objects; these are the first"))
     return found
 
 

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
@@ -46,6 +46,9 @@ _WRITER_LOCK: Final = 0x656E7663
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 # At `debug` SQLAlchemy writes down whole rows, secrets among them; the console's `log_level` must not ask for that.
 logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
+_LEFT_BEHIND: Final = frozenset(
+    {sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_READONLY_RECOVERY, sqlite3.SQLITE_READONLY_CANTINIT}
+)
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
@@ -76,9 +79,11 @@ class Database:
     Errors never show the values of a statement: they may be hashes of passwords. A JSON column counts as changed when it is
     assigned: `row.ssh_keys = [*row.ssh_keys, key]`, never `append`."""
 
-    def __init__(self, url: str, *, wait_s: float = WAIT_S) -> None:
+    def __init__(self, url: str, *, wait_s: float = WAIT_S, read_only: bool = False) -> None:
         """`url`: as SQLAlchemy has it, `sqlite:////DIRECTORY/FILE` or `postgresql+psycopg://...`. Nothing is opened yet.
-        DatabaseUnavailable for a url that cannot be one."""
+        `read_only`: a file of SQLite is another user's, and nothing that lies beside it is carried out: a journal that it
+        left would be played back with our rights, and may name any file to be removed. DatabaseUnavailable for a url that
+        cannot be one."""
         self.url: Final = url
         self._wait_s = wait_s
         try:
@@ -87,8 +92,9 @@ class Database:
                 self._file: Path | None = Path(make_url(url).database or "")
                 if self._file.name in ("", ":memory:"):
                     raise ArgumentError("a database in memory is not shared by threads; name a file")
-                self._reader = _sqlite_engine(self._file, wait_s, begin="BEGIN", query_only=True)
-                self._writer = _sqlite_engine(self._file, wait_s, begin="BEGIN IMMEDIATE", query_only=False)
+                mode: Literal["ro", "rw"] = "ro" if read_only else "rw"
+                self._reader = _sqlite_engine(self._file, wait_s, mode, begin="BEGIN", query_only=True)
+                self._writer = _sqlite_engine(self._file, wait_s, mode, begin="BEGIN IMMEDIATE", query_only=False)
             elif self.kind == "postgresql":
                 self._file = None
                 self._reader = create_engine(
@@ -232,10 +238,10 @@ def migration_config() -> "Config":
     return config
 
 
-def _sqlite_engine(file: Path, wait_s: float, *, begin: str, query_only: bool) -> Engine:
+def _sqlite_engine(file: Path, wait_s: float, mode: Literal["ro", "rw"], *, begin: str, query_only: bool) -> Engine:
     def connect() -> sqlite3.Connection:
         # `rw`: a file that is not there is made by `migrate` alone, with its mode.
-        name = f"file:{quote(str(file.absolute()))}?mode=rw"
+        name = f"file:{quote(str(file.absolute()))}?mode={mode}"
         return sqlite3.connect(name, uri=True, timeout=wait_s, check_same_thread=False)
 
     engine = create_engine(
@@ -252,7 +258,11 @@ def _sqlite_engine(file: Path, wait_s: float, *, begin: str, query_only: bool) -
     def set_up(connection: sqlite3.Connection, _record: object) -> None:
         # The driver would begin by itself, before writes only; `begin` below does.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
+        if mode == "ro":
+            # Nor are functions called that its schema names.
+            connection.execute("PRAGMA trusted_schema = OFF")
+        else:
+            connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         if query_only:
@@ -283,6 +293,11 @@ def _translated() -> Iterator[None]:
     except OperationalError as error:
         if _is_busy(error):
             raise DatabaseBusy("another writer is not done yet", hint="try again") from error
+        if getattr(error.orig, "sqlite_errorcode", None) in _LEFT_BEHIND:
+            raise DatabaseUnavailable(
+                "whoever wrote the database last died, and what it left is not carried out by who only looks",
+                hint="start the console, which does",
+            ) from error
         if _sqlite_code(error) == sqlite3.SQLITE_READONLY:
             raise
         raise DatabaseUnavailable(

@@ -35,6 +35,8 @@ source = "s3://main/a"
 to = "s3://far.away/a"
 [ledger.audit]
 url = "s3://main/ledger"
+[endpoint."$(id>/tmp/x)"]
+[volume."a;id"]
 """
 
 LINES: list[tuple[str, set[str]]] = [

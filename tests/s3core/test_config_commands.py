@@ -53,6 +53,22 @@ def test_no_secret_is_shown(tmp_path: Path, words: list[str]) -> None:
     assert "AKID" in text
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql+psycopg://bw:s3c/r3t@db/bw",
+        "postgresql+psycopg://bw:s3c@r3t@db/bw",
+        "postgresql+psycopg://db/bw?user=bw&password=s3c-r3t",
+        "postgresql+psycopg://db/bw?sslpassword=s3c-r3t&application_name=x",
+    ],
+)
+def test_no_password_of_an_address_is_shown(address: str) -> None:
+    told = hidden({"database": address})["database"]
+    assert "s3c" not in told
+    assert "r3t" not in told
+    assert "db/bw" in told
+
+
 def test_what_is_shown_is_the_file_or_everything(tmp_path: Path) -> None:
     path = config(tmp_path)
     _, said = run("show", path)

@@ -79,6 +79,23 @@ def test_a_systemd_credential(tmp_path: Path) -> None:
         find_credentials("a", "systemd:../site", environ)
 
 
+def test_a_systemd_credential_may_be_read_by_an_access_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd 254 and later: mode 0440 in the directory of the unit's own credentials, for a unit with User=."""
+    given = tmp_path / "credentials"
+    given.mkdir()
+    private(given / "site", KEYS).chmod(0o440)
+    environ = {"CREDENTIALS_DIRECTORY": str(given)}
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given))
+    assert find_credentials("a", "systemd:site", environ).secret_key == "hush"
+    elsewhere = private(tmp_path / "key", KEYS)
+    elsewhere.chmod(0o440)
+    with pytest.raises(CredentialsError, match="mode 0440"):
+        find_credentials("a", f"file:{elsewhere}", environ)
+    (given / "site").chmod(0o444)
+    with pytest.raises(CredentialsError, match="mode 0444"):
+        find_credentials("a", "systemd:site", environ)
+
+
 def test_an_aws_profile(tmp_path: Path) -> None:
     private(tmp_path / ".aws/credentials", "[backup]\naws_access_key_id = AK\naws_secret_access_key = hush%x\n")
     private(tmp_path / ".aws/config", "[profile backup]\nregion = eu-west-1\naws_session_token = T\n[default]\n")

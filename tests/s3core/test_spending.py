@@ -192,6 +192,28 @@ def test_a_damaged_file_is_put_aside_and_told(tmp_path: Path, caplog: pytest.Log
     assert "counts are lost" in caplog.text
 
 
+def test_what_another_user_put_there_is_neither_waited_for_nor_followed(tmp_path: Path) -> None:
+    """Root reads what the console's user counted: a pipe would hold it for ever, a link would lead it elsewhere."""
+    os.mkfifo(tmp_path / "2026-11.json")
+    with pytest.raises(SpendingDamaged, match="plain file"):
+        read_month(tmp_path, "2026-11")
+    (tmp_path / "2026-12.json").mkdir()
+    with pytest.raises(SpendingDamaged, match="plain file"):
+        read_month(tmp_path, "2026-12")
+    secret = tmp_path / "secret"
+    secret.write_bytes(encode_month("2026-10", {"aws": Spent(put=1)}))
+    (tmp_path / "2026-10.json").symlink_to(secret)
+    with pytest.raises(OSError):
+        read_month(tmp_path, "2026-10")
+    # And adding writes through no link, whatever the directory is.
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".2026-11.json.new").symlink_to(victim)
+    add_to_file(tmp_path, "2026-11", {"aws": Spent(put=1)})
+    assert victim.read_text() == "precious"
+    assert read_month(tmp_path, "2026-11")["aws"].put == 1
+
+
 def test_files_are_bounded_in_number_and_size(tmp_path: Path) -> None:
     for number in range(MONTHS_KEPT + 5):
         add_to_file(tmp_path, f"{2020 + number // 12}-{number % 12 + 1:02}", {"aws": Spent(put=1)})

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from s3core.status import (
 )
 from s3core.status_collector import GROUP, Collector, InstalledProvider, Look
 from s3core.status_endpoints import endpoint_looks, judge, look_at
-from s3core.status_publishing import FOLDER, host_name, publish, read_all
+from s3core.status_publishing import ALL_BYTES_MAX, FOLDER, host_name, publish, read_all
 
 AT = 1_795_000_000.0
 ITEM = Item(
@@ -227,6 +228,9 @@ def test_any_bytes_are_told_as_damaged(data: bytes) -> None:
         ({"version": 2}, "version 2"),
         ({"at": AT + 3600}, "clocks"),
         ({"at": float("nan")}, "number"),
+        ({"at": 10**400}, "number"),
+        ({"at": -1e18}, "moment"),
+        ({"items": [{**json.loads(encode(STATUS))["items"][0], "facts": {"sessions": -(10**400)}}]}, "number"),
         ({"items": [{"kind": "volume"}]}, "damaged"),
         ({"items": [{**json.loads(encode(STATUS))["items"][0], "runbook": "../../etc/passwd"}]}, "page"),
         ({"items": [{**json.loads(encode(STATUS))["items"][0], "runbook": "javascript:alert(1)"}]}, "page"),
@@ -282,6 +286,18 @@ def test_all_hosts_are_read_and_what_is_hostile_is_told() -> None:
     (evil,) = [one for host, one in found.items() if "evil" in host]
     assert evil.host.isprintable()
     assert "no status of a host" in evil.problem
+
+
+def test_large_ones_do_not_hide_the_others_nor_take_all_memory() -> None:
+    store = MemoryStore("")
+    publish(store, STATUS)
+    bomb = encode(replace(STATUS, host="aaa")).rstrip().ljust(DOCUMENT_BYTES_MAX)
+    for number in range(ALL_BYTES_MAX // DOCUMENT_BYTES_MAX + 3):
+        store.put(f"{FOLDER}bomb{number:02}.json", bomb)
+    found = read_all(store, now=AT + 1, stale_s=900)
+    assert [one.host for one in found] == sorted(one.host for one in found)
+    assert found[-1].status == STATUS
+    assert sum("was not read" in one.problem for one in found) == 4
 
 
 def test_a_host_has_a_name_that_fits() -> None:

@@ -1,19 +1,26 @@
 """SQLite and PostgreSQL keep the same promises."""
 
+import contextlib
 import sqlite3
 import stat
+import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, delete, inspect, select, text
+from sqlalchemy.exc import DBAPIError
 
 from envctl.database.access import Database, DatabaseBusy, DatabaseUnavailable, sqlite_url
 from envctl.database.models import Base, JobLine, Setting
+from envctl.errors import EnvctlError
 from envctl.states import EnvironmentState
 from tests.envctl.world import make_world
 from tests.servers.postgresql import Postgresql
@@ -45,6 +52,47 @@ def test_the_migrations_make_what_the_models_say(database: Database, database_ur
         }
         assert partial == {"one_name_an_owner", "one_job_an_environment"}
     engine.dispose()
+
+
+def journal_that_removes(victim: Path) -> bytes:
+    """A rollback journal of SQLite (file format, 3.1 to 3.3) without pages, with the name of a super-journal, which playing it
+    back removes."""
+    name = str(victim).encode()
+    head = bytes.fromhex("d9d505f920a163d7") + struct.pack(">IIIII", 0, 1, 2, 512, 4096)
+    tail = name + struct.pack(">II", len(name), sum(name)) + bytes.fromhex("d9d505f920a163d7")
+    return head.ljust(512, b"\0") + struct.pack(">I", (1 << 30) // 4096 + 1) + tail
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_looking_into_the_file_of_another_user_carries_nothing_out(tmp_path: Path, read_only: bool) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("not a journal")
+    file = tmp_path / "envctl.sqlite3"
+    with closing(sqlite3.connect(file)) as made:
+        made.execute("CREATE TABLE x (y)")
+    (tmp_path / "envctl.sqlite3-journal").write_bytes(journal_that_removes(victim))
+    with closing(Database(sqlite_url(tmp_path), read_only=read_only)) as database, contextlib.suppress(EnvctlError):
+        database.check()
+    assert victim.exists() == read_only, "the journal is one that would be carried out, and is not"
+
+
+def test_what_is_read_only_reads_what_a_dead_writer_left_in_its_log(tmp_path: Path) -> None:
+    with closing(Database(sqlite_url(tmp_path))) as database:
+        database.migrate()
+    code = (
+        "import os, sqlite3, sys\n"
+        "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute(\"INSERT INTO settings (key, value) VALUES ('kept', '1')\")\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "envctl.sqlite3")], check=True)
+    assert (tmp_path / "envctl.sqlite3-wal").stat().st_size > 0
+    with closing(Database(sqlite_url(tmp_path), read_only=True)) as database:
+        database.check()
+        with database.read() as session:
+            assert session.get_one(Setting, "kept").value == 1
+        with pytest.raises(DBAPIError), database.write() as session:
+            session.add(Setting(key="other", value=2))
 
 
 def test_migrating_again_or_at_once_changes_nothing(database_url: str) -> None:
