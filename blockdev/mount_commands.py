@@ -5,6 +5,7 @@ One rule: everything that can be refused is refused here before anything is chan
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -87,18 +88,20 @@ def mount(
         where = units.check_directory(directory)
     except ValueError as error:
         usage(str(error))
-    config = load_config(config_path)
-    place = find(config, volume)
-    _require_host(host, config, mkfs)
-    wanted = _wanted(host, config, place, where, mkfs, door, options)
-    _require_free(host, wanted)
-    steps = plan.mount_plan(wanted)
-    if dry_run:
-        _print_plan(host, steps, as_json)
-        return
-    if not _served(host, wanted):
-        _require_volume(config, place)
-    changed = plan.perform(steps, host, _told(as_json))
+    _require_root(host)
+    with _turn(host, dry_run=dry_run):
+        config = load_config(config_path)
+        place = find(config, volume)
+        _require_host(host, config, mkfs)
+        wanted = _wanted(host, config, place, where, mkfs, door, options)
+        _require_free(host, wanted)
+        steps = plan.mount_plan(wanted)
+        if dry_run:
+            _print_plan(host, steps, as_json)
+            return
+        if not _served(host, wanted):
+            _require_volume(config, place)
+        changed = plan.perform(steps, host, _told(as_json))
     if as_json:
         write_json(
             {"volume": wanted.volume, "url": place.url, "directory": where, "device": str(wanted.unit.device)}
@@ -131,29 +134,30 @@ def umount(
     Refused while the directory is in use. Doing it again changes nothing, and finishes what was stopped half-way."""
     host = real_host()
     _require_root(host)
-    config = load_config(config_path)
-    units_here = _mount_units(host)
-    if what.startswith("/"):
-        here = [unit for unit in units_here if unit.directory == "/" + what.strip("/")]
-        if not here:
-            raise Refused(f"no volume is mounted at {what} by `s3block mount`", hint="`s3block mount` lists them")
-        name = here[0].volume
-    else:
-        name = what.rpartition("/")[2] if is_url(what) else what
-    if name not in config.volumes:
-        config.volume(name)  # raises, with the nearest name
-    place = find(config, name)
-    unit = Unit(_portal(place.settings), str(place.settings.iqn), place.settings.lun)
-    mounted = tuple(one for one in units_here if one.volume == name)
-    _require_alone(host, place, name)
-    settings, secrets = _added(config, name)
-    steps = plan.umount_plan(
-        plan.Mounted(name, place.state_dir, mounted, unit, config.path, leave_journal, settings, secrets)
-    )
-    if dry_run:
-        _print_plan(host, steps, as_json)
-        return
-    changed = plan.perform(steps, host, _told(as_json))
+    with _turn(host, dry_run=dry_run):
+        config = load_config(config_path)
+        units_here = _mount_units(host)
+        if what.startswith("/"):
+            here = [unit for unit in units_here if unit.directory == "/" + what.strip("/")]
+            if not here:
+                raise Refused(f"no volume is mounted at {what} by `s3block mount`", hint="`s3block mount` lists them")
+            name = here[0].volume
+        else:
+            name = what.rpartition("/")[2] if is_url(what) else what
+        if name not in config.volumes:
+            config.volume(name)  # raises, with the nearest name
+        place = find(config, name)
+        unit = Unit(_portal(place.settings), str(place.settings.iqn), place.settings.lun)
+        mounted = tuple(one for one in units_here if one.volume == name)
+        _require_alone(host, place, name)
+        settings, secrets = _added(config, name)
+        steps = plan.umount_plan(
+            plan.Mounted(name, place.state_dir, mounted, unit, config.path, leave_journal, settings, secrets)
+        )
+        if dry_run:
+            _print_plan(host, steps, as_json)
+            return
+        changed = plan.perform(steps, host, _told(as_json))
     if as_json:
         write_json({"volume": name, "url": place.url, "state_dir": str(place.state_dir), "changed": changed})
         return
@@ -333,6 +337,13 @@ def _chap(settings: VolumeSettings) -> Chap:
 
 
 # --- what stands in the way ------------------------------------------------------------------------------------------
+
+
+def _turn(host: Host, *, dry_run: bool) -> AbstractContextManager[None]:
+    """Two that look at once would both find a free address, or a blank disk."""
+    if dry_run:
+        return nullcontext()
+    return host.turn(lambda: write_note("waiting for another s3block mount or umount on this host"))
 
 
 def _require_root(host: Host) -> None:

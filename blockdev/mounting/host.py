@@ -3,6 +3,7 @@
 One rule: nothing is decided here. A program that is missing, fails or hangs is an answer, which the plan judges.
 """
 
+import fcntl
 import os
 import re
 import secrets
@@ -11,7 +12,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -22,6 +24,7 @@ from s3core.config_file import change_file, with_settings, without_settings
 
 UNITS: Final = Path("/etc/systemd/system")
 BY_PATH: Final = Path("/dev/disk/by-path")
+TURN: Final = Path("/run/bucketworks/mount.lock")
 CONTROL_PATIENCE_S: Final = 5.0
 _KILLED: Final = -9
 
@@ -62,6 +65,7 @@ class Host(Protocol):
     def daemon(self, state_dir: Path) -> dict[str, Any] | None: ...
     def configure(self, path: Path, volume: str, values: dict[str, str | list[str]]) -> None: ...
     def deconfigure(self, path: Path, volume: str, keys: Sequence[str]) -> None: ...
+    def turn(self, waits: Callable[[], None]) -> AbstractContextManager[None]: ...
     def secret(self) -> str: ...
     def now(self) -> float: ...
     def sleep(self, seconds: float) -> None: ...
@@ -180,6 +184,22 @@ class RealHost:
     def deconfigure(self, path: Path, volume: str, keys: Sequence[str]) -> None:
         """Remove settings from [volume.NAME]. ConfigError, OSError."""
         change_file(path, lambda text: without_settings(text, "volume", volume, keys))
+
+    @contextmanager
+    def turn(self, waits: Callable[[], None]) -> Iterator[None]:
+        """One command at a time changes the mounts of this host; `waits` is called before another is waited for. OSError."""
+        TURN.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # Closed in what is run meanwhile: a program that outlives the command holds nobody up.
+        handle = os.open(TURN, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waits()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def secret(self) -> str:
         """A new CHAP secret of 192 bits."""

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from blockdev.errors import NotReady, Refused, StoreUnreachable
 from blockdev.mounting import initiator, units
@@ -40,11 +40,15 @@ RESTARTS: Final = 3
 START_S: Final = 300.0
 STOP_S: Final = 900.0
 MKFS_S: Final = 3600.0
+KNOWN_S: Final = 60.0
+"""A daemon tells soon what its volume holds, once the bucket has what was written."""
 POLL_S: Final = 0.5
 ENDED: Final = ("inactive", "failed", "")
+BLOCK: Final = 4096
+ENDS_BLOCKS: Final = 256
 _AMBIVALENT: Final = 8
 _NOTHING: Final = 2
-"""blkid(8): exit codes of --probe."""
+"""blkid(8): exit codes of --probe. 2 is also that of a disk that is not there or cannot be read."""
 
 
 class Step(ABC):
@@ -199,7 +203,11 @@ class HaveDevice(Step):
 class MakeFileSystem(Step):
     """A file system on a disk that holds nothing at all. `kind` empty: there must be one already.
 
-    That it was begun is noted in `note`, first: what a killed mkfs leaves looks like data, and is not."""
+    That nothing is known on a disk is no proof of that, and for blkid a disk that cannot be read is one without anything: so
+    both ends must have been read, and the daemon must say that nothing was written.
+
+    That it was begun is noted in `note`, first and with the volume's identity: what a killed mkfs leaves looks like data, and
+    is not."""
 
     volume: str
     device: Path
@@ -217,22 +225,20 @@ class MakeFileSystem(Step):
         return bool(self._found(host)) and host.text(self.note) is None
 
     def act(self, host: Host) -> None:
-        begun = host.text(self.note)
+        noted = host.text(self.note)
+        begun = noted is not None and noted.split()[1:] == [self._told(host, "identity")]
         found = self._found(host)
-        if found and begun is not None and self._whole(host, found):
+        if found and noted is not None and (not begun or self._whole(host, found)):
             host.remove(self.note)
             return
         if not self.kind:
             raise Refused(f"volume {self.volume} holds no file system", hint="--mkfs ext4 or --mkfs xfs makes one")
-        holds = int((host.daemon(self.state_dir) or {}).get("allocated_bytes", 0))
-        if holds and begun is None:
-            raise Refused(
-                f"volume {self.volume} holds no file system that is known here, but {holds} bytes of something",
-                hint=f"look what it is: `blkid -p {self.device}`, `file -s {self.device}`; nothing was written",
-            )
-        if begun is not None:
+        self._require_readable(host)
+        if begun:
             self._run(host, "blkdiscard", str(self.device))
-        host.write(self.note, f"{self.kind}\n", 0o600)
+        else:
+            self._require_blank(host)
+        host.write(self.note, f"{self.kind} {self._told(host, 'identity')}\n", 0o600)
         program, *words = MKFS[self.kind]
         label = self.volume[: LABEL_CHARACTERS[self.kind]]
         self._run(host, program, *words, "-L", label, str(self.device))
@@ -243,10 +249,71 @@ class MakeFileSystem(Step):
         if done.status:
             raise NotReady(f"{program} {self.device}: {said(done)}", hint="run the same command again: it begins anew")
 
+    def _told(self, host: Host, key: str) -> Any:
+        """Something of what the daemon says of its volume. Raises NotReady."""
+        told = host.daemon(self.state_dir) or {}
+        if key not in told:
+            raise NotReady(
+                f"the daemon of volume {self.volume} does not answer; nothing was written",
+                hint="run the same command again",
+            )
+        return told[key]
+
+    def _require_readable(self, host: Host) -> None:
+        """Both ends, where everything that is known has its marks; so it is a disk of the volume's size. Raises NotReady."""
+        blocks = int(self._told(host, "size_bytes")) // BLOCK
+        last = min(blocks, ENDS_BLOCKS)
+        for skipped, wanted in ((0, last), (blocks - last, last)):
+            done = host.run(
+                "dd",
+                f"if={self.device}",
+                "of=/dev/null",
+                f"bs={BLOCK}",
+                f"skip={skipped}",
+                f"count={wanted + (skipped > 0)}",
+            )
+            if done.status or not done.output.startswith(f"{wanted}+0 "):
+                raise NotReady(
+                    f"{self.device} cannot be read, or is not the volume of {blocks * BLOCK} bytes: {said(done)}",
+                    hint="nothing was written; the kernel's log and the daemon's say more",
+                )
+
+    def _require_blank(self, host: Host) -> None:
+        """That nothing was ever written, or all of it discarded. Raises Refused, NotReady."""
+        until = host.now() + KNOWN_S
+        while True:
+            told = host.daemon(self.state_dir) or {}
+            worker, front = told.get("worker") or {}, told.get("front") or {}
+            if holds := int(told.get("allocated_bytes", 0)):
+                raise Refused(
+                    f"volume {self.volume} holds no file system that is known here, but {holds} bytes of something",
+                    hint=f"look what it is: `blkid -p {self.device}`, `file -s {self.device}`; nothing was written",
+                )
+            # What was written counts as held when it is committed and the worker has told of that commit.
+            committed = front.get("rpo_bytes", -1) == 0
+            if committed and "extents_mapped" in worker and worker["commit_sequence"] >= told["commit_sequence"]:
+                return
+            if host.now() > until:
+                raise NotReady(
+                    f"whether volume {self.volume} holds anything is not known: "
+                    + (
+                        "the bucket lacks what was written last"
+                        if front and not committed
+                        else "its daemon does not say"
+                    ),
+                    hint="nothing was written; run the same command again when the store answers",
+                )
+            host.sleep(POLL_S)
+
     def _whole(self, host: Host, kind: str) -> bool:
         """Whether the mkfs that was begun came to its end. That of ext4 writes the superblock that blkid finds last of all;
-        that of xfs writes it first, with sb_inprogress, its byte 126, set."""
-        return kind != "xfs" or host.run("od", "-An", "-tu1", "-j126", "-N1", str(self.device)).output.strip() == "0"
+        that of xfs writes it first, with sb_inprogress, its byte 126, set. Raises NotReady."""
+        if kind != "xfs":
+            return True
+        done = host.run("od", "-An", "-tu1", "-j126", "-N1", str(self.device))
+        if done.status:
+            raise NotReady(f"{self.device} cannot be read: {said(done)}", hint="nothing was written")
+        return done.output.strip() == "0"
 
     def _found(self, host: Host) -> str:
         """The kind of file system; empty for a disk without anything known. Raises Refused for anything else."""

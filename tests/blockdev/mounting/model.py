@@ -1,6 +1,7 @@
 """A host that is not there: systemd, open-iscsi, one disk, files, mounts. It fails and dies where a test says."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ CONFIG = Path("/etc/bucketworks/config.toml")
 STATE = Path("/var/lib/bucketworks/vm1")
 UNIT = "iqn.2025-01.internal.bucketworks:vm1"
 TOOLS = ("systemctl", "iscsiadm", "blkid", "mkfs.ext4", "mkfs.xfs", "journalctl")
+IDENTITY = "5e7f0c1a-0000-4000-8000-000000000001"
+SIZE = 64 << 20
 FINE = Done(0, "")
 
 
@@ -42,6 +45,13 @@ class Model:
     holds_bytes: int = 0
     half_made: bool = False
     """A mkfs was killed."""
+    unreadable: bool = False
+    behind_bytes: int = 0
+    """Written, and not in the bucket yet."""
+    dumb: bool = False
+    """The daemon does not answer."""
+    worker_late: int = 0
+    worker_told: bool = True
     device: Path | None = None
     sessions: list[str] = field(default_factory=list)
     busy: bool = False
@@ -83,6 +93,7 @@ class Model:
             "iscsiadm": self._iscsiadm,
             "blkid": self._blkid,
             "blkdiscard": self._discard,
+            "dd": lambda *more: Done(1, "dd: Input/output error") if self.unreadable else Done(0, "256+0 records in"),
             "od": lambda *more: Done(0, "   1\n" if self.half_made else "   0\n"),
             "mkfs.ext4": self._mkfs,
             "mkfs.xfs": self._mkfs,
@@ -128,11 +139,18 @@ class Model:
 
     def daemon(self, state_dir: Path) -> dict[str, Any] | None:
         unit = self.service(units.daemon_unit(state_dir.name))
-        if unit.active != "active" and not self.by_hand:
+        if (unit.active != "active" and not self.by_hand) or (self.dumb and self.device is not None):
             return None
         return {
             "state": "attaching" if self.store_away else "ready",
+            "identity": IDENTITY,
+            "size_bytes": SIZE,
+            "commit_sequence": 7,
             "allocated_bytes": self.holds_bytes,
+            "front": {"rpo_bytes": self.behind_bytes},
+            "worker": {"extents_mapped": self.holds_bytes, "commit_sequence": 7 - self.worker_late}
+            if self.worker_told
+            else {},
             "pid": 77,
             "portals": ["127.0.0.1:860"],
             "sessions": [{"initiator": name} for name in self.sessions],
@@ -145,6 +163,9 @@ class Model:
     def deconfigure(self, path: Path, volume: str, keys: Sequence[str]) -> None:
         self.files[path] = without_settings(self.files[path], "volume", volume, keys)
         self._changed(f"deconfigure {volume}")
+
+    def turn(self, waits: Callable[[], None]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def secret(self) -> str:
         return f"secret-number-{len(self.files)}"
@@ -229,7 +250,7 @@ class Model:
     def _blkid(self, *words: str) -> Done:
         if "ambivalent" in self.disk:
             return Done(8, "")
-        if not self.disk:
+        if not self.disk or self.unreadable:
             return Done(2, "")
         return Done(0, "".join(f"{key}={value}\n" for key, value in self.disk.items()))
 

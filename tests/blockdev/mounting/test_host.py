@@ -5,13 +5,17 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from blockdev.errors import NotReady
 from blockdev.memory_pressure import become_io_flusher
 from blockdev.mounting.host import Mounted, RealHost, parse_mountinfo
 from blockdev.mounting.initiator import with_values
+from blockdev.mounting.plan import MakeFileSystem
 from blockdev.mounting.units import MountUnit, check_directory, escaped
 from tests.architecture.tree import ROOT
 
@@ -42,6 +46,62 @@ def test_files_are_whole_with_their_mode(tmp_path: Path) -> None:
     host.write(tmp_path / "file", "", 0o600)
     with pytest.raises(NotADirectoryError):
         host.entries(tmp_path / "file")
+
+
+class Served(RealHost):
+    """A daemon says so of a volume that nothing was written to; a file is its disk."""
+
+    def daemon(self, state_dir: Path) -> dict[str, Any] | None:
+        return {
+            "identity": "one",
+            "size_bytes": 64 << 20,
+            "allocated_bytes": 0,
+            "commit_sequence": 1,
+            "front": {"rpo_bytes": 0},
+            "worker": {"extents_mapped": 0, "commit_sequence": 1},
+        }
+
+
+@pytest.mark.parametrize("size", [None, 32 << 20, 128 << 20])
+def test_no_file_system_is_made_where_the_volumes_disk_is_not(tmp_path: Path, size: int | None) -> None:
+    """blkid says of a disk that is gone or cannot be read what it says of a blank one."""
+    disk = tmp_path / "disk"
+    if size is not None:
+        disk.touch()
+        os.truncate(disk, size)
+    assert Served().run("blkid", "-p", str(disk)).status == 2
+    with pytest.raises(NotReady, match="cannot be read, or is not the volume of 67108864 bytes"):
+        MakeFileSystem("vm1", disk, "ext4", tmp_path / "state").act(Served())
+    assert not (tmp_path / "state").exists()
+    assert size is None or not any(disk.read_bytes())
+
+
+def test_a_file_system_is_made_once(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.touch()
+    os.truncate(disk, 64 << 20)
+    step = MakeFileSystem("vm1", disk, "ext4", tmp_path / "state")
+    assert not step.done(Served())
+    step.act(Served())
+    assert step.done(Served())
+    assert not (tmp_path / "state" / "mkfs-begun").exists()
+
+
+def test_one_at_a_time_changes_the_mounts_of_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blockdev.mounting.host.TURN", tmp_path / "run" / "mount.lock")
+    waited, order = threading.Event(), []
+
+    def second() -> None:
+        with RealHost().turn(waited.set):
+            order.append("second")
+
+    with RealHost().turn(lambda: order.append("nobody is to be waited for")):
+        other = threading.Thread(target=second)
+        other.start()
+        assert waited.wait(60)
+        order.append("first")
+    other.join(60)
+    assert order == ["first", "second"]
 
 
 def test_mounts_are_read_with_their_odd_characters() -> None:

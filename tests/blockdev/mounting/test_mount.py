@@ -4,6 +4,7 @@ import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from blockdev.mounting import initiator, units
 from blockdev.mounting.host import UNITS, Mounted
 from s3core.exit_codes import ExitCode
 from tests.blockdev.command import Command, Said, command
-from tests.blockdev.mounting.model import STATE, Killed, Model
+from tests.blockdev.mounting.model import IDENTITY, STATE, Killed, Model
 
 SERVICES = ("s3block@vm1.service", "s3block-initiator@vm1.service", "srv-data.mount")
 DEVICE = "/dev/disk/by-path/ip-127.0.0.1:860-iscsi-iqn.2025-01.internal.bucketworks:vm1-lun-0"
@@ -314,8 +315,35 @@ def test_unknown_data_is_not_a_blank_disk(world: World) -> None:
     assert not any(command[0].startswith(("mkfs", "blkdiscard")) for command in world.model.commands)
 
 
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ({"unreadable": True, "disk": {"TYPE": "ext4", "USAGE": "filesystem"}}, ("cannot be read",)),
+        ({"dumb": True}, ("does not answer",)),
+        ({"behind_bytes": 4096}, ("the bucket lacks what was written last",)),
+        ({"worker_late": 1}, ("is not known", "daemon does not say")),
+        ({"worker_told": False}, ("is not known", "daemon does not say")),
+    ],
+)
+def test_a_disk_nobody_can_tell_of_is_not_a_blank_one(
+    world: World, what: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    for name, value in what.items():
+        setattr(world.model, name, value)
+    refused(world.mount("--mkfs", "ext4"), *words, "nothing was written")
+    assert not any(command[0].startswith(("mkfs", "blkdiscard")) for command in world.model.commands)
+
+
+def test_a_note_of_another_volume_is_no_leave_to_discard(world: World) -> None:
+    """A volume was deleted while its file system was made, and another one has its name."""
+    world.model.files[STATE / "mkfs-begun"] = "ext4 5e7f0c1a-0000-4000-8000-00000000ffff\n"
+    world.model.holds_bytes = 8 << 20
+    refused(world.mount("--mkfs", "ext4"), "8388608 bytes of something", "nothing was written")
+    assert not any(command[0].startswith(("mkfs", "blkdiscard")) for command in world.model.commands)
+
+
 def test_a_note_of_a_mkfs_is_no_leave_to_make_over_a_whole_file_system(world: World) -> None:
-    world.model.files[STATE / "mkfs-begun"] = "ext4\n"
+    world.model.files[STATE / "mkfs-begun"] = f"ext4 {IDENTITY}\n"
     world.model.disk, world.model.holds_bytes = {"TYPE": "ext4", "USAGE": "filesystem"}, 1 << 30
     assert world.mount("--mkfs", "ext4").code == 0
     assert STATE / "mkfs-begun" not in world.model.files
