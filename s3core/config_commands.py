@@ -22,7 +22,7 @@ from s3core.config_versions import HISTORY, KEY, version_of
 from s3core.console import JsonOption, new_app, write_json, write_line, write_note
 from s3core.endpoint_commands import ConfigOption
 from s3core.exit_codes import ExitCode
-from s3core.findings import Finding, write_finding
+from s3core.findings import CHECK_WIDTH, Finding, write_finding
 from s3core.settings import Config, ConfigError, config_path_of, load_config, parse_tables
 
 app = new_app("config", "The configuration file: check it, show it, bring it to the newest version.")
@@ -61,9 +61,13 @@ def check(
         write_json({"path": str(path), "findings": [one.as_record() for one in findings]})
     else:
         for one in findings:
-            write_finding(one)
+            write_finding(one, max(CHECK_WIDTH, *(len(one.check) for one in findings)))
         verdicts = [one.verdict for one in findings]
-        write_line(f"{path}: {verdicts.count('fault')} faults, {verdicts.count('warning')} warnings")
+        write_line(
+            f"{path}: {_counted(verdicts.count('fault'), 'fault')}, {_counted(verdicts.count('warning'), 'warning')}"
+        )
+        if config is None and "fault" in verdicts:
+            write_note("the file could not be read whole: mend this, and check again for the rest")
     raise typer.Exit(exit_code_of_findings(findings))
 
 
@@ -178,6 +182,10 @@ def as_toml(tables: Mapping[str, Any], within: tuple[str, ...] = ()) -> str:
             plain = any(not isinstance(one, Mapping) for one in value.values())
             lines += ["", f"[{'.'.join(map(_named, place))}]", inner.lstrip("\n")] if plain or not value else [inner]
     return "\n".join(lines).rstrip("\n")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _named(name: str) -> str:

@@ -42,8 +42,8 @@ def exit_code_for(findings: Sequence[Finding]) -> ExitCode:
     return next((finding.code for finding in findings if finding.verdict == "fault"), ExitCode.OK)
 
 
-def write_finding(finding: Finding) -> None:
-    """A line for it, its cure below."""
-    write_line(f"{finding.verdict:<9}  {finding.check:<{CHECK_WIDTH}}  {finding.said}")
+def write_finding(finding: Finding, width: int = CHECK_WIDTH) -> None:
+    """A line for it, its cure below. `width`: of the column of names."""
+    write_line(f"{finding.verdict:<9}  {finding.check:<{width}}  {finding.said}")
     if finding.cure:
-        write_line(f"{'':<9}  {'':<{CHECK_WIDTH}}  -> {finding.cure}")
+        write_line(f"{'':<9}  {'':<{width}}  -> {finding.cure}")

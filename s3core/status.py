@@ -136,6 +136,11 @@ class DocumentDamaged(ValueError):
     """Not a status document of this version, or one that cannot be true."""
 
 
+def in_order(name: str) -> list[tuple[int, str]]:
+    """The key by which names are sorted for people: pve2 comes before pve10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name) if part]
+
+
 def worst(healths: Iterable[Health]) -> Health:
     return max(healths, key=HEALTHS.index, default="ok")
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from s3core.settings import Config
 from s3core.spending import Account
-from s3core.status import Item, unknown
+from s3core.status import Item, in_order, unknown
 
 GROUP: Final = "bucketworks.status"
 SPENDING_GROUP: Final = "bucketworks.spending"
@@ -138,7 +138,7 @@ class Collector:
         for kind, name in waiting:
             reason = f"no answer within {deadline_s:g} s"
             items[kind, name] = unknown(kind, name, reason, "runbook/store-unreachable.md")
-        return tuple(sorted(items.values(), key=lambda one: (_rank(one.kind), one.kind, one.name)))
+        return tuple(sorted(items.values(), key=lambda one: (_rank(one.kind), one.kind, in_order(one.name))))
 
     def _claim(self, key: tuple[str, str]) -> float | None:
         """None where it may be begun, and counts as begun now; else since when it is under way."""

@@ -15,7 +15,7 @@ from s3core.exit_codes import ExitCode
 from s3core.quantities import parse_duration, shown_duration
 from s3core.settings import Config, load_config
 from s3core.spending import Account, is_month, month_of
-from s3core.status import HostStatus, Item, Money, Published, exit_code, unknown, worst
+from s3core.status import HEALTHS, HostStatus, Item, Money, Published, exit_code, in_order, unknown, worst
 from s3core.status_collector import Collector, Look, installed_providers
 from s3core.status_publishing import opened_place, place_of, publish, read_all
 from s3core.status_report import NOT_KNOWN, host_status, own_status, spent_in
@@ -193,7 +193,10 @@ def _show_host(told: HostStatus) -> None:
 
 
 def _show_items(items: Sequence[Item]) -> None:
-    rows = [{"health": _MARKS[one.health], "kind": one.kind, "name": one.name, "what": _what(one)} for one in items]
+    rows = [
+        {"health": _MARKS[one.health], "kind": one.kind, "name": one.name, "what": _what(one)}
+        for one in sorted(items, key=lambda one: -HEALTHS.index(one.health))
+    ]
     if not rows:
         write_line("Nothing is configured on this host, and nothing has run here.")
         return
@@ -254,7 +257,7 @@ def _show_hosts(hosts: Sequence[Published], problem: Item | None) -> None:
             "age": "" if one.status is None else shown_duration(round(one.age_s)) + (" (STALE)" if one.stale else ""),
             "what": one.problem or _in_short(one.status),
         }
-        for one in hosts
+        for one in sorted(hosts, key=lambda one: (-HEALTHS.index(one.health), in_order(one.host)))
     ]
     columns = (Column("health", "HEALTH"), Column("host", "HOST"), Column("age", "AGE"), Column("what", "WHAT IS SEEN"))
     if not rows:

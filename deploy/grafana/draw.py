@@ -14,14 +14,18 @@ RUNBOOK = "docs/runbook/alerts.md"
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _COLOURS = {"warning": "orange", "critical": "red"}
 _HEIGHTS = {"stat": 4, "timeseries": 8, "table": 8}
+_ABOVE_ZERO = 1e-9
+"""Alerts fire above a limit, and Grafana colours from it on: a limit of 0 would paint what is well."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`expression` is PromQL with Grafana's variables in it; `legend` a template of labels, or plain words."""
+    """`expression` is PromQL with Grafana's variables in it; `legend` a template of labels, or plain words. `unit` is another
+    than the panel's."""
 
     expression: str
     legend: str
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Panel:
     limits: tuple[Limit, ...] = ()
     words: tuple[tuple[int, str, str], ...] = ()
     """Values that are shown as a word in a colour: (1, "yes", "green")."""
+    alarm: Literal["", "warning", "critical"] = ""
+    """The colour of anything above 0, where that is no single alert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,7 @@ def _runbook() -> dict[str, Any]:
         "type": "textbox",
         "description": "Where the documents are, with a slash at its end; links to the runbook begin with it",
         "query": base,
-        "hide": 2,
+        "hide": 0,
         "current": {"text": base, "value": base},
         "options": [{"text": base, "value": base, "selected": True}],
     }
@@ -203,9 +209,10 @@ def _panels(board: Dashboard) -> list[dict[str, Any]]:
 
 def _panel(panel: Panel) -> dict[str, Any]:
     instant = panel.kind != "timeseries"
+    references = "ABCDEFGH"
     targets = [
         {
-            "refId": "ABCDEFGH"[index],
+            "refId": references[index],
             "datasource": _SOURCE,
             "editorMode": "code",
             "expr": query.expression,
@@ -231,7 +238,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "unit": panel.unit,
         "color": {"mode": "thresholds" if instant else "palette-classic"},
-        "thresholds": {"mode": "absolute", "steps": _steps(panel.limits)},
+        "thresholds": {"mode": "absolute", "steps": _steps(panel)},
         "mappings": mappings,
         "custom": {},
     }
@@ -251,22 +258,34 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "datasource": _SOURCE,
         "targets": targets,
         "links": links,
-        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "fieldConfig": {
+            "defaults": defaults,
+            "overrides": [
+                {
+                    "matcher": {"id": "byFrameRefID", "options": references[index]},
+                    "properties": [{"id": "unit", "value": query.unit}],
+                }
+                for index, query in enumerate(panel.queries)
+                if query.unit
+            ],
+        },
         "options": _options(panel.kind),
         **({"transformations": [_without_time()]} if panel.kind == "table" else {}),
     }
 
 
-def _steps(limits: tuple[Limit, ...]) -> list[dict[str, Any]]:
+def _steps(panel: Panel) -> list[dict[str, Any]]:
     """From the lowest value up, the first without one. Limits of a panel all lie on one side."""
+    limits = panel.limits
     if not limits:
-        return [{"color": "green", "value": None}]
+        well = [{"color": "green", "value": None}]
+        return [*well, {"color": _COLOURS[panel.alarm], "value": _ABOVE_ZERO}] if panel.alarm else well
     ordered = sorted(limits, key=lambda limit: limit.value)
     if limits[0].below:
         colours = [_COLOURS[limit.severity] for limit in ordered] + ["green"]
     else:
         colours = ["green"] + [_COLOURS[limit.severity] for limit in ordered]
-    values = [None, *(limit.value for limit in ordered)]
+    values = [None, *(limit.value or _ABOVE_ZERO for limit in ordered)]
     return [{"color": colour, "value": value} for colour, value in zip(colours, values, strict=True)]
 
 

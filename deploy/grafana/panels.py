@@ -6,6 +6,7 @@ tools and to deploy/prometheus-alerts.yml.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from grafana.draw import Dashboard, Limit, Panel, Query, Variable, drawn
 
@@ -19,6 +20,11 @@ def _stat(
     title: str, description: str, expression: str, unit: str, *limits: Limit, legend: str = "", width: int = 4
 ) -> Panel:
     return Panel(title, description, (Query(expression, legend),), unit, "stat", width, limits)
+
+
+def _count(title: str, description: str, expression: str, alarm: Literal["warning", "critical"]) -> Panel:
+    """Anything above 0 is in the alarm's colour."""
+    return Panel(title, description, (Query(expression, ""),), "none", "stat", 4, alarm=alarm)
 
 
 def _word(title: str, description: str, expression: str, legend: str, words: tuple[tuple[int, str, str], ...]) -> Panel:
@@ -38,23 +44,23 @@ OVERVIEW = Dashboard(
         (
             "Now",
             (
-                _stat(
+                _count(
                     "Critical alerts",
                     "Alerts of severity critical that fire. Anything but 0 wants somebody now; the table below names them.",
                     'count(ALERTS{alertstate="firing", severity="critical"}) or vector(0)',
-                    "none",
+                    "critical",
                 ),
-                _stat(
+                _count(
                     "Warnings",
                     "Alerts of severity warning that fire: to be looked at today.",
                     'count(ALERTS{alertstate="firing", severity="warning"}) or vector(0)',
-                    "none",
+                    "warning",
                 ),
-                _stat(
+                _count(
                     "Services down",
                     "Services that Prometheus knows and that do not answer it.",
                     'sum(up{job=~"s3block|cowsync|s3integrity|pve-s3|s3-envctl"} == bool 0)',
-                    "none",
+                    "critical",
                 ),
                 _stat(
                     "Volumes that take commands",
@@ -581,8 +587,9 @@ LEDGERS = Dashboard(
                     (
                         Query(f"bucketworks_ledger_writers{_L}", "{{ledger}} writers"),
                         Query(
-                            f"(time() - bucketworks_ledger_oldest_head_timestamp_seconds{_L}) / 3600",
-                            "{{ledger}} hours",
+                            f"time() - bucketworks_ledger_oldest_head_timestamp_seconds{_L}",
+                            "{{ledger}} oldest head",
+                            "s",
                         ),
                     ),
                     "none",
@@ -711,6 +718,7 @@ STORAGES = Dashboard(
                         Query(
                             f"increase(bucketworks_pve_refresh_failures_total{_P}[1h])",
                             "{{storage}} {{instance}} failures",
+                            "none",
                         ),
                     ),
                     "s",

@@ -5,7 +5,7 @@ from typing import Final, Literal
 from envctl.accounts import rights
 from envctl.calling import Caller, Context
 from envctl.verbs.verb import Answer, Nothing, Verb
-from s3core.status import HEALTHS, Item, Money, Published, worst
+from s3core.status import HEALTHS, Item, Money, Published, in_order, worst
 
 Health = Literal["ok", "warning", "unknown", "critical"]
 
@@ -67,7 +67,7 @@ def fleet(context: Context, caller: Caller, request: Nothing) -> FleetView:
     """All hosts, within the deadline of `[status]`."""
     rights.require(caller, "admin:read", "operator")
     seen = context.fleet.look()
-    hosts = sorted(map(_host, seen.hosts), key=lambda one: (-HEALTHS.index(one.health), one.host))
+    hosts = sorted(map(_host, seen.hosts), key=lambda one: (-HEALTHS.index(one.health), in_order(one.host)))
     health = worst([one.health for one in hosts] + (["unknown"] if seen.problem else []))
     return FleetView(health=health, published=seen.published, problem=seen.problem, hosts=hosts)
 
@@ -75,7 +75,7 @@ def fleet(context: Context, caller: Caller, request: Nothing) -> FleetView:
 def _host(one: Published) -> HostView:
     status = one.status
     things = sorted(
-        status.items if status else (), key=lambda item: (-HEALTHS.index(item.health), item.kind, item.name)
+        status.items if status else (), key=lambda item: (-HEALTHS.index(item.health), item.kind, in_order(item.name))
     )
     return HostView(
         host=one.host,

@@ -117,6 +117,9 @@ def test_a_file_is_what_grafana_imports(board: Dashboard) -> None:
             steps = [step["value"] for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]]
             assert steps[0] is None
             assert steps[1:] == sorted(steps[1:])
+            assert 0 not in steps, (
+                f"{panel['title']}: Grafana colours from a step on, so nothing wrong would be an alarm"
+            )
     variables = {variable["name"] for variable in document["templating"]["list"]}
     used = set(re.findall(r"\$\{?(?!__)([a-z]+)", json.dumps(document)))
     assert used == variables

@@ -33,8 +33,8 @@ def found(**more: Samples) -> dict[str, Samples]:
     [
         ({}, "ok", ""),
         ({"backup_age_seconds": {("a", "alice"): 901.0}}, "critical", "1 home was not saved"),
-        ({"backup_failing": {(): 1.0}}, "warning", "1 backups fail"),
-        ({"environments": {("failed",): 1.0}}, "warning", "1 environments have failed"),
+        ({"backup_failing": {(): 1.0}}, "warning", "1 backup fails"),
+        ({"environments": {("failed",): 1.0}}, "warning", "1 environment has failed"),
         ({"orphans": {("pve",): 2.0}}, "warning", "2 machines have no environment"),
         ({"findings": {(): 1.0}}, "warning", "reconciler"),
         ({"backup_age_seconds": {}, "orphans": {}, "stored_bytes": {}}, "ok", ""),

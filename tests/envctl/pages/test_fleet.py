@@ -69,6 +69,7 @@ def test_all_hosts_are_shown_and_what_they_say_is_words_alone(tmp_path: Path, pl
     assert "<img src=x" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert "Stale" in text
+    assert "Was well" in text, "what a silent host said last is not how it is"
     assert "calls its host" in text
     assert "1.50 EUR" in text
     assert 'href="https://docs.example/bw/runbook/store-unreachable.html"' in text
