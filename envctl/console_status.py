@@ -126,9 +126,17 @@ def judge(found: Mapping[str, Samples], interval_s: float, silent: str) -> Item:
         return Item("console", NAME, "critical", summary, reason, PAGE, ExitCode.UNAVAILABLE, facts)
     problems = [
         *([f"{failing} {'backup fails' if failing == 1 else 'backups fail'}"] if failing else []),
-        *([f"{states['failed']} {'environment has' if states['failed'] == 1 else 'environments have'} failed"] if states.get("failed") else []),
+        *(
+            [f"{states['failed']} {'environment has' if states['failed'] == 1 else 'environments have'} failed"]
+            if states.get("failed")
+            else []
+        ),
         *([f"{jobs_failed} {'job' if jobs_failed == 1 else 'jobs'} failed within the hour"] if jobs_failed else []),
-        *([f"{facts['orphans']} {'machine has' if facts['orphans'] == 1 else 'machines have'} no environment"] if facts["orphans"] else []),
+        *(
+            [f"{facts['orphans']} {'machine has' if facts['orphans'] == 1 else 'machines have'} no environment"]
+            if facts["orphans"]
+            else []
+        ),
         *(["the reconciler found machines that are not as they should be"] if _one(found, "findings") else []),
     ]
     if problems:
