@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -163,8 +164,8 @@ def direct(world: World) -> Path:
 def erase(world: World) -> None:
     bucket = world.bucket()
     while keys := [key.decode() for key in bucket.list_page().keys]:
-        for key in keys:
-            bucket.delete(key)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(bucket.delete, keys))
 
 
 # --- ledger fails ----------------------------------------------------------------------------------------------------
