@@ -12,6 +12,7 @@ import typer
 
 from envctl.accounts import people
 from envctl.calling import Caller, Context
+from envctl.database.access import Database, sqlite_url
 from envctl.verbs.doctor import AskDoctor, Diagnosis, Finding
 from envctl.verbs.doctor import doctor as diagnose
 from s3core.console import JsonOption, new_app, write_json, write_line, write_note
@@ -130,18 +131,17 @@ def database_backup(
     config_path: ConfigOption = None,
 ) -> None:
     """Copy the database as of one moment, while the console runs. Keep the key file with it, or sealed secrets are lost."""
-    with _console(config_path) as context:
-        context.database.backup(path)
-        key = Path(context.settings.state_dir) / "key"
-    write_note(f"wrote {path}; the key that opens its secrets is {key}")
+    with _database_alone(config_path) as (opened, state_dir):
+        opened.backup(path)
+    write_note(f"wrote {path}; the key that opens its secrets is {state_dir / 'key'}")
 
 
 @database.command("check")
 def database_check(config_path: ConfigOption = None) -> None:
     """Whether it has the schema of this version, and whether its file is whole. Ends with 1 where it is not."""
-    with _console(config_path) as context:
-        context.database.check()
-        damage = context.database.damage()
+    with _database_alone(config_path) as (opened, _):
+        opened.check()
+        damage = opened.damage()
     for line in damage:
         write_line(line)
     if damage:
@@ -155,6 +155,18 @@ def _console(config_path: Path | None) -> Iterator[Context]:
 
     with open_context(load_config(config_path)) as context:
         yield context
+
+
+@contextmanager
+def _database_alone(config_path: Path | None) -> Iterator[tuple[Database, Path]]:
+    """It and the state directory, without keys of endpoints, ledgers and hypervisors: they may be credentials of the unit,
+    which nobody else has, and a copy is made when all else is in doubt."""
+    settings = load_config(config_path).envctl
+    opened = Database(settings.database or sqlite_url(settings.state_dir))
+    try:
+        yield opened, Path(settings.state_dir)
+    finally:
+        opened.close()
 
 
 def _browser_code() -> Finding | None:

@@ -197,6 +197,8 @@ class Database:
             raise DatabaseUnavailable(
                 f"a {self.kind} database is saved with its own tools", hint="pg_dump --format=custom"
             )
+        if not self._file.exists():  # SQLite would make an empty one
+            raise DatabaseUnavailable(f"there is no database {self._file}", hint="`s3-envctl init` makes it")
         part = path.with_name(path.name + ".part")
         part.unlink(missing_ok=True)
         self._create_file(part)

@@ -17,13 +17,15 @@ OLD = "0.0.1"
 """A version that comes before any other."""
 _MADE_FROM = ("s3core", "integrity", "blockdev", "cowsync", "plugin", "envctl", "deploy", "docs")
 _FILES = ("pyproject.toml", "requirements.txt", "requirements-dev.txt", "CHANGELOG.md", "LICENSE")
+_EPOCH = 1_767_225_600
+"""The time that their files have where SOURCE_DATE_EPOCH says none: a commit that changes nothing in them builds nothing."""
 SUITE, NODE, AGENT = "bucketworks", "bucketworks-pve", "bucketworks-agent"
 
 
 @lru_cache
 def built(version: str = "") -> dict[str, Path]:
     """The packages by their names, of this version (that of pyproject.toml). AssertionError with what was printed."""
-    digest = hashlib.sha256(f"{version} {os.environ.get('SOURCE_DATE_EPOCH')} {_commit()}".encode())
+    digest = hashlib.sha256(f"{version} {_environment()['SOURCE_DATE_EPOCH']}".encode())
     for name in (*_FILES, *_MADE_FROM):
         place = ROOT / name
         for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
@@ -51,10 +53,9 @@ def version_of(package: Path) -> str:
 
 def _make(directory: Path, version: str) -> None:
     words = [sys.executable, str(ROOT / "deploy/debian/make_deb.py"), "--output", str(directory), "--version", version]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _commit() -> str:
-    words = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout
+def _environment() -> dict[str, str]:
+    return {"SOURCE_DATE_EPOCH": str(_EPOCH), **os.environ}

@@ -116,7 +116,9 @@ class Debian:
         try:
             for package in packages:
                 shutil.copyfile(package, folder / package.name)
-            return self.run("dpkg", "--install", *(f"/packages/{one.name}" for one in packages), status=status)
+            return self.run(
+                "dpkg", "--force-unsafe-io", "--install", *(f"/packages/{one.name}" for one in packages), status=status
+            )
         finally:
             shutil.rmtree(folder)
 

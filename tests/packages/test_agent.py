@@ -1,6 +1,8 @@
 """The agent's package in a clean Debian: it enrols, brings a home back and saves it, with a console of the protocol."""
 
 import json
+import re
+import shlex
 
 import pytest
 
@@ -24,10 +26,11 @@ def test_install_use_upgrade_remove_purge(debian: Debian) -> None:
     system = debian.root / "etc/systemd/system"
     assert {str(one.relative_to(system)) for one in system.rglob("envctl-*") if one.is_symlink()} == ENABLED
     assert debian.run("envctl-agent", "version").strip()
-    # No console has made this machine: nothing is restored, and it says why.
-    said = debian.run("envctl-agent", "restore", status=1)
-    assert "this machine has no seed" in said
-    debian.run("envctl-agent", "status", status=75)
+    # No console has made this machine: the unit that would wait for a home, for ever, is passed over (systemd.service(5)).
+    unit = (debian.root / "usr/lib/systemd/system/envctl-restore.service").read_text()
+    (condition,) = re.findall(r"^ExecCondition=(.+)$", unit, re.MULTILINE)
+    assert 1 <= debian.status(*shlex.split(condition)) <= 254
+    assert "the agent has not run" in debian.run("envctl-agent", "status", status=75)
 
     home = debian.root / "home/ada"
     home.mkdir(parents=True)
@@ -35,6 +38,7 @@ def test_install_use_upgrade_remove_purge(debian: Debian) -> None:
     with FakeConsole() as console:
         (debian.root / "etc/envctl").mkdir()
         (debian.root / "etc/envctl/seed.json").write_text(json.dumps({"console": console.address, "token": "token"}))
+        debian.run(*shlex.split(condition))
         debian.run("envctl-agent", "restore")
         debian.install(built()[AGENT])
         debian.run("envctl-agent", "backup", "--now")
