@@ -51,6 +51,8 @@ def look_at(config: Config, name: str) -> Item:
     began = time.monotonic()
     try:
         with closing(Transport(hasty)) as transport:
+            # What is told is how long the server takes, not how long this host reads certificates.
+            began = time.monotonic()
             region = "us-east-1" if hasty.region == REGION_AUTO else hasty.region
             headers = {"accept-encoding": "identity", "user-agent": "bucketworks"}
             answer: Answer | StoreError = transport.send(
