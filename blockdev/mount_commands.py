@@ -86,6 +86,7 @@ def mount(
         usage(f"--door is portal or lio, not {door!r}")
     try:
         where = units.check_directory(directory)
+        options = units.check_options(options)
     except ValueError as error:
         usage(str(error))
     _require_root(host)

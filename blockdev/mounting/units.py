@@ -127,9 +127,20 @@ def check_directory(text: str) -> str:
     path = PurePosixPath(text)
     if not path.is_absolute() or ".." in path.parts or str(path) == "/":
         raise ValueError(f"{text!r} is no place to mount at: write an absolute path without '..', such as /srv/data")
-    if any(not character.isprintable() for character in text):
-        raise ValueError(f"{text!r} has characters that no unit can hold")
+    _check_line(str(path))
     return "/" + str(path).lstrip("/")
+
+
+def check_options(text: str) -> str:
+    """Options of mount(8) as a unit can hold them; ValueError."""
+    _check_line(text)
+    return text
+
+
+def _check_line(text: str) -> None:
+    # systemd takes spaces off both ends of a value, and a '\' at its end for a line that goes on (systemd.syntax(7)).
+    if any(not character.isprintable() for character in text) or text != text.strip() or text.endswith("\\"):
+        raise ValueError(f"{text!r} has characters that no unit can hold, or ends with one")
 
 
 def _text(value: str) -> str:

@@ -329,7 +329,7 @@ def address_of(connection: HTTPConnection, proxies: Iterable[str]) -> str:
     networks = [ipaddress.ip_network(one, strict=False) for one in proxies]
     told = [part.strip() for line in connection.headers.getlist("x-forwarded-for") for part in line.split(",")]
     while told and is_within(peer, networks):
-        peer = told.pop()
+        peer = _unmapped(told.pop())
     return peer[:64]
 
 

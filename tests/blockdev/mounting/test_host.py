@@ -16,7 +16,7 @@ from blockdev.memory_pressure import become_io_flusher
 from blockdev.mounting.host import Mounted, RealHost, parse_mountinfo
 from blockdev.mounting.initiator import with_values
 from blockdev.mounting.plan import MakeFileSystem
-from blockdev.mounting.units import MountUnit, check_directory, escaped
+from blockdev.mounting.units import MountUnit, check_directory, check_options, escaped
 from tests.architecture.tree import ROOT
 
 PR_GET_IO_FLUSHER = 58
@@ -147,11 +147,18 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     assert ours == []
 
 
-@pytest.mark.parametrize("directory", ["srv/data", "/", "/srv/../etc", "/srv/a\nb"])
+@pytest.mark.parametrize("directory", ["srv/data", "/", "/srv/../etc", "/srv/a\nb", "/srv/a\\", "/srv/a\\/", "/srv/a "])
 def test_what_is_no_mount_point(directory: str) -> None:
     with pytest.raises(ValueError, match=r"place to mount at|no unit can hold"):
         check_directory(directory)
     assert check_directory("//srv//data/") == "/srv/data"
+
+
+@pytest.mark.parametrize("options", ["noatime\nExecStart=/bin/true", "noatime\\", "noatime "])
+def test_what_are_no_options(options: str) -> None:
+    with pytest.raises(ValueError, match="no unit can hold"):
+        check_options(options)
+    assert check_options("noatime,x-a=%b") == "noatime,x-a=%b"
 
 
 def test_a_node_record_keeps_what_is_not_set() -> None:

@@ -14,6 +14,7 @@ from envctl.web.security import address_of
         ("::ffff:10.0.0.2", "198.51.100.7", "10.0.0.2"),
         ("2001:db8::1", "", "2001:db8::1"),
         ("10.0.0.1", "198.51.100.7", "198.51.100.7"),
+        ("10.0.0.1", "198.51.100.7, ::ffff:10.0.0.1", "198.51.100.7"),
     ],
 )
 def test_ipv4_is_known_by_its_own_name(peer: str, forwarded: str, address: str) -> None:
