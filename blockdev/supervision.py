@@ -74,6 +74,7 @@ class Supervision:
 
     def stop_goes_on(self, text: str) -> None:
         """An orderly stop still carries something, or waits for the store within its bound."""
+        self._manager.alive()
         self._manager.more_time(STOP_EXTENSION_S)
         self._manager.status(text)
 

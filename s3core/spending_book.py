@@ -199,10 +199,14 @@ class Book:
 
     def _begin(self) -> None:
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(
-                target=_flush_for_ever, args=(weakref.ref(self),), name="spending", daemon=True
-            )
-            self._thread.start()
+            thread = threading.Thread(target=_flush_for_ever, args=(weakref.ref(self),), name="spending", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # No more threads, or an interpreter that ends. This is the path of a request: it goes on.
+                log.info("requests are counted in memory until this process ends: %s", error)
+            else:
+                self._thread = thread
 
 
 def _flush_for_ever(held: "weakref.ref[Book]") -> None:

@@ -73,6 +73,16 @@ def test_a_worker_that_hangs_ends_the_signs_of_life(tmp_path: Path, caplog: pyte
         assert "vm1: its worker is heard of again" in caplog.text
 
 
+def test_a_stop_that_goes_on_is_life_too(tmp_path: Path) -> None:
+    with listening(tmp_path / "n") as heard:
+        Supervision(watched(tmp_path / "n", 10), ["vm1"]).stop_goes_on("stopping: 1.0 MiB")
+        assert [heard(), heard(), heard()] == [
+            "WATCHDOG=1",
+            "EXTEND_TIMEOUT_USEC=120000000",
+            "STATUS=stopping: 1.0 MiB",
+        ]
+
+
 @pytest.mark.parametrize(
     ("sessions", "behind", "away", "line"),
     [

@@ -2,11 +2,13 @@
 
 import fcntl
 import json
+import logging
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from random import Random
@@ -166,6 +168,24 @@ def test_a_flush_that_fails_keeps_the_counts(tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "spending").unlink()
     book.flush()
     assert read_month(tmp_path / "spending", "2026-11") == {"aws": Spent(get=1, down=5)}
+
+
+def test_a_request_goes_on_where_no_thread_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TasksMax=, or an interpreter that ends."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    book = Book(tmp_path)
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(threading.Thread, "start", start)
+        book.tally("a").add("put", up=5)
+    assert "counted in memory until" in caplog.text
+    book.tally("a").add("get")
+    book.flush()
+    assert read_month(tmp_path, month_of(time.time()))["a"] == Spent(put=1, get=1, up=5)
 
 
 def test_a_lock_that_somebody_keeps_does_not_hold_a_flush_for_ever(
