@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from envctl.agent.main import VERSION
+from s3core.s3 import S3Store
 from s3core.s3_control import S3Control
 from tests.architecture.tree import ROOT
 from tests.guest.guest import HOST, Guest, GuestFailed, Hardware
@@ -118,21 +120,24 @@ def journal(guest: Guest, unit: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def site(radosgw: Radosgw) -> Iterator[S3Control]:
-    """A real S3 server with the two buckets of the mirror."""
+def site(radosgw: Radosgw) -> Iterator[dict[str, S3Store]]:
+    """The two buckets of the mirror, on a real S3 server, by their names."""
     control = S3Control(radosgw.endpoint())
     for bucket in ("photos", "photos-mirror"):
         control.create_bucket(bucket)
-    yield control
     control.close()
+    buckets = {name: S3Store(radosgw.endpoint(), name) for name in ("photos", "photos-mirror")}
+    yield buckets
+    for store in buckets.values():
+        store.close()
 
 
-def keys(site: S3Control, bucket: str) -> set[str]:
-    return {one["Key"] for one in site.client().list_objects_v2(Bucket=bucket).get("Contents", [])}
+def keys(store: S3Store) -> set[str]:
+    return {one.key for one in store.list()}
 
 
 @pytest.fixture(scope="module")
-def guest(boot: Callable[[Hardware], Guest], radosgw: Radosgw, site: S3Control) -> Guest:
+def guest(boot: Callable[[Hardware], Guest], radosgw: Radosgw, site: dict[str, S3Store]) -> Guest:
     guest = boot(Hardware(systemd=True))
     place = f"{HOST}:{radosgw.http_port}"
     guest.write("/etc/bucketworks/config.toml", CONFIG.replace("PLACE", place), mode=0o644)
@@ -215,15 +220,15 @@ def test_a_volume_that_hangs_is_ended_and_begun_again(guest: Guest, which: str) 
     assert guest.finish("test", "-e", f"/proc/{victim}").status != 0, "nothing of the hung one is left"
 
 
-def test_a_mirror_does_its_rounds(guest: Guest, site: S3Control) -> None:
-    site.client().put_object(Bucket="photos", Key="first", Body=b"one")
+def test_a_mirror_does_its_rounds(guest: Guest, site: dict[str, S3Store]) -> None:
+    site["photos"].put("first", b"one")
     do(guest, "systemctl start cowsync@photos")
-    until(guest, "a copy", lambda: "first" in keys(site, "photos-mirror"))
+    until(guest, "a copy", lambda: "first" in keys(site["photos-mirror"]))
     until(guest, "a status", lambda: "next run at" in show(guest, "cowsync@photos", "StatusText"))
     before = int(show(guest, "cowsync@photos", "NRestarts"))
     guest.run("kill", "-KILL", show(guest, "cowsync@photos", "MainPID"))
-    site.client().put_object(Bucket="photos", Key="second", Body=b"two")
-    until(guest, "the next round", lambda: "second" in keys(site, "photos-mirror"))
+    site["photos"].put("second", b"two")
+    until(guest, "the next round", lambda: "second" in keys(site["photos-mirror"]))
     assert int(show(guest, "cowsync@photos", "NRestarts")) > before
     do(guest, "systemctl stop cowsync@photos")
     assert show(guest, "cowsync@photos", "Result") == "success"
@@ -274,7 +279,10 @@ def test_the_console_serves_at_443_without_root_beside_the_others_state(guest: G
     assert "ok" in guest.run("python3", "-c", ask, "/healthz", seconds=180)
     assert json.loads(guest.run("python3", "-c", ask, "/readyz", seconds=180))["database"] == "ok"
     assert "<form" in guest.run("python3", "-c", ask, "/login", seconds=180)
-    assert guest.run("python3", "-c", ask, "/guest/v1/agent.pyz", seconds=180, check=False)
+    fetch = "import urllib.request as u; u.urlretrieve('http://127.0.0.1:443/guest/v1/agent.pyz', '/root/agent.pyz')"
+    guest.run("python3", "-c", fetch, seconds=180)
+    # -I: without our modules from anywhere else.
+    assert guest.run("python3", "-I", "/root/agent.pyz", "version", seconds=180).strip() == VERSION
     told = guest.run("python3", "-c", ask, "/metrics", "token for metrics", seconds=180)
     assert "bucketworks_envctl" in told, "its token came as a credential, to a user who is not root"
     pid = show(guest, "s3-envctl", "MainPID")
