@@ -73,7 +73,7 @@ class Spent:
 
     @property
     def requests(self) -> int:
-        return self.put + self.list + self.get + self.delete
+        return min(self.put + self.list + self.get + self.delete, NUMBER_MAX)
 
     def __add__(self, other: "Spent") -> "Spent":
         """Of both. The later failure is the one that is told; of two at the same second the one that sorts last, so that the

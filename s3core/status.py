@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final, Literal
 
 from s3core.exit_codes import ExitCode
@@ -22,8 +23,13 @@ DOCUMENT_BYTES_MAX: Final = 1 << 20
 ITEMS_MAX: Final = 5000
 FACTS_MAX: Final = 64
 ACCOUNTS_MAX: Final = 1000
+ACCOUNTS_KEPT: Final = 50
+"""More than that give way before things do, where a document is too large."""
+NUMBER_MAX: Final = 1e18
 NAME_CHARACTERS_MAX: Final = 300
 TEXT_CHARACTERS_MAX: Final = 1000
+CURRENCY_CHARACTERS_MAX: Final = 8
+"""As an endpoint's price table has it, whoever wrote that: `EUR`, or `€`."""
 MOMENT_MAX: Final = 253_402_300_799
 """The end of the year 9999; no calendar goes further."""
 AHEAD_S: Final = 300.0
@@ -39,7 +45,6 @@ _FACT = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 _PAGE = re.compile(r"(?:[a-z0-9-]+/)*[a-zA-Z0-9-]+\.md(?:#[a-z0-9-]+)?\Z")
 _HOST = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}\Z")
 _MONTH = re.compile(r"[0-9]{4}-(?:0[1-9]|1[0-2])\Z")
-_CURRENCY = re.compile(r"[A-Z]{3}\Z")
 #: What ends the command where nothing is `critical` for a reason of its own; the most urgent first.
 _URGENT: Final = (
     ExitCode.TAMPERED,
@@ -73,7 +78,9 @@ class Item:
         told |= {"summary": self.summary, "reason": self.reason, "runbook": self.runbook}
         if self.health == "critical":
             told["code"] = int(self.code)
-        return told | {"facts": dict(self.facts)}
+        # Facts come from services, which may run as other users: what no reader would take must not cost the document.
+        facts = {name: _bounded(value) for name, value in self.facts.items() if _FACT.match(name)}
+        return told | {"facts": dict(islice(facts.items(), FACTS_MAX))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +198,21 @@ def with_storage(accounts: Sequence[Account], items: Iterable[Item]) -> tuple[Mo
 
 
 def encode(status: HostStatus) -> bytes:
-    """The bytes of its object, the same for the same status. What is beyond the limits is left out; the ill are kept first."""
+    """The bytes of its object, the same for the same status. What is beyond the limits is left out, money before things; the
+    ill are kept first."""
     items = sorted(status.items, key=lambda one: (-HEALTHS.index(one.health), one.kind, one.name))[:ITEMS_MAX]
+    money = status.money[:ACCOUNTS_MAX]
     while True:
-        data = _encoded(status, items)
-        if len(data) <= DOCUMENT_BYTES_MAX or not items:
+        data = _encoded(status, items, money)
+        if len(data) <= DOCUMENT_BYTES_MAX or not (items or money):
             return data
-        items = items[: len(items) * 3 // 4]
+        if len(money) > ACCOUNTS_KEPT or not items:
+            money = money[: len(money) // 2]
+        else:
+            items = items[: len(items) * 3 // 4]
 
 
-def _encoded(status: HostStatus, items: Sequence[Item]) -> bytes:
+def _encoded(status: HostStatus, items: Sequence[Item], money: Sequence[Money]) -> bytes:
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -209,7 +221,7 @@ def _encoded(status: HostStatus, items: Sequence[Item]) -> bytes:
         "program": status.program,
         "items": [one.as_record() for one in items],
         "left_out": len(status.items) - len(items),
-        "spending": {"month": status.month, "endpoints": [one.as_record() for one in status.money[:ACCOUNTS_MAX]]},
+        "spending": {"month": status.month, "endpoints": [one.as_record() for one in money]},
     }
     return json.dumps(document, separators=(",", ":"), sort_keys=True, allow_nan=False).encode() + b"\n"
 
@@ -297,14 +309,12 @@ def _item(record: Any) -> Item:
 
 def _money(record: Any) -> Money:
     currency = record["currency"]
-    if currency is not None and not _CURRENCY.match(currency):
-        raise DocumentDamaged("a currency is none")
     counts = {name: _count(record[name]) for name in ("requests", "up_bytes", "down_bytes", "errors")}
     stored = record["stored_bytes"]
     return Money(
         _text(record["endpoint"], NAME_CHARACTERS_MAX),
         **counts,
-        currency=currency,
+        currency=None if currency is None else _text(currency, CURRENCY_CHARACTERS_MAX),
         total=None if record["total"] is None else _number(record["total"]),
         stored_bytes=None if stored is None else _count(stored),
         storage_per_month=None if record["storage_per_month"] is None else _number(record["storage_per_month"]),
@@ -321,9 +331,15 @@ def _text(value: object, characters: int) -> str:
 
 def _number(value: object) -> float:
     # Compared before it is converted: a whole number of hundreds of digits has no float.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e18:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= NUMBER_MAX:
         raise DocumentDamaged("a number is none")
     return float(value)
+
+
+def _bounded(value: Fact) -> Fact:
+    if isinstance(value, str) or value is None:
+        return value
+    return value if abs(value) <= NUMBER_MAX else None
 
 
 def _count(value: object) -> int:

@@ -25,8 +25,10 @@ from s3core.settings import Config, ConfigError, parse_config
 from s3core.spending import Account, Spent
 from s3core.status import (
     DOCUMENT_BYTES_MAX,
+    FACTS_MAX,
     HEALTHS,
     DocumentDamaged,
+    Fact,
     Health,
     HostStatus,
     Item,
@@ -258,6 +260,24 @@ def test_a_document_is_bounded_and_keeps_the_ill() -> None:
     assert any("did not fit" in one.reason for one in told.items)
     with pytest.raises(DocumentDamaged, match="bytes"):
         decode(data + b" " * DOCUMENT_BYTES_MAX, host="h")
+
+
+def test_what_a_service_says_does_not_cost_the_whole_document() -> None:
+    """A console that was taken over answers for itself, and writes the file of its own counts."""
+    facts: dict[str, Fact] = {"oldest_seconds": float("inf"), "late_seconds": float("nan"), "homes": 10**30, "fine": 1}
+    loud = Item("console", "envctl", "ok", facts=facts | {"environments_\x1b x": 1})
+    noisy = Item("console", "many", "ok", facts={f"environments_{number}": number for number in range(500)})
+    most = Spent(put=1 << 62, list=1 << 62, get=1 << 62, delete=1 << 62, up=1 << 62, down=1 << 62)
+    prices = Prices(currency="€", per_1000_put=0.005)
+    forged = [Account("\u202e" * 1000 + f"{number:04}", most, prices) for number in range(1200)]
+    told = HostStatus("h", AT, "1", (ITEM, loud, noisy), "2026-11", with_storage(forged, ()))
+    found = published("h", encode(told), now=AT, stale_s=900)
+    assert found.status is not None, found.problem
+    items = {one.name: one for one in found.status.items}
+    assert items["vm1"] == ITEM
+    assert items["envctl"].facts == {"oldest_seconds": None, "late_seconds": None, "homes": None, "fine": 1}
+    assert len(items["many"].facts) == FACTS_MAX
+    assert {one.currency for one in found.status.money} == {"€"}
 
 
 def test_an_old_one_is_stale_and_never_well() -> None:
