@@ -208,11 +208,25 @@ def login(
 
 
 @app.command("logout")
-def logout(volume: VolumeArgument, config_path: ConfigOption = None, as_json: JsonOption = False) -> None:
+def logout(
+    volume: VolumeArgument,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait",
+            parser=duration,
+            metavar="TIME",
+            help="While somebody uses the disk: write out what is in memory and unmount it again and again, for so long.",
+        ),
+    ] = 0.0,
+    config_path: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """End this host's session to a volume; refused while its disk is in use. The daemon goes on."""
     host = real_host()
     _require_root(host)
     place = find(load_config(config_path), volume)
+    _unmount_again(host, place, host.now() + wait)
     ended = initiator.logout(host, _unit(place))
     if as_json:
         write_json({"volume": place.name, "ended": ended})
@@ -220,6 +234,21 @@ def logout(volume: VolumeArgument, config_path: ConfigOption = None, as_json: Js
         write_line(f"this host is logged out of volume {place.name}")
     else:
         write_note(f"this host was not logged in to volume {place.name}")
+
+
+def _unmount_again(host: Host, place: VolumePlace, until: float) -> None:
+    """When a host goes down, services may still be ending that use a mount and are not ordered after it: systemd has tried to
+    unmount it once by then, and would stop the daemon next."""
+    device = _unit(place).device
+    while host.in_use(device) and host.now() < until:
+        there = {one.directory for one in host.mounted()}
+        for unit in _mount_units(host):
+            if unit.volume == place.name and unit.directory in there:
+                # With nobody to take it, it would wait for ever.
+                if (host.daemon(place.state_dir) or {}).get("state") == "ready":
+                    host.run("sync", "-f", unit.directory)
+                host.run("systemctl", "stop", "--no-block", unit.name)
+        host.sleep(POLL_S)
 
 
 # --- what is wanted --------------------------------------------------------------------------------------------------

@@ -435,6 +435,28 @@ def test_logout_is_refused_under_a_mount_and_idle_twice(world: World) -> None:
     assert "was not logged in" in world("initiator", "logout", "vm1").err
 
 
+def test_logout_waits_for_services_that_still_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the host goes down: one that uses the mount and is not ordered after it."""
+    world.mount("--mkfs", "ext4")
+    world.model.busy = True
+    refused(world("initiator", "logout", "vm1", "--wait", "20s"), "is in use on this host")
+    assert world.model.clock >= 20
+
+    def sleep(seconds: float) -> None:
+        world.model.clock += seconds
+        world.model.busy = world.model.clock < 60
+
+    monkeypatch.setattr(world.model, "sleep", sleep)
+    world.model.commands.clear()
+    assert world("initiator", "logout", "vm1", "--wait", "90s").out == "this host is logged out of volume vm1\n"
+    assert 60 <= world.model.clock < 80
+    programs = [" ".join(command) for command in world.model.commands]
+    ended = next(at for at, program in enumerate(programs) if "--logout" in program)
+    assert programs[:2] == ["sync -f /srv/data", "systemctl stop --no-block srv-data.mount"]
+    assert ended > programs.index("sync -f /srv/data")
+    assert not world.model.mounts
+
+
 def test_login_waits_for_the_daemon_as_long_as_it_is_told(world: World) -> None:
     world.mount("--mkfs", "ext4")
     world.model.store_away = True
