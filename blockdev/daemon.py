@@ -468,7 +468,8 @@ class Daemon:
 
     async def _open_metrics(self) -> None:
         """Raises Refused. The server has threads of its own: the front's thread only tells the numbers."""
-        listen = self._config.s3block.metrics_listen
+        own = (running.served.settings.metrics_listen for running in self._running)
+        listen = next((one for one in own if one is not None), self._config.s3block.metrics_listen)
         if not listen:
             return
         loop = asyncio.get_running_loop()

@@ -508,7 +508,8 @@ class MetricsServer:
         except OSError as error:
             raise Refused(
                 f"cannot serve metrics on {host}:{port}: {error.strerror or error}",
-                hint="another program uses that port, or the address is not of this machine; change metrics_listen",
+                hint="another program or another volume's unit uses that port, or the address is not of this machine;"
+                " change metrics_listen in [volume.NAME] or [s3block]",
             ) from error
         self._server: WSGIServer = server
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/metrics"
@@ -536,8 +537,8 @@ Every page also has `BUILD_INFO{version, tool}`. BUILD_HELP.
 
 ## Volumes
 
-`s3block serve vm1 --metrics-listen 127.0.0.1:9260`, or `metrics_listen` in `[s3block]`, answers Prometheus scrapes at
-`/metrics`. It is off by default, and there is neither TLS nor a password: listen where only your Prometheus reaches.
+`s3block serve vm1 --metrics-listen 127.0.0.1:9260`, or `metrics_listen` in `[volume.NAME]` or `[s3block]`, answers Prometheus
+scrapes at `/metrics`. It is off by default, and there is neither TLS nor a password: listen where only your Prometheus reaches.
 
 Every metric has the label `volume`. Counters and histograms begin at 0 when the volume is attached. What the worker process
 counts (from `bucketworks_volume_commits_total` on) is at most a second old, and absent until its first report. A metric that a

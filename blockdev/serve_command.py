@@ -85,6 +85,7 @@ def serve(
         "quota_warning": quota_warning,
         "read_only": read_only or None,
         "unfenced": unfenced or None,
+        "metrics_listen": metrics_listen,
     }
     overrides = {setting: value for setting, value in given.items() if value is not None}
     places = [find(config, name) for name in names]

@@ -120,7 +120,8 @@ def _endpoints(config: Config) -> Iterator[Finding]:
 
 def _places(config: Config) -> Iterator[Finding]:
     """Two that write to one place, and a place that lies in another's."""
-    writers = [(f"volume.{name}", "url", one.url) for name, one in config.volumes.items()]
+    # A store holds any number of volumes, each in a folder of its name: that folder is the volume's place.
+    writers = [(f"volume.{name}", "url", f"{one.url.rstrip('/')}/v1/{name}") for name, one in config.volumes.items()]
     writers += [(f"mirror.{name}", "target", one.target) for name, one in config.mirrors.items()]
     writers += [(f"ledger.{name}", "url", one.url) for name, one in config.ledgers.items()]
     writers += [("envctl", "homes", config.envctl.homes)] if config.envctl.homes else []
@@ -168,6 +169,7 @@ def _listening(config: Config) -> Iterator[Listening]:
     for name, volume in config.volumes.items():
         for text in volume.listen or ():
             yield from at("portal", f"volume.{name}.listen", text)
+        yield from at(f"metrics of {name}", f"volume.{name}.metrics_listen", volume.metrics_listen or "")
     yield from at("s3block metrics", "s3block.metrics_listen", config.s3block.metrics_listen)
     for name, mirror in config.mirrors.items():
         yield from at(f"mirror {name}", f"mirror.{name}.listen", mirror.listen)

@@ -263,6 +263,9 @@ class VolumeSettings(_Table):
     unfenced: bool = _setting(
         False, "use a bucket without working conditional writes; two hosts writing at once then destroy the volume"
     )
+    metrics_listen: Annotated[str, AfterValidator(_listen_or_not)] | None = _setting(
+        None, "as in `[s3block]`, for this volume's process: a host with a unit for each volume needs a port for each"
+    )
 
 
 class S3BlockSettings(_Table):

@@ -45,6 +45,8 @@ listen = "127.0.0.1:9262"
 def test_nothing_is_found_where_all_is_well(tmp_path: Path) -> None:
     assert found(WELL, tmp_path) == []
     assert found("", tmp_path) == []
+    beside = '[volume.c]\nurl = "s3://site/disks/a"\n[volume.d]\nurl = "s3://site/disks/a/"\n'
+    assert found(WELL + beside, tmp_path) == [], "a bucket holds any number of volumes, each in a folder of its name"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,18 @@ def test_nothing_is_found_where_all_is_well(tmp_path: Path) -> None:
     [
         ('[volume.c]\nurl = "s3://sit/c"\n', "fault", "volume.c.url", "there is no [endpoint.sit]"),
         ('[status]\npublish = "s3://other/x"\n', "fault", "status.publish", "there is no [endpoint.other]"),
-        ('[volume.c]\nurl = "s3://site/disks/a"\n', "fault", "volume.c.url", "is the place of volume.a.url"),
+        (
+            '[mirror.n]\nsource = "s3://site/x"\ntarget = "s3://site/disks/a"\nstate_dir = "DIR/n"\n',
+            "fault",
+            "volume.a.url",
+            "lies in the place of mirror.n.target",
+        ),
+        (
+            '[volume.c]\nurl = "s3://site/disks"\nmetrics_listen = "127.0.0.1:9260"\n',
+            "fault",
+            "s3block.metrics_listen",
+            "port 9260 is also that of volume.c.metrics_listen",
+        ),
         ('[volume.c]\nurl = "s3://site/mirror/c"\n', "fault", "volume.c.url", "lies in the place of mirror.m.target"),
         (
             '[mirror.n]\nsource = "s3://site/x"\ntarget = "s3://site/mirror"\nstate_dir = "DIR/n"\n',

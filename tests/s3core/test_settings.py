@@ -87,6 +87,17 @@ advertise = ["disk.example.com:1", "disk.example.com:2"]
     assert config.volume("c").advertise == ("disk.example.com:1", "disk.example.com:2")
 
 
+def test_a_volume_may_be_watched_at_a_port_of_its_own() -> None:
+    config = parse_config(
+        's3block.metrics_listen = "10.0.0.1:9260"\n[volume.a]\nurl = "file:///a"\n'
+        '[volume.b]\nurl = "file:///b"\nmetrics_listen = "10.0.0.1:9270"\n'
+    )
+    assert config.volume("a").metrics_listen is None, "as [s3block]"
+    assert config.volume("b").metrics_listen == "10.0.0.1:9270"
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        parse_config('[volume.a]\nurl = "file:///a"\nmetrics_listen = "here"\n')
+
+
 def test_an_endpoint_is_its_preset_with_what_the_file_says(tmp_path: Path) -> None:
     key = tmp_path / "site.key"
     key.write_text('access_key = "AK"\nsecret_key = "hush"\n')
