@@ -135,6 +135,7 @@ def umount(
     Refused while the directory is in use. Doing it again changes nothing, and finishes what was stopped half-way."""
     host = real_host()
     _require_root(host)
+    _require_systemd(host)
     with _turn(host, dry_run=dry_run):
         config = load_config(config_path)
         units_here = _mount_units(host)
@@ -381,14 +382,18 @@ def _require_root(host: Host) -> None:
         raise Refused("this changes mounts and services, which is root's to do", hint="run it with sudo")
 
 
-def _require_host(host: Host, config: Config, mkfs: str) -> None:
-    """Raises Refused, ConfigError."""
-    _require_root(host)
+def _require_systemd(host: Host) -> None:
     if not host.is_there(Path("/run/systemd/system")) or not host.has("systemctl"):
         raise Refused(
             "this host was not booted with systemd, which is what mounts after a boot",
             hint="in a container: mount on the host, and hand the directory in",
         )
+
+
+def _require_host(host: Host, config: Config, mkfs: str) -> None:
+    """Raises Refused, ConfigError."""
+    _require_root(host)
+    _require_systemd(host)
     initiator.require_tool(host)
     for tool in ("blkid", *(plan.MKFS[mkfs][:1] if mkfs else ())):
         if not host.has(tool):
