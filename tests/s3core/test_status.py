@@ -1,6 +1,7 @@
 """A report comes in time and never raises; a published one is told as what it is worth; endpoints are judged by answers."""
 
 import json
+import os
 import re
 import socket
 import threading
@@ -113,15 +114,19 @@ def test_what_hangs_is_unknown_in_time_and_not_asked_again_while_it_does(hung: t
 
 def test_a_package_is_imported_before_the_time_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy host that takes longer than anything may that is asked; nothing hangs, and nothing is told to hang."""
-    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(3)\ndef report(config):\n    return []\n")
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os\nos.environ['IT_TOOK'] = '1000'\ndef report(config):\n    return []\n"
+    )
     (tmp_path / "broken_to_import.py").write_text("import nothing_of_that_name\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("IT_TOOK", "0")
     points = {
         "console": EntryPoint("console", "slow_to_import:report", GROUP),
         "storage": EntryPoint("storage", "broken_to_import:report", GROUP),
     }
     providers = {name: InstalledProvider(point) for name, point in points.items()}
-    (told,) = Collector(providers).collect(Config(), 2.0)
+    collector = Collector(providers, now=lambda: time.monotonic() + float(os.environ["IT_TOOK"]))
+    (told,) = collector.collect(Config(), 60.0)
     assert (told.kind, told.health) == ("storage", "unknown")
     assert "broken_to_import:report cannot be imported" in told.reason
     assert "nothing_of_that_name" in told.reason
