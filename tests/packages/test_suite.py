@@ -193,6 +193,7 @@ def test_remove_leaves_configuration_and_data_and_purge_leaves_data(debian: Debi
     (state / "vm1/journal").write_bytes(b"what no bucket has")
     (state / "empty").mkdir()
     wants = debian.root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True, exist_ok=True)
     (wants / "s3block@vm1.service").symlink_to("/usr/lib/systemd/system/s3block@.service")
     debian.run("dpkg", "--remove", SUITE)
     assert not (debian.root / "usr/lib/bucketworks").exists()
