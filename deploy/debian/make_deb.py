@@ -12,7 +12,6 @@ owners are root, and nothing is compiled here: the host's own Python does that (
 """
 
 import argparse
-import contextlib
 import gzip
 import hashlib
 import os
@@ -167,8 +166,12 @@ def download(cache: Path) -> Path:
             shutil.rmtree(folder / "bin", ignore_errors=True)
             take_out_pure(folder, under_way / "python3")
         describe_only(under_way / "python3")
-        with contextlib.suppress(FileExistsError):
+        try:
             under_way.rename(entry)
+        except OSError:
+            # Somebody else's build was there first: a directory that is not empty is not written over.
+            if not entry.is_dir():
+                raise
     return entry
 
 
