@@ -43,9 +43,9 @@ SUMS = "find /etc -type f -exec sha256sum {} + | sort -k2"
 
 
 def three_commands() -> list[str]:
-    """As README has them."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Three commands\n")[2]
-    (block,) = re.findall(r"^```sh\n(.*?)^```$", section.partition("\n## ")[0], flags=re.MULTILINE | re.DOTALL)
+    """As README has them, in the block that names this file."""
+    marked = r"^<!-- [^\n]*tests/guest/test_installed\.py[^\n]* -->\n```sh\n(.*?)^```$"
+    (block,) = re.findall(marked, (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return [line for line in block.splitlines() if line]
 
 
