@@ -150,7 +150,8 @@ class Initiators:
 
     async def read(self, lba: int, count: int) -> list[bytes]:
         """Read, again while the store is away."""
-        for _ in range(100):
+        begun = self._loop.time()
+        while self._loop.time() - begun < PATIENCE_S:
             future: asyncio.Future[object] = self._loop.create_future()
             found = self.serving.front.read(lba, count, future.set_result)
             if found is None:
@@ -168,7 +169,9 @@ class Initiators:
                 found = answer
             self._answered("a read")
             return [bytes(buffer) for buffer in found]
-        raise Violation(f"sectors {lba} to {lba + count} could not be read in a hundred tries")
+        raise Violation(
+            f"sectors {lba} to {lba + count} were not read in {PATIENCE_S:g} s, though asked for each second"
+        )
 
     def _answered(self, what: str) -> None:
         if self.superseded:
