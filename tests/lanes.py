@@ -23,7 +23,7 @@ from pathlib import Path
 GUEST = "tests/guest"
 GUEST_HALF = tuple(f"{GUEST}/test_{name}.py" for name in ("reboot", "lio_setup", "boot"))
 """About half of the guest tests by their time. An emulated machine keeps one core busy, so two fill a small host."""
-GUESTS = (GUEST, "tests/envctl")
+GUESTS = (GUEST, "tests/envctl/guests")
 """Whatever boots an emulated machine is in this lane, so that never two do at once."""
 LONG = ("tests/cowsync", "tests/integrity", "tests/simulation", "tests/system", "tests/packages", "tests/release")
 """Three lanes on two cores: about half of all tests' time is spent waiting for a clock, a store or a process."""
