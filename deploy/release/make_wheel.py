@@ -81,7 +81,8 @@ def sources() -> Iterator[Path]:
 def files_below(folder: Path) -> Iterator[Path]:
     for one in sorted((ROOT / folder).rglob("*")):
         relative = one.relative_to(ROOT)
-        if one.is_file() and not NEVER.intersection(relative.parts):
+        # What was fetched has folders of its own that are called so: htmx's is `dist`.
+        if one.is_file() and (folder == VENDOR or not NEVER.intersection(relative.parts)):
             yield relative
 
 
