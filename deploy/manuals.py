@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "deploy")]
 
 from command_tree import Command, programs  # noqa: E402 - found by the line above
-from completions import bash_completion, fish_completion, zsh_completion  # noqa: E402
-from manual_pages import Issue, pages  # noqa: E402
+from completions import bash_completion, fish_completion, zsh_completion  # noqa: E402 - as above
+from manual_pages import Issue, pages  # noqa: E402 - as above
 
 FALLBACK_EPOCH = 1_767_225_600
 """2026-01-01, where neither the environment nor git knows when."""

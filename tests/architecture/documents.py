@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "deploy")]
 
 from alert_rules import alerts_markdown  # noqa: E402 - found by the line above
-from grafana import panels  # noqa: E402
+from grafana import panels  # noqa: E402 - as above
 
 
 def licences_markdown() -> str:
