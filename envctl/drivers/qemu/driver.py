@@ -41,7 +41,7 @@ from envctl.drivers.qemu.folder import MachineFolder, machine_folders, process_f
 from envctl.drivers.qemu.image import Image, ImageUnreadable, begin_copy, copying, create_layer, grow, look_at, stamp_of
 from envctl.drivers.qemu.machine import Machine, parse_ref, ref_of
 from envctl.drivers.qemu.programs import has_ended, launch, run
-from envctl.drivers.qemu.qmp import MonitorGone, MonitorRefused, ask
+from envctl.drivers.qemu.qmp import MonitorGone, MonitorNotListening, MonitorRefused, ask
 from envctl.errors import DriverBusy, DriverFailed
 
 if TYPE_CHECKING:
@@ -573,8 +573,18 @@ class QemuDriver:
             raise DriverFailed(str(error), hint="give the path of an image that the console's user may read") from error
 
     async def _ask(self, folder: MachineFolder, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        give_up = self._monotonic() + START_S
         try:
-            return await ask(folder.places.monitor, command, arguments)
+            while True:
+                try:
+                    return await ask(folder.places.monitor, command, arguments)
+                except MonitorNotListening:
+                    # It takes the lock before it listens, and the console that started it may be gone.
+                    if self._monotonic() > give_up or not await _in_thread(folder.holder):
+                        raise
+                await asyncio.sleep(0.05)
+        except MonitorNotListening as error:
+            raise DriverBusy(f"QEMU of machine {folder.path.name}: {error}", nothing_done=True) from error
         except MonitorGone as error:
             raise DriverBusy(f"QEMU of machine {folder.path.name} does not answer: {error}") from error
         except MonitorRefused as error:

@@ -17,6 +17,10 @@ class MonitorGone(Exception):
     """Nobody listens, or the answer never came: the machine may have ended, and the command may have been carried out."""
 
 
+class MonitorNotListening(MonitorGone):
+    """There was nobody to connect to, so nothing was asked: a QEMU that has just been started listens a moment later."""
+
+
 class MonitorRefused(Exception):
     """QEMU said no."""
 
@@ -30,6 +34,8 @@ async def ask(
             return await _ask(path, command, arguments)
     except TimeoutError as error:
         raise MonitorGone(f"no answer to {command} within {timeout_s:g} s") from error
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise MonitorNotListening(f"{command}: {error}") from error
     except (OSError, EOFError, ValueError) as error:
         raise MonitorGone(f"{command}: {error or type(error).__name__}") from error
 

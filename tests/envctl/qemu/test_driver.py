@@ -153,6 +153,29 @@ def test_two_workers_start_one_machine(host: Host) -> None:
     run(conversation)
 
 
+def test_a_machine_that_does_not_listen_yet_is_waited_for(host: Host) -> None:
+    """QEMU takes the lock before it listens; the console that started it may have been killed in between."""
+
+    async def conversation() -> None:
+        driver = host.driver()
+        await made(driver, host)
+        await driver.start(REF)
+        monitor = host.root / REF / "qmp"
+        away = monitor.with_name("qmp.away")
+        monitor.rename(away)
+        configured = asyncio.create_task(driver.configure(REF, SPEC))
+        with pytest.raises(DriverBusy) as busy:
+            await driver.status(REF)
+        assert busy.value.nothing_done
+        await asyncio.sleep(0.3)
+        assert not configured.done()
+        away.rename(monitor)
+        await configured
+        await driver.destroy(REF)
+
+    run(conversation)
+
+
 def test_a_number_that_somebody_else_has_now_is_no_machine(host: Host) -> None:
     """After a crash of the host the pid file is still there, and its number may be anybody's."""
     bystander = subprocess.Popen(["sleep", "600"])
