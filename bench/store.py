@@ -1,7 +1,8 @@
 """A loopback S3 server for benchmarks: objects in memory, latency on demand, every request counted.
 
 One rule: it must never be what is measured. So it does no more than the protocol needs: bodies are received in place,
-signatures are ignored, an ETag is a number and not a digest. `ceiling` says what it can carry, and `bench` prints beside
+signatures are ignored, an ETag is a number and not a digest (but the digest that a client sends as Content-MD5: clients that
+do so compare). `ceiling` says what it can carry, and `bench` prints beside
 every figure how busy it was.
 
     python -m bench.store            prints its port; serves 127.0.0.1 until it is ended
@@ -19,6 +20,7 @@ import re
 import socket
 import sys
 import time
+from base64 import b64decode
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping
@@ -34,10 +36,12 @@ LIST_KEYS_MAX = 1000
 _KEY = re.compile(rb"<Key>([^<]*)</Key>")
 _ENTRY = re.compile(rb"<Key>([^<]*)</Key>.*?<Size>(\d+)</Size>")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_KEPT_HEADERS = ("content-encoding", "content-type")
 _REASONS = {
     200: "OK",
     204: "No Content",
     206: "Partial Content",
+    304: "Not Modified",
     400: "Bad Request",
     404: "Not Found",
     412: "Precondition Failed",
@@ -197,8 +201,11 @@ class Bucket:
                 return _error(404, "NoSuchKey")
             data = origin.data
         self._version += 1
-        etag = f"{self._version:032x}"
-        metadata = tuple(item for item in request.headers.items() if item[0].startswith("x-amz-meta-"))
+        digest = request.headers.get("content-md5")
+        etag = f"{self._version:032x}" if digest is None else b64decode(digest).hex()
+        metadata = tuple(
+            item for item in request.headers.items() if item[0].startswith("x-amz-meta-") or item[0] in _KEPT_HEADERS
+        )
         if held is None:
             self._sorted = None
         self.objects[request.path] = Stored(data, etag, now, metadata)
@@ -221,6 +228,9 @@ class Bucket:
             ("Last-Modified", formatdate(held.modified, usegmt=True)),
             *held.metadata,
         )
+        known = request.headers.get("if-none-match")
+        if known is not None and known.strip('"') == held.etag:
+            return Answer(304, b"", headers)
         size = len(held.data)
         if head:
             return Answer(200, b"", headers, size)
@@ -356,6 +366,9 @@ class Connection(asyncio.BufferedProtocol):
         self._request, self._body_filled = request, len(rest)
         if len(rest) == size:
             self._complete(request)
+        elif request.headers.get("expect") == "100-continue" and self._transport is not None:
+            # libcurl (s3backer) asks before every body, and without an answer waits for a second each time.
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _complete(self, request: Request) -> None:
         bucket = self._bucket
