@@ -1,7 +1,8 @@
-"""tgt beside us: Linux's user-space iSCSI target in C, on a file in memory, as the yardstick of the same run.
+"""tgt beside us: Linux's user-space iSCSI target in C, as the yardstick of the same run.
 
 One rule: it runs as its packages make it (backing store rdwr, 16 threads), without a network but loopback, and is ended
-by its process id. Its flushes cost nothing, since its file is in memory; ours are an fdatasync on a disk.
+by its process id. On a file of its own, which is in memory, its flushes cost nothing; ours are an fdatasync on a disk. On a
+file that it is given (`backing`), it is the front end of whoever stands behind that file.
 """
 
 import shutil
@@ -16,28 +17,36 @@ MEMORY = Path("/dev/shm")
 
 
 def missing() -> str:
-    """Why tgt cannot be measured here; empty if it can."""
-    absent = [name for name in ("tgtd", "tgtadm") if shutil.which(name, path=_PATH) is None]
-    if absent:
-        return f"{' and '.join(absent)} not installed (package tgt)"
-    return "" if MEMORY.is_dir() else f"{MEMORY} is not there: no place in memory for its file"
+    """Why tgt cannot be measured here on a file in memory; empty if it can."""
+    return missing_program() or ("" if MEMORY.is_dir() else f"{MEMORY} is not there: no place in memory for its file")
 
 
-_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+def missing_program() -> str:
+    """Why tgt cannot run here at all; empty if it can."""
+    absent = [name for name in ("tgtd", "tgtadm") if shutil.which(name, path=PATH) is None]
+    return f"{' and '.join(absent)} not installed (package tgt)" if absent else ""
+
+
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Tgt:
-    """A tgtd of our own with one logical unit; a context manager."""
+    """A tgtd of our own with one logical unit; a context manager. `backing`: a file that is there and stays; none: one of
+    `size_bytes` in memory, gone at the end."""
 
-    def __init__(self, directory: Path, size_bytes: int, *, read_only: bool = False) -> None:
+    def __init__(
+        self, directory: Path, size_bytes: int, *, read_only: bool = False, backing: Path | None = None
+    ) -> None:
         self._read_only = read_only
         self._port = free_port()
         self._control = str(self._port % 10_000 + 100)
-        self._file = MEMORY / f"bucketworks-bench-{self._port}.raw"
+        self._own = None if backing else MEMORY / f"bucketworks-bench-{self._port}.raw"
         self._log = directory / "tgtd.log"
-        with self._file.open("wb") as file:
-            file.truncate(size_bytes)
-        tgtd = shutil.which("tgtd", path=_PATH) or "tgtd"
+        if self._own is not None:
+            with self._own.open("wb") as file:
+                file.truncate(size_bytes)
+        self._file = backing or self._own
+        tgtd = shutil.which("tgtd", path=PATH) or "tgtd"
         self._process = start([tgtd, "-f", "--iscsi", f"portal=127.0.0.1:{self._port}", "-C", self._control], self._log)
         self.url = f"iscsi://127.0.0.1:{self._port}/{IQN}/1"
 
@@ -64,7 +73,8 @@ class Tgt:
         # tgtd ignores SIGTERM while it has targets; its file is thrown away in any case.
         self._process.kill()
         end(self._process)
-        self._file.unlink(missing_ok=True)
+        if self._own is not None:
+            self._own.unlink(missing_ok=True)
         for leftover in Path("/var/run/tgtd").glob(f"socket.{self._control}*"):
             leftover.unlink(missing_ok=True)
 
@@ -84,6 +94,6 @@ class Tgt:
             raise BenchFailed(f"tgtadm {' '.join(words)}: {done.stderr or done.stdout}\n{tail(self._log)}")
 
     def _ask(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        tgtadm = shutil.which("tgtadm", path=_PATH) or "tgtadm"
+        tgtadm = shutil.which("tgtadm", path=PATH) or "tgtadm"
         command = [tgtadm, "-C", self._control, "--lld", "iscsi", *words]
         return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +44,18 @@ class Cpu:
 
 
 def create(
-    directory: Path, name: str, store_port: int, size_bytes: int, journal_bytes: int = 0, cache_bytes: int = 0
+    directory: Path,
+    name: str,
+    store_port: int,
+    size_bytes: int,
+    journal_bytes: int = 0,
+    cache_bytes: int = 0,
+    *,
+    bucket: str = BUCKET,
+    settings: Mapping[str, str] | None = None,
 ) -> Path:
-    """Make a volume; the configuration file for it. 0: the default size of journal or cache."""
-    config = configure(directory, name, store_port, journal_bytes, cache_bytes)
+    """Make a volume; the configuration file for it. 0: the default size of journal or cache. `settings`: texts, beside."""
+    config = configure(directory, name, store_port, journal_bytes, cache_bytes, bucket=bucket, settings=settings)
     done = subprocess.run(
         [*COMMAND, "create", name, "--size", str(size_bytes), "--config", str(config)],
         capture_output=True,
@@ -58,10 +67,20 @@ def create(
     return config
 
 
-def configure(directory: Path, name: str, store_port: int, journal_bytes: int = 0, cache_bytes: int = 0) -> Path:
-    """The configuration of a volume, with default settings but for the sizes that are not 0."""
+def configure(
+    directory: Path,
+    name: str,
+    store_port: int,
+    journal_bytes: int = 0,
+    cache_bytes: int = 0,
+    *,
+    bucket: str = BUCKET,
+    settings: Mapping[str, str] | None = None,
+) -> Path:
+    """The configuration of a volume, with default settings but for the sizes that are not 0 and those given."""
     sizes = {"journal_bytes": journal_bytes, "cache_bytes": cache_bytes}
-    settings = "".join(f"{key} = {value}\n" for key, value in sizes.items() if value)
+    lines = "".join(f"{key} = {value}\n" for key, value in sizes.items() if value)
+    lines += "".join(f'{key} = "{value}"\n' for key, value in (settings or {}).items())
     config = directory / f"{name}.toml"
     config.write_text(
         f"""
@@ -72,8 +91,8 @@ addressing = "path"
 credentials = "none"
 
 [volume.{name}]
-url = "s3://bench/{BUCKET}/{name}"
-{settings}"""
+url = "s3://bench/{bucket}/{name}"
+{lines}"""
     )
     return config
 
