@@ -1,0 +1,168 @@
+"""A run that is kept: its page and pictures in `.results`, or in docs/, where README shows four or five of its figures.
+
+One rule: every figure in docs/peers and in README's block is of one run, whose values lie beside the page; a test draws all of
+it again and compares.
+"""
+
+import re
+from pathlib import Path
+from typing import Final
+
+from bench.peers import figures, names, plots, report
+from bench.peers.figures import DOLLARS_PER_GIB, PEAK_MIB, PUTS_PER_GIB, Figure, Run
+from bench.peers.verdict import REFERENCE_MS, near, number, pairs_of_mirrors, summary, verdicts
+
+NAME: Final = "peers"
+BEGIN: Final = "<!-- peers: drawn by `make bench-peers`; edit bench/peers/publish.py -->"
+END: Final = "<!-- peers: end -->"
+BEFORE: Final = "## Where to read next"
+"""The heading of README.md that the block is put before, the first time."""
+LISTED: Final = "| how fast it is, and how to measure it yourself | [benchmarks.md](benchmarks.md) |\n"
+LINK: Final = "| how fast and cheap it is beside its peers, on one machine, in one run | [peers/](peers/README.md) |\n"
+
+
+def keep(run: Run, results: Path) -> list[Path]:
+    """Write peers.json, peers.md and the pictures below `results`; the files."""
+    kept = results / f"{NAME}.json"
+    figures.dump(run, kept)
+    return [kept, *redraw(run, results)]
+
+
+def redraw(run: Run, results: Path) -> list[Path]:
+    """As `keep`, without the values."""
+    page = results / f"{NAME}.md"
+    results.mkdir(parents=True, exist_ok=True)
+    drawn = plots.plots(run)
+    page.write_text(report.markdown(run, drawn, f"{NAME}/"))
+    return [page, *plots.save(drawn, results / NAME)]
+
+
+def publish(run: Run, root: Path, folder: Path) -> list[Path]:
+    """Make this run the one that the documents of the tree at `root` show; the files written. `folder`: docs/peers."""
+    folder = root / folder
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = plots.plots(run)
+    files = {folder / name: text for name, text in pages(run, drawn).items()}
+    readme, contents = root / "README.md", root / "docs" / "README.md"
+    files[readme] = with_block(readme.read_text(encoding="utf-8"), run)
+    files[contents] = with_link(contents.read_text(encoding="utf-8"))
+    for file, text in files.items():
+        file.write_text(text, encoding="utf-8")
+    figures.dump(run, folder / f"{NAME}.json")
+    return [*files, folder / f"{NAME}.json", *plots.save(drawn, folder)]
+
+
+def pages(run: Run, drawn: list[plots.Plot]) -> dict[str, str]:
+    """The texts of docs/peers by their names."""
+    return {"README.md": report.markdown(run, drawn)}
+
+
+# --- README.md -----------------------------------------------------------------------------------------------
+
+
+def block(run: Run) -> str:
+    """What README.md shows: a table of five lines at most, the machine, the date, and where the rest is."""
+    machine = run.machine.get("processor", "")
+    lines = [
+        BEGIN,
+        "| | Bucketworks | beside it |",
+        "| --- | ---: | ---: |",
+        *(f"| {what} | {ours} | {theirs} |" for what, ours, theirs in headlines(run)),
+        "",
+        f"One run of `make bench-peers`, {run.date}, {machine}: {summary(verdicts(run))}.",
+        "[All of it, with settings, traps and plots](docs/peers/README.md).",
+        END,
+    ]
+    return "\n".join(lines)
+
+
+def with_block(readme: str, run: Run) -> str:
+    """README.md with the block of that run in the place of the one that was there. ValueError if it has no place."""
+    drawn = block(run)
+    if BEGIN in readme:
+        return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: drawn, readme, flags=re.DOTALL)
+    if BEFORE not in readme:
+        raise ValueError(f"README.md has no heading {BEFORE!r} to put the figures before")
+    return readme.replace(BEFORE, f"## Beside its peers\n\n{drawn}\n\n{BEFORE}", 1)
+
+
+def block_of(readme: str) -> str:
+    """The block as README.md has it; empty if it has none."""
+    found = re.search(f"{re.escape(BEGIN)}.*?{re.escape(END)}", readme, re.DOTALL)
+    return found[0] if found else ""
+
+
+def with_link(contents: str) -> str:
+    """docs/README.md with a row for the page of the run. ValueError if the table has changed."""
+    if "(peers/README.md)" in contents:
+        return contents
+    if LISTED not in contents:
+        raise ValueError(f"docs/README.md has no row {LISTED.strip()!r} to put the run beside")
+    return contents.replace(LISTED, LISTED + LINK, 1)
+
+
+def headlines(run: Run) -> list[tuple[str, str, str]]:
+    """What counts most: words, ours, theirs. What was not measured is left out."""
+    return [row for row in (_writes(run), _puts(run), _cold(run), _warm(run), _mirror(run)) if row is not None]
+
+
+Row = tuple[str, str, str]
+
+
+def _seen(figure: Figure) -> str:
+    unit = {names.OPS: "/s"}.get(figure.unit, f" {figure.unit}")
+    return f"{number(figure.value)}{unit}"
+
+
+def _pair(run: Run, load: str, peer: str, latency_ms: int) -> tuple[Figure, Figure] | None:
+    ours, theirs = near(run, load, names.OURS, latency_ms), near(run, load, peer, latency_ms)
+    return (ours, theirs) if ours and theirs else None
+
+
+def _writes(run: Run) -> Row | None:
+    pair = _pair(run, names.random_write(1), names.S3BACKER_TUNED, REFERENCE_MS)
+    if pair is None:
+        return None
+    what = f"4K random writes, one at a time, store at {REFERENCE_MS} ms"
+    return what, _seen(pair[0]), f"{_seen(pair[1])} (s3backer, tuned)"
+
+
+def _puts(run: Run) -> Row | None:
+    pair = _pair(run, names.random_write(1), names.S3BACKER_TUNED, REFERENCE_MS)
+    counts = [figure.facts.get(PUTS_PER_GIB) for figure in pair or ()]
+    if pair is None or None in counts:
+        return None
+    cells = []
+    for figure in pair:
+        dollars = figure.facts.get(DOLLARS_PER_GIB)
+        price = "" if dollars is None else f", ${number(dollars)}"
+        cells.append(f"{number(figure.facts[PUTS_PER_GIB])}{price}")
+    return "PUTs for each GiB of them, and what they cost", cells[0], f"{cells[1]} (s3backer, tuned)"
+
+
+def _cold(run: Run) -> Row | None:
+    pair = _pair(run, names.SEQUENTIAL_READ, names.BARE_CLIENT, REFERENCE_MS)
+    if pair is None:
+        return None
+    return (
+        f"cold sequential reads, store at {REFERENCE_MS} ms",
+        _seen(pair[0]),
+        f"{_seen(pair[1])} (all the store gives)",
+    )
+
+
+def _warm(run: Run) -> Row | None:
+    pair = _pair(run, names.warm_read(32), names.TGT, 0)
+    return pair and ("warm 4K reads, 32 at once", _seen(pair[0]), f"{_seen(pair[1])} (tgt on a local file)")
+
+
+def _mirror(run: Run) -> Row | None:
+    pairs = pairs_of_mirrors(run)
+    if not pairs:
+        return None
+    ours, theirs, _ = max(pairs, key=lambda pair: pair[2].facts.get(PEAK_MIB, 0.0))
+    cells = []
+    for figure in (ours, theirs):
+        peak = figure.facts.get(PEAK_MIB)
+        cells.append(_seen(figure) + ("" if peak is None else f", {number(peak)} MiB of memory"))
+    return "what changed in a bucket", cells[0], f"{cells[1]} (rclone)"
