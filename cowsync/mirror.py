@@ -318,9 +318,11 @@ def reader(layers: Layers, library: Library) -> Callable[[KeyRange], Iterator[Ro
 @dataclass(slots=True)
 class _Opened:
     """What a worker keeps between the pieces of one run: connections and segments are costly to have anew. A worker that
-    outlives a run reads configuration and keys again for the next one."""
+    outlives a run reads configuration and keys again for the next one, and one that was forked (`process` is not its own)
+    leaves its parent's connections alone."""
 
     opening: str
+    process: int
     source: Place
     state: State
     belongs: Belongs | None
@@ -340,7 +342,7 @@ def scan_piece(task: ShardTask) -> ShardResult:
     where = task.where
     with _kept_lock:
         kept = _kept.get((where["config"], where["mirror"]))
-        if kept is None or kept.opening != where["opening"]:
+        if kept is None or (kept.opening, kept.process) != (where["opening"], os.getpid()):
             kept = _open_here(where)
             _kept[(where["config"], where["mirror"])] = kept
         base = where["base"]
@@ -393,7 +395,9 @@ def _open_here(where: Mapping[str, str]) -> _Opened:
     bucket, prefix = open_bucket(settings.source, config)
     store = build_store(settings.state, config=config)
     state = State(store, Path(settings.state_dir) / "segments", open_bytes=WORKER_OPEN_BYTES)
-    return _Opened(where["opening"], Place(bucket, prefix), state, belongs(settings.include, settings.exclude))
+    return _Opened(
+        where["opening"], os.getpid(), Place(bucket, prefix), state, belongs(settings.include, settings.exclude)
+    )
 
 
 def _compared(config: Config, settings: MirrorSettings) -> dict[str, object]:

@@ -138,10 +138,24 @@ class Applied:
     snapshot: str
 
 
+_held: set[int] = set()
+"""Open files of locks that this process holds."""
+
+
+def _forked() -> None:
+    """A lock lasts as long as anybody has its file open, and is the command's, not its processes'."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 @contextmanager
 def alone(mirror: Mirror) -> Iterator[None]:
     """Busy while another process works on this mirror on this host. The lock goes with the process."""
     fd = os.open(mirror.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _held.add(fd)
     try:
         try:
             flock(fd, LOCK_EX | LOCK_NB)
@@ -152,6 +166,7 @@ def alone(mirror: Mirror) -> Iterator[None]:
             ) from None
         yield
     finally:
+        _held.discard(fd)
         os.close(fd)
 
 

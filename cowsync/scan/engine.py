@@ -5,6 +5,7 @@ worker died is run again by whoever is left, and only an answer that arrived cou
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
+
+SPENDING_THREAD = "spending"
+"""As `s3core.spending_book` calls it."""
 
 TRIES = 4
 """How often a piece is given out when workers die under it, before the run gives up."""
@@ -96,28 +100,39 @@ class InlineEngine:
 
 
 class ProcessEngine:
-    """Processes of this machine. They are spawned, not forked: a fork would share sockets and locks of this one. They end
-    with this process however it ends, and do not hear a Ctrl-C, which is this one's to answer."""
+    """Processes of this machine. They end with this process however it ends, and do not hear a Ctrl-C, which is this
+    one's to answer.
+
+    They are forked, at once, where this process has no thread that minds: then they begin in no time, and share what was
+    imported. So it is made before connections and progress bars are. Connections that there are nevertheless are not used by
+    them: each opens the mirror anew. Elsewhere, and in place of those that died, they are spawned with the first piece: a
+    fork would copy the locks that other threads hold."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
         self._open: set[Future[Any]] = set()
-        # Its processes start with the first piece.
-        self._pool = self._new_pool()
+        self._spawning = not may_fork()
+        if self._spawning:
+            self._pool = self._new_pool("spawn")
+        else:
+            with _deaf_to_interrupts(spawning=False):
+                self._pool = self._new_pool("fork")
+                # With the first thing to do it starts all of them.
+                self._pool.submit(os.getpid)
 
-    def _new_pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.lanes, mp_context=context, initializer=_begin)
+    def _new_pool(self, method: str) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.lanes, mp_context=multiprocessing.get_context(method), initializer=_begin)
 
     def submit(self, function: Callable[[Task], Answer], task: Task) -> "Future[Answer]":
         outer: Future[Answer] = Future()
-        with _deaf_to_interrupts():
+        with _deaf_to_interrupts(spawning=self._spawning):
             try:
                 inner = self._pool.submit(function, task)
             except BrokenProcessPool:
-                # One dead process breaks the whole pool, which takes nothing any more.
+                # One dead process breaks the whole pool, which takes nothing any more. By now it has threads here.
                 self._pool.shutdown(wait=False, cancel_futures=True)
-                self._pool = self._new_pool()
+                self._spawning = True
+                self._pool = self._new_pool("spawn")
                 inner = self._pool.submit(function, task)
         self._open.add(inner)
         inner.add_done_callback(self._open.discard)
@@ -132,12 +147,27 @@ class ProcessEngine:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def may_fork() -> bool:
+    """Whether this process has no threads but such as leave nothing locked in a fork: the one that writes down what is spent,
+    which sees to that itself."""
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if threading.current_thread() is not threading.main_thread() or any(one.name != SPENDING_THREAD for one in others):
+        return False
+    try:
+        return len(os.listdir("/proc/self/task")) == 1 + len(
+            others
+        )  # libraries have threads that Python knows nothing of
+    except OSError:
+        return False
+
+
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def _deaf_to_interrupts(*, spawning: bool) -> Iterator[None]:
     """What is started meanwhile never hears SIGINT: a terminal sends it to all processes of a command at once. Here it is
     heard afterwards."""
-    # Its own start would end the deafness too early.
-    resource_tracker.ensure_running()
+    if spawning:
+        # Its own start would end the deafness too early.
+        resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -147,6 +177,9 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 def _begin() -> None:
     """In a process of the pool: it ends with its parent, and its threads share one heap."""
+    # A fork has the command's way to end in order, which is not its own.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what came with the fork stays in the pages it shares
     _one_heap()
     _end_with_parent()
 

@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-from cowsync.scan.engine import ProcessEngine
+from cowsync.scan.engine import ProcessEngine, may_fork
 from tests.architecture.tree import ROOT
 
 COMMAND = """
@@ -18,6 +19,24 @@ if __name__ == "__main__":
     engine = ProcessEngine(1)
     engine.submit(tell_and_wait, {path!r})
     time.sleep(600)
+"""
+LOCKED = """
+from pathlib import Path
+from types import SimpleNamespace
+from cowsync.scan.engine import ProcessEngine, may_fork
+from cowsync.work import alone
+from tests.cowsync.scan.test_processes import tell_and_wait, told
+if __name__ == "__main__":
+    here = Path({path!r})
+    mirror = SimpleNamespace(folder=here, name="one")
+    assert may_fork()
+    with alone(mirror):
+        engine = ProcessEngine(1)
+        engine.submit(tell_and_wait, str(here / "pid"))
+        worker = told(here / "pid")
+    with alone(mirror):
+        print("free")
+    engine.close()
 """
 PATIENCE_S = 30.0
 
@@ -75,3 +94,25 @@ def test_nobody_waits_for_a_piece_that_is_not_wanted_any_more(tmp_path: Path) ->
     engine.close()
     assert time.monotonic() - began < PATIENCE_S
     assert gone(worker)
+
+
+def test_a_fork_does_not_hold_the_command_s_lock(tmp_path: Path) -> None:
+    script = tmp_path / "command.py"
+    script.write_text(LOCKED.format(path=str(tmp_path)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "free\n", done.stderr
+    assert gone(told(tmp_path / "pid"))
+
+
+def test_beside_another_thread_nothing_is_forked() -> None:
+    over = threading.Event()
+    beside = threading.Thread(target=over.wait)
+    beside.start()
+    try:
+        assert not may_fork()
+    finally:
+        over.set()
+        beside.join()
