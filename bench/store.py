@@ -1,410 +1,484 @@
-"""A loopback S3 server for benchmarks: objects in memory, latency on demand, every request counted.
+"""A loopback S3 server for benchmarks: objects in memory, conditions on demand, every request counted.
 
-One rule: it must never be what is measured. So it does no more than the protocol needs: bodies are received in place,
-signatures are ignored, an ETag is a number and not a digest (but the digest that a client sends as Content-MD5: clients that
-do so compare). `ceiling` says what it can carry, and `bench` prints beside
-every figure how busy it was.
+One rule: it must never be what is measured. So one thread serves all connections with epoll and plain sockets; bodies are
+received where they stay, and sent from there. `bench.bare_client` says what it lets a parallel client have, and `bench` prints
+beside every figure how busy it was.
 
-    python -m bench.store            prints its port; serves 127.0.0.1 until it is ended
-    GET  /_stats                     what was asked of it since it started, as JSON
-    POST /_latency?ms=20             how long every answer waits from now on
+    python -m bench.store                              prints its port; serves 127.0.0.1 until it is ended
+    GET  /_stats[?bucket=NAME]                         what was asked of it, as JSON
+    POST /_stats/clear                                 counts from now on
+    POST /_latency?ms=20                               how long every answer waits, beside what follows
+    POST /_bandwidth?mib_s=100&per_connection_mib_s=40 each direction, shared by all, and each connection's own; 0: no limit
+    POST /_faults?share=0.2&status=503&seed=1&lost=0.5 see `bench.conditions.Faults`; also method= and retry_after_s=
+    POST /_blackout?seconds=30[&refuse=1]              requests are taken and never answered, their connections reset
+                                                       afterwards; or connections are refused, and open ones reset at once
+    POST /_reset                                       no conditions at all
+    POST /_flip?path=/bucket/key&offset=N[&bit=0]      one bit of one object turned
+    POST /_put?path=/bucket/key                        the body is an object now, uncounted
+    POST /_remove?bucket=NAME                          its objects and uploads are gone, uncounted
 
-Known to it: PUT, GET and HEAD of objects with Range, If-Match and If-None-Match, DELETE, ListObjectsV2, DeleteObjects and
-copies. Uploads in parts and versions are answered with 501: volumes use neither. Source: Amazon S3 API reference.
+What it knows of S3 says `bench.objects`. These calls themselves are never delayed, failed or counted.
 """
 
-import asyncio
+import argparse
+import gc
+import heapq
 import http.client
+import itertools
 import json
 import re
+import select
 import socket
+import struct
 import sys
 import time
-from base64 import b64decode
-from bisect import bisect_left, bisect_right
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from email.utils import formatdate
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
-from xml.sax.saxutils import escape, unescape
+from collections.abc import Callable, Mapping
+from urllib.parse import quote, unquote, urlencode
+
+from bench.conditions import MIB, Conditions, Fate, Faults
+from bench.objects import REASONS, Answer, Bucket, Data, Objects, Request, Stats, error, parse_head
+
+__all__ = ["READY", "Client", "Server", "Stats"]
 
 HEAD_BYTES_MAX = 64 * 1024
 READY = "the store listens on port"
 SOCKET_BYTES = 4 * 1024 * 1024
-LIST_KEYS_MAX = 1000
-_KEY = re.compile(rb"<Key>([^<]*)</Key>")
+JOINED_BYTES_MAX = 16 * 1024
+"""Up to here one copy costs less than a second buffer in the system call."""
+BACKLOG = 1024
 _ENTRY = re.compile(rb"<Key>([^<]*)</Key>.*?<Size>(\d+)</Size>")
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
-_KEPT_HEADERS = ("content-encoding", "content-type")
-_REASONS = {
-    200: "OK",
-    204: "No Content",
-    206: "Partial Content",
-    304: "Not Modified",
-    400: "Bad Request",
-    404: "Not Found",
-    412: "Precondition Failed",
-    416: "Range Not Satisfiable",
-    501: "Not Implemented",
-}
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time: closing sends RST (socket(7))."""
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
-@dataclass(slots=True)
-class Stats:
-    """Requests and body bytes since the server started."""
-
-    puts: int = 0
-    gets: int = 0
-    heads: int = 0
-    deletes: int = 0
-    lists: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    deleted: int = 0
-    """Objects that are gone; `deletes` counts requests."""
-    objects: int = 0
-    stored_bytes: int = 0
-    in_flight_max: int = 0
-    puts_of: dict[str, int] = field(default_factory=dict)
-    """PUTs by the kind of object: `kind_of`."""
-    bytes_of: dict[str, int] = field(default_factory=dict)
-    """Body bytes of these PUTs."""
-    gets_of: dict[str, int] = field(default_factory=dict)
-    stored_of: dict[str, int] = field(default_factory=dict)
-    """Bytes that are there now, by kind."""
-
-    @property
-    def requests(self) -> int:
-        return self.puts + self.gets + self.heads + self.deletes + self.lists
-
-    def since(self, before: "Stats") -> "Stats":
-        """What came after `before`; levels (objects, stored bytes, most in flight) as they are now."""
-        return Stats(
-            self.puts - before.puts,
-            self.gets - before.gets,
-            self.heads - before.heads,
-            self.deletes - before.deletes,
-            self.lists - before.lists,
-            self.bytes_in - before.bytes_in,
-            self.bytes_out - before.bytes_out,
-            self.deleted - before.deleted,
-            self.objects,
-            self.stored_bytes,
-            self.in_flight_max,
-            _less(self.puts_of, before.puts_of),
-            _less(self.bytes_of, before.bytes_of),
-            _less(self.gets_of, before.gets_of),
-            self.stored_of,
-        )
-
-
-def _less(counts: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    return {kind: count - before.get(kind, 0) for kind, count in counts.items() if count != before.get(kind, 0)}
-
-
-def kind_of(path: str) -> str:
-    """What a volume's object is, by its key: the folder below the volume's, or the name of what has none (`head`)."""
-    _, found, rest = path.partition("/v1/")
-    return rest.partition("/")[2].partition("/")[0] if found else "other"
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    data: bytes | bytearray | memoryview
-    etag: str
-    modified: float
-    metadata: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(slots=True)
-class Request:
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    body: bytearray = field(default_factory=bytearray)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    status: int
-    body: bytes | bytearray | memoryview = b""
-    headers: tuple[tuple[str, str], ...] = ()
-    body_bytes: int | None = None
-    """Length to announce where it is not the body's: the answer to HEAD."""
-
-
-class Bucket:
-    """All objects, of whatever bucket: the path is the key. Answers requests; does no I/O."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, Stored] = {}
-        self.latency_s = 0.0
-        self.in_flight = 0
-        self.stats = Stats()
-        self._version = 0
-        self._sorted: list[str] | None = None
-
-    def answer(self, request: Request, now: float) -> Answer:
-        """Does what is asked, at once and atomically."""
-        if request.path.startswith("/_"):
-            return self._control(request)
-        bucket, _, key = request.path.lstrip("/").partition("/")
-        if not key:
-            if request.method == "POST" and "delete" in request.query:
-                return self._delete_many(bucket, request.body)
-            return self._list(bucket, request.query) if request.method == "GET" else _error(501, "NotImplemented")
-        if "uploads" in request.query or "uploadId" in request.query:
-            return _error(501, "NotImplemented")
-        if request.method == "PUT":
-            return self._put(request, now)
-        if request.method in ("GET", "HEAD"):
-            return self._get(request)
-        if request.method == "DELETE":
-            self.stats.deletes += 1
-            self._forget(request.path)
-            return Answer(204)
-        return _error(501, "NotImplemented")
-
-    def _control(self, request: Request) -> Answer:
-        if request.path == "/_stats":
-            self.stats.objects = len(self.objects)
-            stored: Counter[str] = Counter()
-            for path, one in self.objects.items():
-                stored[kind_of(path)] += len(one.data)
-            self.stats.stored_of = dict(stored)
-            self.stats.stored_bytes = sum(stored.values())
-            return Answer(200, json.dumps(asdict(self.stats)).encode())
-        if request.path == "/_latency":
-            self.latency_s = float(request.query["ms"]) / 1000
-            return Answer(204)
-        return _error(404, "NoSuchKey")
-
-    def _put(self, request: Request, now: float) -> Answer:
-        self.stats.puts += 1
-        self.stats.bytes_in += len(request.body)
-        kind = kind_of(request.path)
-        self.stats.puts_of[kind] = self.stats.puts_of.get(kind, 0) + 1
-        self.stats.bytes_of[kind] = self.stats.bytes_of.get(kind, 0) + len(request.body)
-        held = self.objects.get(request.path)
-        if request.headers.get("if-none-match") == "*" and held is not None:
-            return _error(412, "PreconditionFailed")
-        wanted = request.headers.get("if-match")
-        if wanted is not None and (held is None or wanted.strip('"') != held.etag):
-            return _error(412, "PreconditionFailed") if held is not None else _error(404, "NoSuchKey")
-        data: bytes | bytearray | memoryview = request.body
-        source = request.headers.get("x-amz-copy-source")
-        if source is not None:
-            origin = self.objects.get("/" + unquote(source).lstrip("/"))
-            if origin is None:
-                return _error(404, "NoSuchKey")
-            data = origin.data
-        self._version += 1
-        digest = request.headers.get("content-md5")
-        etag = f"{self._version:032x}" if digest is None else b64decode(digest).hex()
-        metadata = tuple(
-            item for item in request.headers.items() if item[0].startswith("x-amz-meta-") or item[0] in _KEPT_HEADERS
-        )
-        if held is None:
-            self._sorted = None
-        self.objects[request.path] = Stored(data, etag, now, metadata)
-        body = f'<CopyObjectResult><ETag>"{etag}"</ETag></CopyObjectResult>'.encode() if source is not None else b""
-        return Answer(200, body, (("ETag", f'"{etag}"'),))
-
-    def _get(self, request: Request) -> Answer:
-        head = request.method == "HEAD"
-        if head:
-            self.stats.heads += 1
-        else:
-            self.stats.gets += 1
-            kind = kind_of(request.path)
-            self.stats.gets_of[kind] = self.stats.gets_of.get(kind, 0) + 1
-        held = self.objects.get(request.path)
-        if held is None:
-            return Answer(404) if head else _error(404, "NoSuchKey")
-        headers = (
-            ("ETag", f'"{held.etag}"'),
-            ("Last-Modified", formatdate(held.modified, usegmt=True)),
-            *held.metadata,
-        )
-        known = request.headers.get("if-none-match")
-        if known is not None and known.strip('"') == held.etag:
-            return Answer(304, b"", headers)
-        size = len(held.data)
-        if head:
-            return Answer(200, b"", headers, size)
-        asked = _RANGE.fullmatch(request.headers.get("range", ""))
-        if asked is None:
-            self.stats.bytes_out += size
-            return Answer(200, held.data, headers)
-        first, last = int(asked[1]), min(int(asked[2]) if asked[2] else size - 1, size - 1)
-        if first >= size:
-            return _error(416, "InvalidRange")
-        self.stats.bytes_out += last + 1 - first
-        ranged = ("Content-Range", f"bytes {first}-{last}/{size}")
-        return Answer(206, memoryview(held.data)[first : last + 1], (*headers, ranged))
-
-    def _forget(self, path: str) -> None:
-        if self.objects.pop(path, None) is not None:
-            self.stats.deleted += 1
-            self._sorted = None
-
-    def _delete_many(self, bucket: str, body: bytearray) -> Answer:
-        keys = [unescape(found.decode()) for found in _KEY.findall(body)]
-        self.stats.deletes += 1
-        for key in keys:
-            self._forget(f"/{bucket}/{key}")
-        return Answer(200, b"<DeleteResult></DeleteResult>")
-
-    def _list(self, bucket: str, query: Mapping[str, str]) -> Answer:
-        self.stats.lists += 1
-        if self._sorted is None:
-            self._sorted = sorted(self.objects)
-        root = f"/{bucket}/"
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        after = query.get("continuation-token") or query.get("start-after", "")
-        at = bisect_left(self._sorted, root + prefix)
-        if after:
-            at = max(at, bisect_right(self._sorted, root + after))
-        rows: list[str] = []
-        last = ""
-        seen = ""
-        truncated = False
-        for path in self._sorted[at:]:
-            key = path[len(root) :]
-            if not path.startswith(root) or not key.startswith(prefix):
-                break
-            cut = key.find(delimiter, len(prefix)) if delimiter else -1
-            name = key[: cut + len(delimiter)] if cut >= 0 else ""
-            if name and (name == seen or after.startswith(name)):
-                last = key
-                continue
-            if len(rows) == LIST_KEYS_MAX:
-                truncated = True
-                break
-            last = key
-            if name:
-                seen = name
-                rows.append(f"<CommonPrefixes><Prefix>{escape(quote(name))}</Prefix></CommonPrefixes>")
-            else:
-                held = self.objects[path]
-                stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(held.modified))
-                rows.append(
-                    f"<Contents><Key>{escape(quote(key))}</Key><LastModified>{stamp}</LastModified>"
-                    f"<ETag>&quot;{held.etag}&quot;</ETag><Size>{len(held.data)}</Size></Contents>"
-                )
-        token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if truncated else ""
-        body = (
-            f"<ListBucketResult><EncodingType>url</EncodingType>"
-            f"<IsTruncated>{str(truncated).lower()}</IsTruncated>{token}{''.join(rows)}</ListBucketResult>"
-        )
-        return Answer(200, body.encode())
-
-
-def _error(status: int, code: str) -> Answer:
-    return Answer(status, f"<Error><Code>{code}</Code><Message>{_REASONS[status]}</Message></Error>".encode())
-
-
-def parse_head(head: bytes) -> Request:
-    """A request's line and headers (RFC 9112 section 3). ValueError for what is none."""
-    lines = head.decode("latin-1").split("\r\n")
-    method, target, _ = lines[0].split(" ")
-    url = urlsplit(target)
-    headers: dict[str, str] = {}
-    for line in lines[1:]:
-        name, _, value = line.partition(":")
-        headers[name.lower()] = value.strip()
-    return Request(method, unquote(url.path), dict(parse_qsl(url.query, keep_blank_values=True)), headers)
-
-
-class Connection(asyncio.BufferedProtocol):
+class Connection:
     """One keep-alive connection. Heads go through a small buffer, bodies straight to where they will stay."""
 
-    def __init__(self, bucket: Bucket) -> None:
-        self._bucket = bucket
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+    __slots__ = (
+        "_body_filled",
+        "_buffer",
+        "_chunked",
+        "_filled",
+        "_pending",
+        "_request",
+        "_server",
+        "answering",
+        "begun",
+        "controls",
+        "down",
+        "sock",
+        "up",
+    )
+
+    def __init__(self, server: "Server", sock: socket.socket) -> None:
+        self.sock = sock
+        self.answering = False
+        self.controls = False
+        self.begun = 0.0
+        self.up, self.down = server.conditions.own_link(), server.conditions.own_link()
+        self._server = server
         self._buffer = bytearray(HEAD_BYTES_MAX)
         self._filled = 0
         self._request: Request | None = None
         self._body_filled = 0
+        self._chunked: bytearray | None = None
+        self._pending: list[memoryview] = []
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        sock: socket.socket = transport.get_extra_info("socket")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        if self._request is not None:
-            return memoryview(self._request.body)[self._body_filled :]
-        return memoryview(self._buffer)[self._filled :]
-
-    def buffer_updated(self, count: int) -> None:
-        if self._request is not None:
-            self._body_filled += count
-            if self._body_filled == len(self._request.body):
-                self._complete(self._request)
+    def readable(self) -> None:
+        request = self._request
+        try:
+            if request is not None and not self.answering:
+                self._body_filled += (count := self.sock.recv_into(memoryview(request.body)[self._body_filled :]))
+                if count and self._body_filled == len(request.body):
+                    self._complete(request)
+            else:
+                room = memoryview(self._buffer)[self._filled :]
+                # A client that sends on and on while it waits for an answer is no client of this server.
+                count = self.sock.recv_into(room) if room else 0
+                self._filled += count
+                if count and not self.answering:
+                    self._begin()
+        except BlockingIOError:
             return
-        self._filled += count
+        except OSError:
+            count = 0
+        if not count:
+            self._server.drop(self)
+
+    def writable(self) -> None:
+        self._flush()
+
+    def _begin(self) -> None:
+        """Look for a head in what has come."""
+        if self._chunked is not None:
+            self._go_on_chunked(self._chunked)
+            return
         end = self._buffer.find(b"\r\n\r\n", 0, self._filled)
         if end < 0:
-            if self._filled == len(self._buffer) and self._transport is not None:
-                self._transport.close()
+            if self._filled == len(self._buffer):
+                self._server.drop(self)
             return
-        request = parse_head(bytes(self._buffer[:end]))
-        size = int(request.headers.get("content-length", "0"))
-        rest = self._buffer[end + 4 : self._filled]
-        self._filled = 0
-        request.body = bytearray(size)
-        request.body[: len(rest)] = rest
-        self._request, self._body_filled = request, len(rest)
-        if len(rest) == size:
-            self._complete(request)
-        elif request.headers.get("expect") == "100-continue" and self._transport is not None:
+        try:
+            request = parse_head(bytes(self._buffer[:end]))
+            size = int(request.headers.get("content-length", "0"))
+        except ValueError:
+            self._server.drop(self)
+            return
+        self.begun = time.monotonic()
+        headers = request.headers
+        if headers.get("expect", "").lower() == "100-continue" and self._filled == end + 4:
             # libcurl (s3backer) asks before every body, and without an answer waits for a second each time.
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            self._take(end + 4)
+            self._request, self._chunked = None, bytearray()
+            self._server.chunked[self] = request
+            self._go_on_chunked(self._chunked)
+            return
+        had = min(self._filled - end - 4, size)
+        if size:
+            request.body = bytearray(size)
+            request.body[:had] = self._buffer[end + 4 : end + 4 + had]
+        self._take(end + 4 + had)
+        self._request, self._body_filled = request, had
+        if had == size:
+            self._complete(request)
+
+    def _go_on_chunked(self, whole: bytearray) -> None:
+        """A body in chunks (RFC 9112 section 7.1), whose end only they tell."""
+        while True:
+            end = self._buffer.find(b"\r\n", 0, self._filled)
+            if end < 0:
+                return
+            try:
+                size = int(bytes(self._buffer[:end]).partition(b";")[0], 16)
+            except ValueError:
+                self._server.drop(self)
+                return
+            if size + end + 4 > len(self._buffer):
+                self._buffer.extend(bytes(size + end + 4 - len(self._buffer)))
+            if self._filled < end + 2 + size + 2:
+                return
+            whole += memoryview(self._buffer)[end + 2 : end + 2 + size]
+            self._take(end + 2 + size + 2)
+            if not size:
+                request = self._server.chunked.pop(self)
+                request.body, self._chunked = whole, None
+                self._request = request
+                self._complete(request)
+                return
+
+    def _take(self, count: int) -> None:
+        """Forget the first `count` bytes of the buffer."""
+        rest = self._filled - count
+        if rest:
+            self._buffer[:rest] = self._buffer[count : self._filled]
+        self._filled = rest
 
     def _complete(self, request: Request) -> None:
-        bucket = self._bucket
-        bucket.in_flight += 1
-        bucket.stats.in_flight_max = max(bucket.stats.in_flight_max, bucket.in_flight)
-        if request.path.startswith("/_") or not bucket.latency_s:
-            self._reply(request)
-            return
-        # Nothing more may be read until the answer is out: clients of this server do not pipeline.
-        self._loop.call_later(bucket.latency_s, self._reply, request)
+        self.answering = True
+        self._server.complete(self, request)
 
-    def _reply(self, request: Request) -> None:
+    def finish(self) -> None:
+        """The answer is out: look at what came meanwhile."""
+        self.answering = False
         self._request = None
-        self._bucket.in_flight -= 1
-        answer = self._bucket.answer(request, time.time())
-        transport = self._transport
-        if transport is None:
+        if self._filled:
+            self._begin()
+
+    def write(self, *pieces: Data) -> None:
+        if self._pending:
+            self._pending += [memoryview(piece) for piece in pieces]
             return
-        size = len(answer.body) if answer.body_bytes is None else answer.body_bytes
-        lines = [f"HTTP/1.1 {answer.status} {_REASONS[answer.status]}", f"Content-Length: {size}"]
-        lines += [f"{name}: {value}" for name, value in answer.headers]
-        head = "\r\n".join((*lines, "", "")).encode("latin-1")
-        if len(answer.body) <= HEAD_BYTES_MAX:
-            transport.write(head + bytes(answer.body))
+        try:
+            sent = self.sock.sendmsg(pieces) if len(pieces) > 1 else self.sock.send(pieces[0])
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._server.drop(self)
+            return
+        for piece in pieces:
+            if sent >= len(piece):
+                sent -= len(piece)
+                continue
+            self._pending.append(memoryview(piece)[sent:])
+            sent = 0
+        if self._pending:
+            self._server.watch(self, _IN | _OUT)
+
+    def _flush(self) -> None:
+        try:
+            sent = self.sock.sendmsg(self._pending[:16])
+        except BlockingIOError:
+            return
+        except OSError:
+            self._server.drop(self)
+            return
+        while sent and sent >= len(self._pending[0]):
+            sent -= len(self._pending.pop(0))
+        if sent:
+            self._pending[0] = self._pending[0][sent:]
+        if not self._pending:
+            self._server.watch(self, _IN)
+
+
+class Server:
+    """All connections, and the time at which something is to happen."""
+
+    def __init__(self, port: int = 0, check_md5: bool = False) -> None:
+        self.conditions = Conditions()
+        self.objects = Objects(check_md5)
+        self.chunked: dict[Connection, Request] = {}
+        self._check_md5 = check_md5
+        self._connections: dict[int, Connection] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._in_flight = 0
+        self._in_flight_max = 0
+        self._epoll = select.epoll()
+        self._listener = self._listen(port)
+        self.port: int = self._listener.getsockname()[1]
+
+    def run(self) -> None:
+        """Serve until interrupted."""
+        poll, waits = self._epoll.poll, [self._epoll]
+        while True:
+            events = poll(0)
+            if not events:
+                due = self._timers[0][0] - time.monotonic() if self._timers else None
+                if due is None or due > 0:
+                    # epoll_wait counts in milliseconds, select in microseconds.
+                    select.select(waits, (), (), due)
+                    events = poll(0)
+            for number, event in events:
+                connection = self._connections.get(number)
+                if connection is None:
+                    if number == self._listener.fileno():
+                        self._accept()
+                    continue
+                if event & _OUT:
+                    connection.writable()
+                if event & ~_OUT and connection.sock.fileno() >= 0:
+                    connection.readable()
+            if self._timers:
+                now = time.monotonic()
+                while self._timers and self._timers[0][0] <= now:
+                    heapq.heappop(self._timers)[2]()
+
+    def watch(self, connection: Connection, events: int) -> None:
+        if connection.sock.fileno() >= 0:
+            self._epoll.modify(connection.sock.fileno(), events)
+
+    def drop(self, connection: Connection, reset: bool = False) -> None:
+        number = connection.sock.fileno()
+        if number < 0:
+            return
+        if reset:
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        del self._connections[number]
+        self.chunked.pop(connection, None)
+        self._epoll.unregister(number)
+        connection.sock.close()
+
+    def complete(self, connection: Connection, request: Request) -> None:
+        """A request has arrived as a whole: see to it that it is answered, when the conditions let it."""
+        if request.path.startswith("/_"):
+            connection.controls = True
+            self._send(connection, request, self._control(request))
+            connection.finish()
+            return
+        conditions = self.conditions
+        now = time.monotonic()
+        if now < conditions.silent_until:
+            self.at(conditions.silent_until, lambda: self.drop(connection, reset=True))
+            return
+        bucket = self.objects.bucket(request.bucket)
+        stats = bucket.stats
+        stats.in_flight += 1
+        stats.in_flight_max = max(stats.in_flight_max, stats.in_flight)
+        self._in_flight += 1
+        self._in_flight_max = max(self._in_flight_max, self._in_flight)
+        ready = now
+        if conditions.limited and request.body:
+            ready = max(now, conditions.arrived(connection.up, connection.begun, len(request.body)))
+        ready += conditions.latency_s
+        if ready > now:
+            self.at(ready, lambda: self._reply(connection, request, bucket, ready))
         else:
-            transport.write(head)
-            transport.write(answer.body)
+            self._reply(connection, request, bucket, now)
+
+    def _reply(self, connection: Connection, request: Request, bucket: Bucket, now: float) -> None:
+        bucket.stats.in_flight -= 1
+        self._in_flight -= 1
+        conditions = self.conditions
+        if time.monotonic() < conditions.silent_until:
+            self.at(conditions.silent_until, lambda: self.drop(connection, reset=True))
+            return
+        faults = conditions.faults
+        fate = faults.fate(request.method) if faults.share else Fate.DONE
+        if fate is Fate.REFUSED:
+            bucket.stats.faults += 1
+            later = (("Retry-After", str(faults.retry_after_s)),) if faults.retry_after_s else ()
+            answer = error(faults.status, headers=later)
+        else:
+            answer = self.objects.answer(request, time.time())
+        if fate in (Fate.LOST, Fate.CUT):
+            bucket.stats.lost += 1
+            answer = error(500)
+        if fate is Fate.CUT:
+            self.drop(connection, reset=True)
+            return
+        if request.method == "HEAD" and answer.body:
+            answer = Answer(answer.status, b"", answer.headers, 0)
+        if answer.body and (conditions.down.bytes_per_s or conditions.per_connection_bytes_per_s):
+            self._send_paced(connection, request, answer, now)
+            return
+        self._send(connection, request, answer)
+        connection.finish()
+
+    def _send(self, connection: Connection, request: Request, answer: Answer) -> None:
+        if connection.sock.fileno() < 0:
+            return
+        head, body = _head(answer), answer.body
+        if not body:
+            connection.write(head)
+        elif len(body) <= JOINED_BYTES_MAX:
+            connection.write(head + body)
+        else:
+            connection.write(head, body)
+
+    def _send_paced(self, connection: Connection, request: Request, answer: Answer, now: float) -> None:
+        """Piece by piece, each when the link has carried it: its last byte is out when it would be there."""
+        body, conditions = memoryview(answer.body), self.conditions
+        step = conditions.piece_bytes()
+        at = 0
+
+        def next_piece(begin: float) -> None:
+            if connection.sock.fileno() < 0:
+                return
+            piece = body[at : at + step]
+            due = conditions.delivered(connection.down, begin, len(piece))
+            self.at(due, lambda: send(piece, due))
+
+        def send(piece: memoryview, due: float) -> None:
+            nonlocal at
+            if connection.sock.fileno() < 0:
+                return
+            if at:
+                connection.write(piece)
+            else:
+                connection.write(_head(answer), piece)
+            at += len(piece)
+            if at < len(body):
+                next_piece(due)
+            else:
+                connection.finish()
+
+        next_piece(now)
+
+    def at(self, moment: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (moment, next(self._order), call))
+
+    def _listen(self, port: int) -> socket.socket:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        self._epoll.register(listener.fileno(), _IN)
+        return listener
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+            self._connections[sock.fileno()] = Connection(self, sock)
+            self._epoll.register(sock.fileno(), _IN)
+
+    def _control(self, request: Request) -> Answer:
+        query = request.query
+        try:
+            match request.path:
+                case "/_stats":
+                    return Answer(200, self._stats(query.get("bucket")))
+                case "/_stats/clear":
+                    for bucket in self.objects.buckets.values():
+                        bucket.stats.clear()
+                    self._in_flight_max = self._in_flight
+                case "/_latency":
+                    self.conditions.latency_s = float(query["ms"]) / 1000
+                case "/_bandwidth":
+                    self.conditions.set_bandwidth(
+                        float(query.get("mib_s", 0)), float(query.get("per_connection_mib_s", 0))
+                    )
+                    self._renew_links()
+                case "/_faults":
+                    self.conditions.faults = Faults(
+                        share=float(query.get("share", 0)),
+                        status=int(query.get("status", 503)),
+                        lost=float(query.get("lost", 0)),
+                        method=query.get("method", ""),
+                        retry_after_s=int(query.get("retry_after_s", 0)),
+                        seed=int(query.get("seed", 0)),
+                    )
+                case "/_blackout":
+                    self._black_out(float(query["seconds"]), query.get("refuse", "0") != "0")
+                case "/_reset":
+                    self.conditions = Conditions()
+                    self._renew_links()
+                case "/_flip":
+                    if not self.objects.flip(query["path"], int(query["offset"]), int(query.get("bit", 0))):
+                        return error(404, "NoSuchKey")
+                case "/_put":
+                    name, _, key = query["path"].lstrip("/").partition("/")
+                    self.objects.place(name, key, request.body, time.time())
+                case "/_remove":
+                    bucket = self.objects.bucket(query["bucket"])
+                    bucket.objects, bucket.in_order = {}, None
+                    bucket.uploads.clear()
+                case _:
+                    return error(404, "NoSuchKey")
+        except (KeyError, ValueError) as problem:
+            return error(400, f"InvalidArgument: {problem!r}")
+        return Answer(204)
+
+    def _renew_links(self) -> None:
+        for connection in self._connections.values():
+            connection.up, connection.down = self.conditions.own_link(), self.conditions.own_link()
+
+    def _stats(self, bucket: str | None) -> bytes:
+        found = json.loads(self.objects.stats(bucket))
+        if bucket is None:
+            found["in_flight"], found["in_flight_max"] = self._in_flight, self._in_flight_max
+        found["cpu_s"] = time.process_time()
+        return json.dumps(found).encode()
+
+    def _black_out(self, seconds: float, refuse: bool) -> None:
+        self.conditions.silent_until = time.monotonic() + seconds
+        if not refuse or self._listener.fileno() < 0:
+            return
+        self._epoll.unregister(self._listener.fileno())
+        self._listener.close()
+        for connection in list(self._connections.values()):
+            if not connection.controls:
+                self.drop(connection, reset=True)
+        self.at(self.conditions.silent_until, self._listen_again)
+
+    def _listen_again(self) -> None:
+        self._listener = self._listen(self.port)
 
 
-async def serve() -> None:
-    """Print the port and serve for ever."""
-    bucket = Bucket()
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(bucket), "127.0.0.1", 0, backlog=256)
-    print(READY, server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+def _head(answer: Answer) -> bytes:
+    size = len(answer.body) if answer.body_bytes is None else answer.body_bytes
+    told = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
+    length = "" if answer.status in (204, 304) else f"Content-Length: {size}\r\n"
+    return f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Error')}\r\n{length}{told}\r\n".encode("latin-1")
 
 
 class Client:
@@ -414,34 +488,70 @@ class Client:
         self.port = port
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
-    def stats(self) -> Stats:
-        return Stats(**json.loads(self._ask("GET", "/_stats")))
+    def stats(self, bucket: str = "") -> Stats:
+        """Of one bucket, or of all. `cpu_s` is the whole server's either way."""
+        return Stats(**json.loads(self._ask("GET", f"/_stats?bucket={quote(bucket)}" if bucket else "/_stats")))
+
+    def clear_stats(self) -> None:
+        self._ask("POST", "/_stats/clear")
 
     def set_latency(self, milliseconds: float) -> None:
         self._ask("POST", f"/_latency?ms={milliseconds}")
 
+    def set_bandwidth(self, mib_s: float, per_connection_mib_s: float = 0.0) -> None:
+        """Each direction by itself. 0: no limit."""
+        self._tell("_bandwidth", {"mib_s": mib_s, "per_connection_mib_s": per_connection_mib_s})
+
+    def set_faults(
+        self,
+        share: float,
+        *,
+        status: int = 503,
+        lost: float = 0.0,
+        method: str = "",
+        retry_after_s: int = 0,
+        seed: int = 1,
+    ) -> None:
+        """See `bench.conditions.Faults`. A share of 0: no more faults."""
+        said = {"share": share, "status": status, "lost": lost, "method": method}
+        self._tell("_faults", {**said, "retry_after_s": retry_after_s, "seed": seed})
+
+    def black_out(self, seconds: float, *, refuse: bool = False) -> None:
+        self._tell("_blackout", {"seconds": seconds, "refuse": int(refuse)})
+
+    def reset(self) -> None:
+        """No latency, no limits, no faults. Does not end a blackout that refuses connections."""
+        self._ask("POST", "/_reset")
+
+    def flip(self, path: str, offset: int, bit: int = 0) -> None:
+        """Turn one bit of the object BUCKET/KEY."""
+        self._tell("_flip", {"path": path, "offset": offset, "bit": bit})
+
+    def place(self, path: str, body: bytes) -> None:
+        """The object BUCKET/KEY is there, uncounted and whatever the conditions are."""
+        self._ask("POST", f"/_put?path={quote(path)}", body)
+
     def remove(self, bucket: str) -> None:
-        """Delete every object of `bucket`."""
-        while keys := _KEY.findall(self._ask("GET", f"/{bucket}/?list-type=2")):
-            body = b"".join(b"<Key>" + unquote(key.decode()).encode() + b"</Key>" for key in keys)
-            self._ask("POST", f"/{bucket}/?delete", body)
+        """Every object of `bucket` is gone, uncounted."""
+        self._tell("_remove", {"bucket": bucket})
 
     def sizes(self, bucket: str) -> dict[str, int]:
         """Every key of `bucket` with its size."""
         found: dict[str, int] = {}
+        page = f"/{bucket}/?list-type=2&encoding-type=url&start-after="
         after = ""
-        while rows := _ENTRY.findall(self._ask("GET", f"/{bucket}/?list-type=2&start-after={quote(after)}")):
+        while rows := _ENTRY.findall(self._ask("GET", page + quote(after))):
             found |= {unquote(key.decode()): int(size) for key, size in rows}
             after = max(found)
         return found
 
     def read(self, path: str) -> bytes:
         """The body of BUCKET/KEY."""
-        return self._ask("GET", f"/{path}")
+        return self._ask("GET", f"/{quote(path)}")
 
     def ceiling(self, seconds: float) -> tuple[float, float]:
         """Most it can do for one plain client: MiB/s of 1 MiB PUTs, and 64 KiB GETs in a second."""
-        body = bytes(1024 * 1024)
+        body = bytes(MIB)
         self._ask("PUT", "/ceiling/part", body[: 64 * 1024])
         puts = self._rate(seconds / 2, "PUT", "/ceiling/large", body)
         gets = self._rate(seconds / 2, "GET", "/ceiling/part", b"")
@@ -456,6 +566,9 @@ class Client:
             count += 1
         return count / (time.perf_counter() - begin)
 
+    def _tell(self, path: str, said: Mapping[str, object]) -> None:
+        self._ask("POST", f"/{path}?{urlencode(said)}")
+
     def _ask(self, method: str, path: str, body: bytes = b"") -> bytes:
         self._connection.request(method, path, body or None)
         answer = self._connection.getresponse()
@@ -466,8 +579,16 @@ class Client:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.store")
+    parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--md5", action="store_true", help="ETags are MD5s, and Content-MD5 is compared: slower")
+    options = parser.parse_args()
+    server = Server(options.port, options.md5)
+    print(READY, server.port, flush=True)
+    # Objects refer to nothing; a collection would only look at them all.
+    gc.disable()
     try:
-        asyncio.run(serve())
+        server.run()
     except KeyboardInterrupt:
         sys.exit(130)
 
