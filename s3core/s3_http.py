@@ -3,8 +3,14 @@
 One rule: a request that never left this host is told apart from one whose answer was lost. The first is
 `Unavailable` (or `Misconfigured`), the second `OutcomeUnknown` if the request may have changed something.
 Nothing is sent twice and no redirect is followed.
+
+An answer of the usual form is read here with as few system calls and as little parsing as its form allows; whatever has
+any other form goes through the standard library's parser, and so does what is wrong.
 """
 
+import http.client
+import io
+import re
 import ssl
 import threading
 from collections.abc import Mapping, Sequence
@@ -37,6 +43,15 @@ JOIN_BYTES = 64 * 1024
 SEND_BYTES = 1024 * 1024
 
 
+#: A usual head fits in the first read, and so does a small body.
+FIRST_READ_BYTES = 64 * 1024
+#: Memory is set aside for a body at once up to this; a larger one grows as it arrives.
+BODY_BYTES_MAX = 64 * 1024 * 1024
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?", re.ASCII)
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came back: `headers` by lower-case name, `body` whole."""
@@ -54,11 +69,60 @@ class _NotConnected(Exception):
         self.reason = reason
 
 
+@dataclass(slots=True)
+class _Plain:
+    """An answer of the usual form, all of it here. What urllib3's pool asks of a response is answered by it; for the
+    connection it is the response that has been read to its end."""
+
+    status: int
+    headers: dict[str, str]
+    data: bytes
+    will_close: bool
+    retries: Any = None
+    version_string: str = "HTTP/1.1"
+    length_remaining: int = 0
+    _connection: Any = None
+    _pool: Any = None
+
+    def begin(self) -> None:
+        """Nothing is left to be read."""
+
+    def isclosed(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Rest(io.RawIOBase):
+    """What was received before, then what the socket's file brings."""
+
+    def __init__(self, early: bytes, file: io.BufferedReader) -> None:
+        self._early = early
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._early:
+            return self._file.readinto1(buffer)
+        count = min(len(buffer), len(self._early))
+        buffer[:count] = self._early[:count]
+        self._early = self._early[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 class _Connection(HTTPConnection):
     """Knows whether anything was sent, gives sending a timeout of its own, and sends the headers together with a
     small body: one system call, one packet and one TLS record in place of two, a seventh of the CPU time."""
 
     send_timeout_s: ClassVar[float]
+    response_class: Any  # made for each answer, with what has been read of it
     _hold = False  # whether the next bytes to send, the headers, wait for the body's
     _held = b""
 
@@ -84,6 +148,83 @@ class _Connection(HTTPConnection):
         if self._held:
             data, self._held = b"".join((self._held, data)), b""
         super().send(data)
+
+    def getresponse(self) -> Any:
+        """The answer, whole where it has the usual form: HTTP/1.1, each header once and on one line, the body's length
+        stated. Raises what urllib3's own does."""
+        options, sock = self._response_options, self.sock
+        if options is None or sock is None:
+            raise http.client.ResponseNotReady()
+        sock.settimeout(self.timeout)
+        early = bytearray(FIRST_READ_BYTES)
+        view = memoryview(early)
+        filled, end = 0, -1
+        while end < 0 and filled < FIRST_READ_BYTES:
+            count = sock.recv_into(view[filled:])
+            if not count:
+                break
+            end = early.find(b"\r\n\r\n", max(0, filled - 3), filled + count)
+            filled += count
+            if end < 0 and early.count(b"\n", 0, filled) != early.count(b"\r\n", 0, filled):
+                break  # lines that end otherwise are never followed by the end that is looked for
+        plain = _plain(early, end, options.request_method) if end >= 0 else None
+        if plain is None or filled - end - 4 > plain.length_remaining:
+            rest = bytes(view[:filled])
+
+            def usual(sock: Any, *args: Any, **named: Any) -> http.client.HTTPResponse:
+                response = http.client.HTTPResponse(sock, *args, **named)
+                response.fp = io.BufferedReader(_Rest(rest, response.fp))
+                return response
+
+            self.response_class = usual
+            return super().getresponse()
+        self._response_options = None
+        plain.data = _body(sock, view[end + 4 : filled], plain.length_remaining)
+        plain.length_remaining = 0
+        self.response_class = lambda *_args, **_named: plain
+        return http.client.HTTPConnection.getresponse(self)
+
+
+def _plain(early: bytearray, end: int, method: str) -> _Plain | None:
+    """The answer whose head ends at `end`, without its body, of which `length_remaining` bytes are to come; None where it
+    does not have the usual form."""
+    lines = early[:end].split(b"\r\n")
+    status = _STATUS_LINE.fullmatch(lines[0])
+    if status is None or len(lines) > 100:
+        return None
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        found = _HEADER.fullmatch(line.decode("latin-1"))
+        if found is None:
+            return None
+        headers[found[1].lower()] = found[2].rstrip(" \t")
+    length = headers.get("content-length", "")
+    if len(headers) != len(lines) - 1 or "transfer-encoding" in headers or not (length.isascii() and length.isdigit()):
+        return None
+    code = int(status[1])
+    size = 0 if method == "HEAD" or code in (204, 304) else int(length)
+    if size > BODY_BYTES_MAX:
+        return None
+    return _Plain(
+        code, headers, b"", headers.get("connection", "keep-alive").lower() != "keep-alive", length_remaining=size
+    )
+
+
+def _body(sock: Any, first: memoryview, size: int) -> bytes:
+    """`first` and what follows it, `size` bytes in all."""
+    if len(first) == size:
+        return bytes(first)
+    # Received in the very memory that is handed out: `getvalue` of a whole buffer does not copy.
+    whole = io.BytesIO(bytes(size))
+    with whole.getbuffer() as view:
+        filled = len(first)
+        view[:filled] = first
+        while filled < size:
+            count = sock.recv_into(view[filled:])
+            if not count:
+                raise http.client.IncompleteRead(bytes(view[:filled]), size - filled)
+            filled += count
+    return whole.getvalue()
 
 
 class Transport:
