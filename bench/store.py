@@ -32,6 +32,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from urllib.parse import quote, unquote, urlencode
 
@@ -157,7 +158,8 @@ class Connection:
                 self._server.drop(self)
                 return
             if size + end + 4 > len(self._buffer):
-                self._buffer.extend(bytes(size + end + 4 - len(self._buffer)))
+                # Not in place: a view of it is what has just been received into.
+                self._buffer = self._buffer + bytes(size + end + 4 - len(self._buffer))
             if self._filled < end + 2 + size + 2:
                 return
             whole += memoryview(self._buffer)[end + 2 : end + 2 + size]
@@ -322,7 +324,7 @@ class Server:
             later = (("Retry-After", str(faults.retry_after_s)),) if faults.retry_after_s else ()
             answer = error(faults.status, headers=later)
         else:
-            answer = self.objects.answer(request, time.time())
+            answer = self._answer(request)
         if fate in (Fate.LOST, Fate.CUT):
             bucket.stats.lost += 1
             answer = error(500)
@@ -336,6 +338,15 @@ class Server:
             return
         self._send(connection, request, answer)
         connection.finish()
+
+    def _answer(self, request: Request) -> Answer:
+        try:
+            return self.objects.answer(request, time.time())
+        except Exception:  # noqa: BLE001  # one request that nobody foresaw must not end a run of half an hour
+            print(
+                f"{request.method} {request.path} {request.query}", traceback.format_exc(), file=sys.stderr, flush=True
+            )
+            return error(500)
 
     def _send(self, connection: Connection, request: Request, answer: Answer) -> None:
         if connection.sock.fileno() < 0:
