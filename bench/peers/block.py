@@ -1,0 +1,517 @@
+"""The block matrix: every system under the same loads, on the same store, at every latency; systems by turns at each.
+
+One rule: a row of writes is counted until the bucket has everything, so what a system puts off is in its requests, its
+CPU time and its money. Rates are of answered commands; rows of sequential writes have both, answered and in the bucket.
+
+A volume is filled once, at no latency, with half compressible data; each group of rows then begins on a host that has
+nothing of it. Scattered writes visit the whole of it; cold reads visit each part of it for one row alone.
+"""
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from bench.cost import prices
+from bench.peers import names
+from bench.peers.context import Context
+from bench.peers.figures import (
+    CPU_S_PER_GIB,
+    CPU_US,
+    DOLLARS_PER_GIB,
+    DOWN_PER_BYTE,
+    GETS_PER_GIB,
+    P50_US,
+    P99_US,
+    P999_US,
+    PEAK_MIB,
+    PUTS_PER_GIB,
+    REQUESTS,
+    UP_PER_BYTE,
+    Figure,
+    Part,
+)
+from bench.peers.load import KIB, MIB, Door, Job, Ran, door
+from bench.peers.systems import Known, Place, System, cpu_of
+from bench.peers.table import SYSTEMS
+from bench.processes import BenchFailed
+from bench.store import Stats
+
+GIB = 1024 * MIB
+BLOCK_BYTES = 4 * KIB
+TITLE = "Blocks: random and sequential, flushed and not, cold and warm"
+CPU_FRONT_US = "cpu_front_us"
+"""Of tgtd before a file that is not its own; not in CPU_US."""
+FLUSH_P50_US = "flush_p50_us"
+FLUSH_P99_US = "flush_p99_us"
+OBJECTS_LEFT = "objects_left"
+MIXED = "4K random 70/30 mix QD8"
+WRITTEN_64K = "64 KiB sequential write"
+ACKNOWLEDGED = ", acknowledged"
+DISCARDED = "discard of everything"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`cold_reads`: of one row at QD8, twice as many at QD32; few enough that most visit a part of their own.
+    `sequential_bytes`: of one run. `few_bytes`: the same for systems that would take minutes for it."""
+
+    volume_bytes: int = 256 * MIB
+    cold_reads: int = 512
+    sequential_bytes: int = 256 * MIB
+    few_bytes: int = 16 * MIB
+
+
+FULL = Plan()
+QUICK = Plan(volume_bytes=128 * MIB, cold_reads=256, sequential_bytes=128 * MIB, few_bytes=8 * MIB)
+
+RANDOM, FLUSHES, SEQUENTIAL, READS, WARM, FRESH, DISCARD = range(7)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What of the matrix a system meets. `far_only`: at the first latency and at `REFERENCE_MS` alone. `slow`: one run of
+    each load, and few bytes in order."""
+
+    groups: Sequence[int]
+    depths: Sequence[int] = (1, 8, 32)
+    far_only: bool = False
+    slow: bool = False
+
+
+REFERENCE_MS = 20
+SCOPES: Mapping[str, Scope] = {
+    names.OURS: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL, FRESH, DISCARD)),
+    names.S3BACKER_TUNED: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL, FRESH, DISCARD)),
+    names.TGT: Scope((RANDOM, FLUSHES, SEQUENTIAL, WARM), far_only=True),
+    names.OURS_FLUSH_S3: Scope((FLUSHES,), slow=True),
+    names.S3BACKER_SYNC: Scope((RANDOM, FLUSHES), depths=(1,), slow=True),
+    names.S3BACKER_FILE: Scope((READS, RANDOM), depths=(1, 8), far_only=True, slow=True),
+    names.S3BACKER_PACKAGED: Scope((READS, RANDOM, SEQUENTIAL), depths=(1,), far_only=True, slow=True),
+    names.NBDKIT: Scope((READS, RANDOM, SEQUENTIAL), far_only=True, slow=True),
+    names.NBDKIT_CACHE: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL), far_only=True, slow=True),
+}
+
+
+def run(context: Context) -> Part:
+    """The whole matrix. A system that fails is reported and left out from there on; the others go on."""
+    return Matrix(context, QUICK if context.quick else FULL).run()
+
+
+class Matrix:
+    def __init__(self, context: Context, plan: Plan) -> None:
+        self._context = context
+        self._plan = plan
+        self._figures: list[Figure] = []
+        self._missing: list[str] = []
+        self._notes: list[str] = []
+
+    def run(self) -> Part:
+        begin = time.monotonic()
+        context = self._context
+        with contextlib.ExitStack() as stack:
+            served: list[tuple[Known, System]] = []
+            for known in self._wanted():
+                if absent := known.missing():
+                    self._missing.append(f"{known.name}: {absent}")
+                    continue
+                system = stack.enter_context(known.make(self._place(known.name, "filled")))
+                if self._tried(known.name, "fill", partial(self._fill, system)):
+                    served.append((known, system))
+            for latency_ms in context.latencies_ms:
+                context.store.set_latency(latency_ms)
+                for known, system in list(served):
+                    scope = SCOPES[known.name]
+                    if not self._meets(scope, latency_ms):
+                        continue
+                    context.say(f"{latency_ms} ms: {known.name}")
+                    one = Measuring(
+                        context, self._plan, system, scope, latency_ms, self._place(known.name, "fresh"), known
+                    )
+                    if not self._tried(f"{known.name} at {latency_ms} ms", "matrix", one.run):
+                        with contextlib.suppress(BenchFailed):
+                            system.kill()
+                    self._figures += one.figures
+            context.store.set_latency(0)
+        return Part(
+            "block",
+            TITLE,
+            figures=self._figures,
+            notes=[*self._explained(), *self._notes],
+            missing=self._missing,
+            seconds=time.monotonic() - begin,
+        )
+
+    def _meets(self, scope: Scope, latency_ms: int) -> bool:
+        latencies = self._context.latencies_ms
+        far = REFERENCE_MS if REFERENCE_MS in latencies else latencies[-1]
+        if self._context.quick and scope.slow:
+            return latency_ms == far
+        return not scope.far_only or latency_ms in (latencies[0], far)
+
+    def _explained(self) -> list[str]:
+        plan, context = self._plan, self._context
+        return [
+            f"Volume of {plan.volume_bytes // MIB} MiB, filled with half compressible data; caches of as many bytes; "
+            f"loads of {context.seconds:g} s, {context.repeats} runs of each (one of the slow systems).",
+            "Front end: fio's NBD engine through qemu-nbd for iSCSI; nbdkit directly; 'its file': psync, libaio, O_DIRECT.",
+            "s3backer answers a flush (FUSE fsync) without writing anything; under 'sync' each write is in the bucket first. "
+            "Its flush rows promise nothing else, whatever they show.",
+            "Rows of writes count requests, bytes, CPU and money until the bucket has everything. CPU is of the system's own "
+            "processes; tgtd before a FUSE file stands apart (cpu_front_us). A ranged or full GET costs the same.",
+            "tgt, local file and the slow systems are measured at the first latency and at 20 ms alone.",
+        ]
+
+    def _wanted(self) -> list[Known]:
+        asked = self._context.systems
+        return [known for known in SYSTEMS if known.name in SCOPES and (not asked or known.name in asked)]
+
+    def _place(self, name: str, what: str) -> Place:
+        short = "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
+        size = self._plan.volume_bytes
+        return Place(self._context.directory / f"{short}-{what}", self._context.store, f"{short}-{what}", size, size)
+
+    def _tried(self, name: str, what: str, work: Callable[[], None]) -> bool:
+        try:
+            work()
+        except (BenchFailed, OSError, subprocess.SubprocessError) as error:
+            self._missing.append(f"{name}, {what}: {str(error).splitlines()[0][:300]}")
+            self._context.say(f"{name}: {error}")
+            return False
+        return True
+
+    def _fill(self, system: System) -> None:
+        context, plan = self._context, self._plan
+        context.store.set_latency(0)
+        begin = time.monotonic()
+        system.start()
+        with door(system, context.directory) as found:
+            found.run(Job("write", MIB, 8, 0, plan.volume_bytes, total_bytes=plan.volume_bytes))
+        system.stop()
+        context.say(f"filled {system.name} in {time.monotonic() - begin:.1f} s")
+
+
+class Measuring:
+    """One system at one latency."""
+
+    def __init__(
+        self, context: Context, plan: Plan, system: System, scope: Scope, latency_ms: int, fresh: Place, known: Known
+    ) -> None:
+        self._context = context
+        self._plan = plan
+        self._system = system
+        self._scope = scope
+        self._latency_ms = latency_ms
+        self._fresh = fresh
+        self._known = known
+        self._repeats = 1 if scope.slow else context.repeats
+        self._local = not system.bucket
+        self.figures: list[Figure] = []
+
+    def run(self) -> None:
+        groups = {
+            READS: self._reads,
+            WARM: self._warm,
+            RANDOM: self._random,
+            FLUSHES: self._flushes,
+            SEQUENTIAL: self._sequential,
+            FRESH: self._on_fresh,
+            DISCARD: self._discard,
+        }
+        for group in sorted(self._scope.groups, key=list(groups).index):
+            groups[group]()
+        self._system.stop()
+
+    # --- groups of rows --------------------------------------------------------------------------------------
+
+    def _reads(self) -> None:
+        """Each run on a host of its own; each row in a part of the volume of its own."""
+        eighth, reads = self._plan.volume_bytes // 8, self._plan.cold_reads
+        parts = {1: (0, eighth), 8: (eighth, 2 * eighth), 32: (3 * eighth, 3 * eighth)}
+        taken: dict[str, list[Taken]] = {}
+        for number in range(self._repeats):
+            self._begin_cold()
+            with door(self._system, self._context.directory) as found:
+                for depth in self._scope.depths:
+                    first, size = parts[depth]
+                    count = reads * 2 if depth == 32 else reads
+                    job = Job(
+                        "randread", BLOCK_BYTES, depth, first, size, self._seconds, operations=count, seed=number + 1
+                    )
+                    taken.setdefault(names.cold_read(depth), []).append(self._take(found, job))
+                size = 2 * eighth
+                job = Job("read", MIB, 8, 6 * eighth, size, 4 * self._seconds, operations=size // MIB)
+                taken.setdefault(names.SEQUENTIAL_READ, []).append(self._take(found, job))
+        for load, runs in taken.items():
+            self._add(load, names.MIBS if load == names.SEQUENTIAL_READ else names.OPS, runs, reads=True)
+
+    def _warm(self) -> None:
+        """In what was just read: all of it is in the cache, if the system has one for reads."""
+        first = 3 * self._plan.volume_bytes // 4
+        size = self._plan.volume_bytes - first
+        self._serve()
+        with door(self._system, self._context.directory) as found:
+            found.run(Job("read", MIB, 8, first, size, operations=size // MIB))
+            for depth in self._depths():
+                job = Job("randread", BLOCK_BYTES, depth, first, size, self._seconds)
+                self._add(names.warm_read(depth), names.OPS, self._repeated(found, job), reads=True)
+            if self._context.latencies_ms[0] == self._latency_ms:
+                for depth in self._depths():
+                    job = Job("randwrite", BLOCK_BYTES, depth, first, size, self._seconds)
+                    self._add(names.warm_write(depth), names.OPS, self._repeated(found, job))
+
+    def _random(self) -> None:
+        size = self._plan.volume_bytes
+        for depth in self._depths():
+            job = Job("randwrite", BLOCK_BYTES, depth, 0, size, self._seconds)
+            self._written(names.random_write(depth), job)
+        if 8 in self._depths():
+            self._written(MIXED, Job("randrw", BLOCK_BYTES, 8, 0, size, self._seconds, read_percent=70))
+
+    def _flushes(self) -> None:
+        for every, words in ((1, names.FLUSH_EACH), (16, names.FLUSH_PER_16)):
+            job = Job("randwrite", BLOCK_BYTES, 1, 0, self._plan.volume_bytes, self._seconds, flush_every=every)
+            self._written(names.random_write(1, words), job)
+
+    def _sequential(self) -> None:
+        size = self._plan.few_bytes if self._scope.slow else self._plan.sequential_bytes
+        rows = [(names.SEQUENTIAL_WRITE, MIB, 8), (WRITTEN_64K, 64 * KIB, 16)]
+        for name, block, depth in rows[:1] if self._context.quick else rows:
+            answered, whole = [], []
+            for _ in range(self._repeats):
+                self._begin_cold()
+                with self._counted() as count, door(self._system, self._context.directory) as found:
+                    ran = found.run(Job("write", block, depth, 0, size, total_bytes=size))
+                    begin = time.monotonic()
+                    peak = self._system.peak_bytes()
+                answered.append(count(ran, peak))
+                # What fio needs to start is nobody's; all from its last answer to the end of the system is the system's.
+                whole.append(size / MIB / (ran.seconds + time.monotonic() - begin))
+            self._add(name + ACKNOWLEDGED, names.MIBS, answered)
+            if not self._local:
+                self._add(name, names.MIBS, answered, values=whole)
+
+    def _on_fresh(self) -> None:
+        """A volume nobody has written to; its bucket is empty again afterwards."""
+        filled, place = self._system, self._fresh
+        filled.stop()
+        try:
+            with self._known.make(place) as fresh:
+                self._system = fresh
+                job = Job("randwrite", BLOCK_BYTES, 1, 0, self._plan.volume_bytes, self._seconds)
+                self._written(names.random_write(1, names.FRESH), job, cold=False)
+        finally:
+            self._system = filled
+            self._context.store.remove(place.bucket)
+
+    def _discard(self) -> None:
+        """On a fresh volume again, so that the filled one stays: write an eighth, discard all, see what is left."""
+        filled, place = self._system, self._fresh
+        filled.stop()
+        size = self._plan.volume_bytes
+        try:
+            with self._known.make(place) as fresh:
+                fresh.start()
+                with door(fresh, self._context.directory) as found:
+                    found.run(Job("write", MIB, 8, 0, size // 8, total_bytes=size // 8))
+                    fresh.drain()
+                    there = self._objects(place)
+                    begin = time.monotonic()
+                    command = [
+                        "qemu-io",
+                        "-f",
+                        "raw",
+                        "-t",
+                        "none",
+                        "-d",
+                        "unmap",
+                        "-c",
+                        f"discard 0 {size}",
+                        "-c",
+                        "flush",
+                    ]
+                    command.append(f"nbd+unix:///?socket={found.socket}")
+                    done = subprocess.run(command, capture_output=True, text=True, check=False)
+                took = time.monotonic() - begin
+                fresh.stop()
+                if done.returncode or "failed" in done.stdout:
+                    raise BenchFailed(f"discard: {(done.stderr + done.stdout).strip()[:200]}")
+                left = self._objects(place)
+                self.figures.append(
+                    Figure(
+                        DISCARDED,
+                        self._system.name,
+                        self._latency_ms,
+                        names.SECONDS,
+                        (took,),
+                        less_is_better=True,
+                        facts={OBJECTS_LEFT: float(left)},
+                        note=f"{there} objects before",
+                    )
+                )
+        finally:
+            self._context.store.remove(place.bucket)
+
+    def _objects(self, place: Place) -> int:
+        return len(self._context.store.sizes(place.bucket))
+
+    # --- one row ---------------------------------------------------------------------------------------------
+
+    @property
+    def _seconds(self) -> float:
+        return self._context.seconds
+
+    def _depths(self) -> list[int]:
+        """Of rows whose cost in time is a host of their own: fewer in a quick run."""
+        return [depth for depth in self._scope.depths if depth != 8 or not self._context.quick]
+
+    def _serve(self) -> None:
+        if not self._system.pids():
+            self._system.start()
+
+    def _begin_cold(self) -> None:
+        self._system.stop()
+        if not self._local:
+            self._system.forget()
+        drop_page_cache()
+        self._system.start()
+
+    def _written(self, load: str, job: Job, *, cold: bool = True) -> None:
+        """A row of writes, from a host without state, counted until the bucket has everything."""
+        if cold:
+            self._begin_cold()
+        else:
+            self._serve()
+        with self._counted() as count, door(self._system, self._context.directory) as found:
+            runs = [found.run(_with_seed(job, number)) for number in range(self._repeats)]
+            peak = self._system.peak_bytes()
+        whole = count(_sum(runs), peak)
+        self._add(load, names.OPS, [whole], values=[one.per_second for one in runs], runs=runs)
+
+    def _repeated(self, found: Door, job: Job) -> "list[Taken]":
+        return [self._take(found, _with_seed(job, number)) for number in range(self._repeats)]
+
+    def _take(self, found: Door, job: Job) -> "Taken":
+        store, system = self._context.store, self._system
+        before, cpu, front, begin = store.stats(), system.cpu_s(), self._front_s(), time.monotonic()
+        ran = found.run(job)
+        seconds = time.monotonic() - begin
+        after = store.stats()
+        return Taken(
+            ran, after.since(before), system.cpu_s() - cpu, self._front_s() - front, system.peak_bytes(), seconds
+        )
+
+    @contextlib.contextmanager
+    def _counted(self) -> "Iterator[Callable[[Ran, int], Taken]]":
+        """Counting from here on. What it gives is called last: it stops the system and says what all took."""
+        store, system = self._context.store, self._system
+        before, cpu, front, begin = store.stats(), system.cpu_s(), self._front_s(), time.monotonic()
+        front_s = 0.0
+
+        def count(ran: Ran, peak: int) -> Taken:
+            system.stop()
+            seconds = time.monotonic() - begin
+            return Taken(ran, store.stats().since(before), system.cpu_s() - cpu, front_s, peak, seconds)
+
+        yield count
+        front_s = self._front_s() - front
+
+    def _front_s(self) -> float:
+        return cpu_of(self._system.front_pids())
+
+    def _add(
+        self,
+        load: str,
+        unit: str,
+        taken: "Sequence[Taken]",
+        *,
+        reads: bool = False,
+        values: Sequence[float] = (),
+        runs: Sequence[Ran] = (),
+    ) -> None:
+        rates = values or [one.ran.mib_s if unit == names.MIBS else one.ran.per_second for one in taken]
+        runs = runs or [one.ran for one in taken]
+        self.figures.append(
+            Figure(
+                load,
+                self._system.name,
+                self._latency_ms,
+                unit,
+                tuple(rates),
+                facts=facts(taken, runs, stored=not self._local, reads=reads),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One load with what it took: requests of the store, CPU seconds of the system and of the front end before it."""
+
+    ran: Ran
+    stats: Stats
+    cpu_s: float
+    front_cpu_s: float
+    peak_bytes: int
+    seconds: float
+
+
+def facts(taken: Sequence[Taken], runs: Sequence[Ran], *, stored: bool, reads: bool) -> dict[str, float]:
+    """What the report shows beside a rate; of all runs together. `stored`: there is a bucket whose requests count."""
+    moved = sum(one.ran.moved_bytes for one in taken)
+    operations = sum(one.ran.operations for one in taken)
+    found = {
+        CPU_US: sum(one.cpu_s for one in taken) * 1e6 / operations,
+        CPU_S_PER_GIB: sum(one.cpu_s for one in taken) * GIB / moved,
+        PEAK_MIB: max(one.peak_bytes for one in taken) / MIB,
+    }
+    if front := sum(one.front_cpu_s for one in taken):
+        found[CPU_FRONT_US] = front * 1e6 / operations
+    if stored:
+        puts = sum(one.stats.puts for one in taken)
+        gets = sum(one.stats.gets + one.stats.heads for one in taken)
+        lists = sum(one.stats.lists for one in taken)
+        price = prices()
+        dollars = ((puts + lists) * price.per_1000_put + gets * price.per_1000_get) / 1000
+        found |= {
+            REQUESTS: float(sum(one.stats.requests for one in taken)),
+            PUTS_PER_GIB: puts * GIB / moved,
+            GETS_PER_GIB: gets * GIB / moved,
+            UP_PER_BYTE: sum(one.stats.bytes_in for one in taken) / moved,
+            DOWN_PER_BYTE: sum(one.stats.bytes_out for one in taken) / moved,
+            DOLLARS_PER_GIB: dollars * GIB / moved,
+        }
+        if reads:
+            del found[PUTS_PER_GIB], found[UP_PER_BYTE]
+    for place, name in enumerate((P50_US, P99_US, P999_US)):
+        values = sorted(one.percentiles_us[place] for one in runs if one.percentiles_us)
+        if values:
+            found[name] = values[len(values) // 2]
+    for place, name in enumerate((FLUSH_P50_US, FLUSH_P99_US)):
+        values = sorted(one.flush_us[place] for one in runs if one.flush_us)
+        if values:
+            found[name] = values[len(values) // 2]
+    return found
+
+
+def drop_page_cache() -> None:
+    """Where this may be done: in a container it often may not, and local state is removed in any case."""
+    subprocess.run(["sync"], check=False)
+    with contextlib.suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("1\n")
+
+
+def _with_seed(job: Job, number: int) -> Job:
+    return replace(job, seed=number + 1)
+
+
+def _sum(runs: Sequence[Ran]) -> Ran:
+    return Ran(
+        sum(one.operations for one in runs),
+        sum(one.moved_bytes for one in runs),
+        sum(one.seconds for one in runs),
+        runs[0].percentiles_us,
+        runs[0].flush_us,
+    )
