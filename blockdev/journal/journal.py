@@ -45,6 +45,8 @@ from blockdev.units import BLOCK_BYTES
 
 FIRST_POSITION = 4096
 _ZEROS = bytes(1 << 20)
+_RESTS = tuple(bytes(size) for size in range(0, BLOCK_BYTES, ALIGNMENT))
+"""Zeros up to the end of a page, by the number of `ALIGNMENT`s that are missing there."""
 _WALK_BYTES = 64 << 10
 
 
@@ -204,10 +206,17 @@ class Journal:
         process. Raises LocalDiskFailed: then nobody knows what the file holds behind `head`, and the journal must not
         be used again.
 
+        The page of the file that the last record ends in is filled up with zeros, where nothing is kept behind it: of a page
+        that is written in part the kernel reads the rest from the disk first, unless it has it in memory.
+
         Crash within: any part of the batch may be in the file, in any order once the host dies; recovery stops at the
         first record that is not whole. None of the batch was acknowledged."""
-        if self.tail == self.head:
+        tail = self.tail
+        if tail == self.head:
             return
+        rest = -tail % BLOCK_BYTES
+        if rest and tail + rest - self.reclaimed <= self._ring_bytes:
+            self._iov.append(_RESTS[rest // ALIGNMENT])
         try:
             for place, iov in self._closed_runs:
                 self.file.pwritev(iov, RING_START + place)
@@ -216,7 +225,7 @@ class Journal:
             raise _disk_failed(self.file, "cannot append to journal", error) from error
         self._closed_runs.clear()
         self._iov = []
-        self.head = self.tail
+        self.head = tail
 
     @property
     def room(self) -> int:

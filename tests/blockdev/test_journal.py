@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -72,6 +73,42 @@ def test_a_batch_is_one_system_call() -> None:
     assert file.writes == before + 1
     journal.append()
     assert file.writes == before + 1, "nothing was staged"
+
+
+def test_an_append_fills_the_page_it_ends_in_so_that_none_has_to_be_read() -> None:
+    file = MemoryFile()
+    journal = new_journal(file)
+    file.pwritev([b"\xff" * RING], RING_START)
+    write(journal, 0, b"a" * 4096)
+    journal.append()
+    start, end = journal.file_offset(journal.reclaimed), journal.file_offset(journal.tail)
+    page = -(-end // 4096) * 4096
+    assert 0 < page - end < 4096
+    assert file.pread(page - end, end) == bytes(page - end)
+    assert file.pread(4096, page) == b"\xff" * 4096
+    assert file.pread(start - RING_START, RING_START) == b"\xff" * (start - RING_START)
+    write(journal, 8, b"b" * 4096)
+    journal.append()
+    assert [lba for _, lba, _ in contents(journal)] == [0, 8]
+
+
+def test_a_page_is_not_filled_where_records_are_still_kept() -> None:
+    journal = new_journal()
+    written = []
+    for until_full in (False, True):
+        with suppress(JournalFull):
+            while True:
+                write(journal, len(written), bytes([len(written)]) * 512)
+                journal.append()
+                written.append(len(written))
+                if len(written) == 1:
+                    first_end = journal.head
+        if not until_full:
+            journal.reclaim(first_end)
+    assert 0 < journal.room < -journal.head % 4096, (
+        "the last page is shared with the oldest record, or this shows nothing"
+    )
+    assert [lba for kind, lba, _ in contents(journal) if kind == Kind.WRITE] == written[1:]
 
 
 def test_data_of_a_cut_first_block_has_a_checksum_of_its_own() -> None:
