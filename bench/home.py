@@ -77,7 +77,7 @@ class HomeBench:
         return [*self._unchanged(plan), *self._changed(plan)]
 
     def _unchanged(self, plan: HomePlan) -> list[Saved]:
-        with _Site(self._directory / "many") as site:
+        with Site(self._directory / "many") as site:
             self._say(f"home: make {plan.files:,} files")
             for number in range(plan.files):
                 if number % FILES_A_DIRECTORY == 0:
@@ -95,7 +95,7 @@ class HomeBench:
             return [first, middle]
 
     def _changed(self, plan: HomePlan) -> list[Saved]:
-        with _Site(self._directory / "large") as site:
+        with Site(self._directory / "large") as site:
             count = plan.size // LARGE_FILE_BYTES
             self._say(f"home: make {count:,} files of {LARGE_FILE_BYTES // MIB} MiB")
             drawn = random.Random(1)
@@ -113,26 +113,37 @@ class HomeBench:
             return [first, replace(changed, aim_s=CHANGED_AIM_S)]
 
 
-class _Site:
-    """A console in a process of its own and a machine, both in `folder`, gone at the end."""
+class Site:
+    """A console in a process of its own and a machine, both in `folder`, gone at the end. `store`: the port of a `bench.store`
+    that homes lie in; 0: in a folder behind the console."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: int = 0) -> None:
         self._folder = folder
+        self._store = store
         self.home = folder / "disk" / "home"
 
-    def __enter__(self) -> "_Site":
+    def __enter__(self) -> "Site":
         self.home.mkdir(parents=True)
         for name in ("etc", "state", "run", "console"):
             (self._folder / name).mkdir()
         log = self._folder / "console.log"
-        self._console = start([sys.executable, "-m", "bench.home", "--serve", str(self._folder / "console")], log)
+        words = [
+            sys.executable,
+            "-m",
+            "bench.home",
+            "--serve",
+            str(self._folder / "console"),
+            "--store",
+            str(self._store),
+        ]
+        self._console = start(words, log)
         try:
             facts = json.loads(wait_for_line(log, READY, self._console).split(READY)[1])
             self._address = facts["console"]
             (self._folder / "etc" / "seed.json").write_text(json.dumps(facts))
             with urllib.request.urlopen(f"{self._address}/guest/v1/agent.pyz") as answer:
                 (self._folder / "agent.pyz").write_bytes(answer.read())
-            self._agent("restore")
+            self.agent("restore")
         except BaseException:
             end(self._console)
             raise
@@ -142,10 +153,28 @@ class _Site:
         end(self._console)
         shutil.rmtree(self._folder)
 
-    def _agent(self, *verb: str) -> tuple[float, float, float]:
-        """(seconds, of them on a processor, MiB at the most) of one command."""
+    def anew(self) -> None:
+        """Another machine in the place of this one: a disk without a home, and a seed to enrol with."""
+        with urllib.request.urlopen(urllib.request.Request(f"{self._address}/bench/anew", method="POST")) as answer:
+            token = json.load(answer)
+        for name in ("state", "run", "disk"):
+            shutil.rmtree(self._folder / name)
+        for folder in (self._folder / "state", self._folder / "run", self.home):
+            folder.mkdir(parents=True)
+        (self._folder / "etc" / "seed.json").write_text(json.dumps({"console": self._address, "token": token}))
+
+    def command(self, *verb: str) -> list[str]:
+        """Of the agent as this machine has it."""
         places = [f"--{name}={self._folder / name}" for name in ("etc", "state", "run")]
-        command = [sys.executable, str(self._folder / "agent.pyz"), *places, f"--base={self._folder / 'disk'}", *verb]
+        return [sys.executable, str(self._folder / "agent.pyz"), *places, f"--base={self._folder / 'disk'}", *verb]
+
+    @property
+    def console_pid(self) -> int:
+        return self._console.pid
+
+    def agent(self, *verb: str) -> tuple[float, float, float]:
+        """(seconds, of them on a processor, MiB at the most) of one command."""
+        command = self.command(*verb)
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
@@ -160,7 +189,7 @@ class _Site:
 
     def save(self, name: str, files: int, size: int = 0) -> Saved:
         before = self._counts()
-        seconds, cpu_s, memory_mib = self._agent("backup", "--now")
+        seconds, cpu_s, memory_mib = self.agent("backup", "--now")
         after = self._counts()
         return Saved(name, files, size, seconds, cpu_s, after[0] - before[0], after[1] - before[1], memory_mib)
 
@@ -170,24 +199,37 @@ class _Site:
         return int(puts), int(size)
 
 
-def serve(folder: Path) -> None:
-    """The console's side, until the process is ended: guest API, database and homes as they are, and a count of PUTs."""
+def endpoint_settings(port: int) -> str:
+    """The endpoint `bench` of a configuration: a `bench.store`."""
+    return (
+        f'[endpoint.bench]\nurl = "http://127.0.0.1:{port}"\nregion = "us-east-1"\naddressing = "path"\n'
+        'preset = "ceph"\naccess_key = "bench"\nsecret_key = "bench"\n'
+    )
+
+
+def serve(folder: Path, port: int = 0) -> None:
+    """The console's side, until the process is ended: guest API, database and homes as they are, and a count of PUTs. Homes
+    are in the `bench.store` at `port`, to which guests are sent by signed addresses; 0: in a folder behind this API."""
     import uvicorn
     from fastapi import FastAPI, Request
 
     from envctl.agent.enrolment import machine_uuid
+    from envctl.database.models import Environment
     from envctl.homes import requests
-    from envctl.homes.presigning import ConsolePresigner
-    from envctl.homes.store import HomeStore
+    from envctl.homes.opening import open_homes
     from envctl.web.guest import router
     from s3core.clock import SystemClock
-    from s3core.file import FileStore
+    from s3core.settings import load_config
     from tests.envctl.world import make_world
 
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     clock = SystemClock()
-    store = HomeStore(FileStore(folder / "bucket"), ConsolePresigner(os.urandom(32)), clock)
+    settings = folder / "console.toml"
+    settings.touch(mode=0o600)
+    settings.write_text(endpoint_settings(port) if port else "")
+    url = "s3://bench/homes" if port else f"file://{folder / 'bucket'}"
+    store = open_homes(url, secret=os.urandom(32), config=load_config(settings), clock=clock)
     world = make_world(folder, homes=store, url=address)
     world.context = replace(world.context, clock=clock)
     environment = world.add_environment("alice", "work", world.add_template(), generation=1)
@@ -204,6 +246,17 @@ def serve(folder: Path) -> None:
         return await call_next(request)
 
     app.get("/bench/counts")(lambda: counts)
+
+    @app.post("/bench/anew")
+    def anew() -> str:
+        with world.context.database.write() as session:
+            row = session.get(Environment, environment.id)
+            assert row is not None
+            row.generation += 1
+            generation = row.generation
+        store.fence(environment.id, generation)
+        return requests.seed(world.context, environment, generation, machine_uuid())[0]
+
     app.include_router(router(lambda: world.context))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=60))
 
@@ -259,12 +312,13 @@ def document(runs: list[Saved]) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.home", description="Measure the agent's backups.")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--store", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--files", type=int, default=FULL.files, help="of the home that does not change")
     parser.add_argument("--bytes", type=int, default=FULL.size, help="of the home of which 1 %% changes")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where homes and bucket are (/var/tmp)")
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve)
+        serve(options.serve, options.store)
         return
     folder = Path(tempfile.mkdtemp(prefix="bucketworks-home-", dir=options.dir))
     try:

@@ -6,6 +6,7 @@ fields 14 and 15), in clock ticks of usually 10 ms; so figures per operation nee
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -27,6 +28,12 @@ def cpu_seconds(pid: int) -> float:
     # The command's name stands in brackets and may hold blanks.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def children_cpu_s() -> float:
+    """CPU time of this process's children that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def children(pid: int) -> list[int]:

@@ -8,7 +8,6 @@ the object.
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,23 +17,17 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
+from bench.peers.rclone_remote import RcloneRemote
 from bench.processes import BenchFailed, cpu_seconds, descendants, memory_bytes, peak_memory_bytes
+from bench.pve_node import PART_MIB, SPOOL_MIB, UPLOADS, Node
 from bench.report import TableOf
 from bench.sync import rclone_missing, rclone_version
-from plugin.configuration import ROOT_VARIABLE
-from plugin.mount.process import unmount
 from s3core.s3_bucket import S3Bucket
 from s3core.s3_control import S3Control
-from s3core.settings import PATH_VARIABLE
 from tests.servers.radosgw import ACCESS_KEY, SECRET_KEY, Radosgw, missing_binaries
 
 MIB = 1024 * 1024
-PART_MIB = 16
-UPLOADS = 4
-SPOOL_MIB = 256
 SAMPLE_S = 0.1
-MOUNT_S = 60.0
-STORAGE = "bench"
 BUCKET = "backups"
 RATIO_AIM = 0.8
 MEMORY_MAX = 200 * MIB
@@ -85,23 +78,20 @@ class PveBench:
     def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
         self._directory = directory
         self._say = say
-        self._state = directory / "state"
-        self._mountpoint = directory / "mnt"
-        compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(directory / "compiled")}
-        root, config = directory / "node", directory / "pve.toml"
-        self._environment = {**os.environ, **compiled, ROOT_VARIABLE: str(root), PATH_VARIABLE: str(config)}
 
     def run(self, plan: PvePlan) -> list[Backup]:
         """BenchFailed where a program fails, or leaves other bytes than it was given."""
         source = self._directory / "backup.vma"
         self._say(f"pve: a file of {plan.file_bytes // MIB:,} MiB")
-        _fill(source, plan.file_bytes)
+        fill(source, plan.file_bytes)
         server = Radosgw(self._directory / "radosgw", gateway=GATEWAY.format(room=4 * plan.file_bytes))
         try:
             control = S3Control(server.endpoint())
             control.create_bucket(BUCKET)
             control.close()
-            self._configure(server)
+            url = f"http://127.0.0.1:{server.http_port}"
+            self._node = Node.made(self._directory, url, BUCKET, ACCESS_KEY, SECRET_KEY)
+            self._remote = RcloneRemote.at(self._directory, url, ACCESS_KEY, SECRET_KEY, "Ceph")
             self._bucket = S3Bucket(server.endpoint(), BUCKET)
             found = []
             writers = {"rclone copyto": self._rclone, "engine": self._engine, "mount": self._mount}
@@ -116,38 +106,13 @@ class PveBench:
             source.unlink()
         return found
 
-    def _configure(self, server: Radosgw) -> None:
-        private = self._directory / "node/etc/pve/priv/storage"
-        private.mkdir(parents=True)
-        lines = [
-            *(f"bucketfiles: {STORAGE}", f"\tpath {self._mountpoint}", "\tcontent backup", "\tbw-preset ceph"),
-            *(f"\tbw-endpoint http://127.0.0.1:{server.http_port}", f"\tbw-bucket {BUCKET}", "\tbw-region us-east-1"),
-            *(f"\tbw-access-key {ACCESS_KEY}", f"\tbw-part-size {PART_MIB}", f"\tbw-uploads {UPLOADS}"),
-        ]
-        (self._directory / "node/etc/pve/storage.cfg").write_text("\n".join(lines) + "\n")
-        secrets = private / f"{STORAGE}.bucketfiles"
-        secrets.write_text(f"bw-secret-key {SECRET_KEY}\n")
-        secrets.chmod(0o600)
-        config = self._directory / "pve.toml"
-        config.write_text(
-            f'[pve]\nstate_dir = "{self._state}"\nrun_dir = "{self._directory}/run"\nspool_bytes = "{SPOOL_MIB}M"\n'
-        )
-        config.chmod(0o600)
-        (self._directory / "rclone.conf").write_text(
-            "[bench]\ntype = s3\nprovider = Ceph\nregion = us-east-1\nno_check_bucket = true\n"
-            f"endpoint = http://127.0.0.1:{server.http_port}\n"
-            f"access_key_id = {ACCESS_KEY}\nsecret_access_key = {SECRET_KEY}\n"
-        )
-
     def _rclone(self, source: Path, key: str) -> Backup:
-        words = ["rclone", "copyto", "--config", str(self._directory / "rclone.conf"), "--s3-disable-checksum"]
-        words += ["--s3-chunk-size", f"{PART_MIB}Mi", "--s3-upload-concurrency", str(UPLOADS)]
-        environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._directory)}
-        return self._watched("rclone copyto", source, [*words, str(source), f"bench:{BUCKET}/{key}"], environment)
+        words = ["copyto", "--s3-disable-checksum", "--s3-chunk-size", f"{PART_MIB}Mi"]
+        words += ["--s3-upload-concurrency", str(UPLOADS), str(source), f"bench:{BUCKET}/{key}"]
+        return self._watched("rclone copyto", source, self._remote.words(words), self._remote.environment)
 
     def _engine(self, source: Path, key: str) -> Backup:
-        words = [sys.executable, "-m", "bench.backup_writer", STORAGE, str(source), key]
-        return self._watched("engine", source, words, self._environment)
+        return self._watched("engine", source, self._node.writer(source, key), self._node.environment)
 
     def _watched(self, name: str, source: Path, words: Sequence[str], environment: Mapping[str, str]) -> Backup:
         log, begin = self._directory / "pve.log", time.monotonic()
@@ -155,7 +120,7 @@ class PveBench:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
             )
-        watch = _Watch(process.pid, self._state)
+        watch = _Watch(process.pid, self._node.state)
         status = process.wait()
         seconds = time.monotonic() - begin
         watch.stop()
@@ -166,42 +131,19 @@ class PveBench:
     def _mount(self, source: Path, key: str) -> Backup:
         """As vzdump does it: written as .dat, and renamed; the rename returns when the object is verified. The process is
         there already, as on a node; its memory is what it had at most meanwhile."""
-        self._mountpoint.mkdir(exist_ok=True)
-        log = self._directory / "mount.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-c", "from plugin.cli import main; main()", "mount", STORAGE],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-            )
-        try:
-            self._wait_for_mount(process, log)
-            name = self._mountpoint / key
+        with self._node.mounted() as process:
+            name = self._node.mountpoint / key
             before = sum(map(cpu_seconds, descendants(process.pid)))
-            watch, begin = _Watch(process.pid, self._state), time.monotonic()
+            watch, begin = _Watch(process.pid, self._node.state), time.monotonic()
             script = 'dd if="$0" of="$1" bs=1M status=none && mv "$1" "$2"'
             words = ["sh", "-c", script, str(source), str(name.with_suffix(".dat")), str(name)]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             seconds = time.monotonic() - begin
             watch.stop()
             if done.returncode:
-                raise BenchFailed(f"the mount: {done.stderr}\n{log.read_text(errors='replace')[-2000:]}")
+                raise BenchFailed(f"the mount: {done.stderr}\n{self._node.said()}")
             cpu_s = watch.cpu_s - before
             return Backup("mount", source.stat().st_size, seconds, cpu_s, watch.peak_bytes, watch.spool_bytes)
-        finally:
-            with suppress(OSError):
-                unmount(self._mountpoint)
-            process.terminate()
-            process.wait(30)
-
-    def _wait_for_mount(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
-        give_up = time.monotonic() + MOUNT_S
-        while not (self._mountpoint / "dump").is_dir():
-            if process.poll() is not None or time.monotonic() > give_up:
-                raise BenchFailed(f"nothing is mounted:\n{log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.05)
 
     def _look(self, source: Path, backup: Backup) -> None:
         """The object is the file: its size, its first and last bytes; then it goes, so that the next finds the same room."""
@@ -256,7 +198,7 @@ def _spooled(pid: int, state: Path) -> int:
     return total
 
 
-def _fill(path: Path, size: int) -> None:
+def fill(path: Path, size: int) -> None:
     """Bytes that do not compress; the same 16 MiB again and again, each at another offset of a part."""
     piece = Random(7).randbytes(16 * MIB - 4096)
     with path.open("wb") as file:
