@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 import typer
 
 from cowsync.errors import ClusterUnavailable, Held, Refused, StateDamaged
-from cowsync.scan.engine import WorkerLost
+from cowsync.scan.engine import WorkerLost, collect_seldom
 from s3core.console import new_program, run_and_exit
 from s3core.exit_codes import ExitCode, register
 
@@ -128,4 +128,6 @@ def __getattr__(name: str) -> Any:
 
 
 def main() -> NoReturn:
-    run_and_exit(program(sys.argv[1] if len(sys.argv) > 1 else ""), "cowsync")
+    app = program(sys.argv[1] if len(sys.argv) > 1 else "")
+    collect_seldom()
+    run_and_exit(app, "cowsync")

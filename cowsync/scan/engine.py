@@ -27,6 +27,17 @@ TRIES = 4
 """How often a piece is given out when workers die under it, before the run gives up."""
 
 
+COLLECTED_AT = (50_000, 20, 100)
+
+
+def collect_seldom() -> None:
+    """Look for cycles of dead objects seldom, and never among what is there now. A page of a listing is thousands of tuples
+    that die with it, by themselves: looked through again and again, as is usual, together with all that was imported, they
+    cost more than reading and comparing them. In a fork what is there now stays in pages that are shared."""
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AT)
+
+
 class WorkerLost(Exception):
     """The process or host that ran the piece is gone; the piece may have run, in part or wholly."""
 
@@ -179,7 +190,7 @@ def _begin() -> None:
     """In a process of the pool: it ends with its parent, and its threads share one heap."""
     # A fork has the command's way to end in order, which is not its own.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.freeze()  # what came with the fork stays in the pages it shares
+    collect_seldom()
     _one_heap()
     _end_with_parent()
 
