@@ -11,6 +11,9 @@ TEST_PACKAGES := qemu-utils qemu-block-extra libiscsi-bin e2fsprogs radosgw ceph
 	postgresql acl attr libcap2-bin systemd bash zsh fish mandoc groff-base lintian prometheus faketime
 DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
 BENCH_PACKAGES := qemu-utils qemu-block-extra tgt rclone
+# Those that `make bench-peers` measures beside us, and what loads them; no test needs one of them.
+PEER_PACKAGES := $(BENCH_PACKAGES) s3backer nbdkit nbdkit-plugin-python python3-boto3 fio restic qemu-system-common \
+	fuse2fs e2fsprogs xfsprogs sqlite3 linux-perf
 UV_VERSION := 0.13.8
 SEED ?= 1
 RUNS ?= 1000
@@ -19,10 +22,10 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv assets check lint test demo demo-envctl bench deb wheel sbom audit site sim torture blackout lock docs clean
+.PHONY: help venv assets check lint test demo demo-envctl bench bench-peers deb wheel sbom audit site sim torture blackout lock docs clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 venv: $(READY) ## the environment in .venv, from requirements-dev.txt with hashes
 
@@ -66,6 +69,11 @@ bench: ## figures of this machine, beside tgt and rclone in the same run, and wh
 	@.ci/system-packages $(BENCH_PACKAGES)
 	@$(MAKE) --no-print-directory venv
 	@$(PY) -m bench
+
+bench-peers: ## Bucketworks beside s3backer, nbdkit, tgt, rclone and restic: one run, tables and plots in .results
+	@.ci/system-packages $(PEER_PACKAGES)
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -m bench.peers $(PEERS)
 
 deb: $(READY) ## the Debian packages, in dist/
 	@$(PY) -m envctl.web.assets || echo "note: no browser code; the console in the package has no screens and terminals"

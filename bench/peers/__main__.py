@@ -148,7 +148,7 @@ def _part(name: str, context: Context) -> Part:
     context.say(f"{name}: begins")
     begin = time.monotonic()
     try:
-        context.store.set_latency(0)
+        context.store.reset()
         part = measure_of(PARTS[name])(own)
     except (BenchFailed, ImportError, OSError, subprocess.SubprocessError) as error:
         context.say(f"{name}: {error}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from bench import bare_client
 from bench.cost import prices
 from bench.peers import names
 from bench.peers.context import Context
@@ -48,6 +49,9 @@ CPU_FRONT_US = "cpu_front_us"
 FLUSH_P50_US = "flush_p50_us"
 FLUSH_P99_US = "flush_p99_us"
 OBJECTS_LEFT = "objects_left"
+STORE_CPU = "store_cpu"
+CLIENT_CPU = "client_cpu"
+"""Processors that the store and the bare client kept busy, of 1."""
 MIXED = "4K random 70/30 mix QD8"
 WRITTEN_64K = "64 KiB sequential write"
 ACKNOWLEDGED = ", acknowledged"
@@ -68,7 +72,10 @@ class Plan:
 FULL = Plan()
 QUICK = Plan(volume_bytes=128 * MIB, cold_reads=256, sequential_bytes=128 * MIB, few_bytes=8 * MIB)
 
-RANDOM, FLUSHES, SEQUENTIAL, READS, WARM, FRESH, DISCARD = range(7)
+RANDOM, FLUSHES, SEQUENTIAL, READS, WARM, FRESH, DISCARD, LINKED = range(8)
+LINK_MIB_S = 100
+BARE_CONNECTIONS = 32
+"""As many requests as s3block has in flight by default (`concurrency`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +87,14 @@ class Scope:
     depths: Sequence[int] = (1, 8, 32)
     far_only: bool = False
     slow: bool = False
+    sequential_share: int = 1
+    """Of the bytes in order, one part in so many."""
 
 
 REFERENCE_MS = 20
 SCOPES: Mapping[str, Scope] = {
-    names.OURS: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL, FRESH, DISCARD)),
-    names.S3BACKER_TUNED: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL, FRESH, DISCARD)),
+    names.OURS: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL, LINKED, FRESH, DISCARD)),
+    names.S3BACKER_TUNED: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL, FRESH, DISCARD), sequential_share=4),
     names.TGT: Scope((RANDOM, FLUSHES, SEQUENTIAL, WARM), far_only=True),
     names.OURS_FLUSH_S3: Scope((FLUSHES,), slow=True),
     names.S3BACKER_SYNC: Scope((RANDOM, FLUSHES), depths=(1,), slow=True),
@@ -122,6 +131,8 @@ class Matrix:
                 if self._tried(known.name, "fill", partial(self._fill, system)):
                     served.append((known, system))
             for latency_ms in context.latencies_ms:
+                if not context.systems or names.BARE_CLIENT in context.systems:
+                    self._tried(names.BARE_CLIENT, f"{latency_ms} ms", partial(self._bare, latency_ms))
                 context.store.set_latency(latency_ms)
                 for known, system in list(served):
                     scope = SCOPES[known.name]
@@ -183,6 +194,9 @@ class Matrix:
             return False
         return True
 
+    def _bare(self, latency_ms: int) -> None:
+        self._figures += bare(self._context, latency_ms)
+
     def _fill(self, system: System) -> None:
         context, plan = self._context, self._plan
         context.store.set_latency(0)
@@ -218,6 +232,7 @@ class Measuring:
             RANDOM: self._random,
             FLUSHES: self._flushes,
             SEQUENTIAL: self._sequential,
+            LINKED: self._linked,
             FRESH: self._on_fresh,
             DISCARD: self._discard,
         }
@@ -277,22 +292,44 @@ class Measuring:
             self._written(names.random_write(1, words), job)
 
     def _sequential(self) -> None:
-        size = self._plan.few_bytes if self._scope.slow else self._plan.sequential_bytes
         rows = [(names.SEQUENTIAL_WRITE, MIB, 8), (WRITTEN_64K, 64 * KIB, 16)]
         for name, block, depth in rows[:1] if self._context.quick else rows:
-            answered, whole = [], []
+            self._in_order(name, block, depth)
+
+    def _in_order(self, name: str, block: int, depth: int) -> None:
+        """Both rates: of answered writes, and until the bucket has everything."""
+        plan, scope = self._plan, self._scope
+        size = plan.few_bytes if scope.slow else plan.sequential_bytes // scope.sequential_share
+        answered, whole = [], []
+        for _ in range(self._repeats):
+            self._begin_cold()
+            with self._counted() as count, door(self._system, self._context.directory) as found:
+                ran = found.run(Job("write", block, depth, 0, size, total_bytes=size))
+                begin = time.monotonic()
+                peak = self._system.peak_bytes()
+            answered.append(count(ran, peak))
+            # What fio needs to start is nobody's; all from its last answer to the end of the system is the system's.
+            whole.append(size / MIB / (ran.seconds + time.monotonic() - begin))
+        self._add(name + ACKNOWLEDGED, names.MIBS, answered)
+        if not self._local:
+            self._add(name, names.MIBS, answered, values=whole)
+
+    def _linked(self) -> None:
+        """In order once more, behind a link that is slower than the processors."""
+        store = self._context.store
+        store.set_bandwidth(LINK_MIB_S)
+        try:
+            self._in_order(names.SEQUENTIAL_WRITE + names.LIMITED, MIB, 8)
+            taken = []
             for _ in range(self._repeats):
                 self._begin_cold()
-                with self._counted() as count, door(self._system, self._context.directory) as found:
-                    ran = found.run(Job("write", block, depth, 0, size, total_bytes=size))
-                    begin = time.monotonic()
-                    peak = self._system.peak_bytes()
-                answered.append(count(ran, peak))
-                # What fio needs to start is nobody's; all from its last answer to the end of the system is the system's.
-                whole.append(size / MIB / (ran.seconds + time.monotonic() - begin))
-            self._add(name + ACKNOWLEDGED, names.MIBS, answered)
-            if not self._local:
-                self._add(name, names.MIBS, answered, values=whole)
+                with door(self._system, self._context.directory) as found:
+                    size = self._plan.volume_bytes
+                    job = Job("read", MIB, 8, 0, size, 4 * self._seconds, operations=size // MIB)
+                    taken.append(self._take(found, job))
+            self._add(names.SEQUENTIAL_READ + names.LIMITED, names.MIBS, taken, reads=True)
+        finally:
+            store.set_bandwidth(0)
 
     def _on_fresh(self) -> None:
         """A volume nobody has written to; its bucket is empty again afterwards."""
@@ -396,10 +433,10 @@ class Measuring:
 
     def _take(self, found: Door, job: Job) -> "Taken":
         store, system = self._context.store, self._system
-        before, cpu, front, begin = store.stats(), system.cpu_s(), self._front_s(), time.monotonic()
+        before, cpu, front, begin = store.stats(system.bucket), system.cpu_s(), self._front_s(), time.monotonic()
         ran = found.run(job)
         seconds = time.monotonic() - begin
-        after = store.stats()
+        after = store.stats(system.bucket)
         return Taken(
             ran, after.since(before), system.cpu_s() - cpu, self._front_s() - front, system.peak_bytes(), seconds
         )
@@ -408,13 +445,13 @@ class Measuring:
     def _counted(self) -> "Iterator[Callable[[Ran, int], Taken]]":
         """Counting from here on. What it gives is called last: it stops the system and says what all took."""
         store, system = self._context.store, self._system
-        before, cpu, front, begin = store.stats(), system.cpu_s(), self._front_s(), time.monotonic()
+        before, cpu, front, begin = store.stats(system.bucket), system.cpu_s(), self._front_s(), time.monotonic()
         front_s = 0.0
 
         def count(ran: Ran, peak: int) -> Taken:
             system.stop()
             seconds = time.monotonic() - begin
-            return Taken(ran, store.stats().since(before), system.cpu_s() - cpu, front_s, peak, seconds)
+            return Taken(ran, store.stats(system.bucket).since(before), system.cpu_s() - cpu, front_s, peak, seconds)
 
         yield count
         front_s = self._front_s() - front
@@ -493,6 +530,25 @@ def facts(taken: Sequence[Taken], runs: Sequence[Ran], *, stored: bool, reads: b
         values = sorted(one.flush_us[place] for one in runs if one.flush_us)
         if values:
             found[name] = values[len(values) // 2]
+    return found
+
+
+def bare(context: Context, latency_ms: int) -> list[Figure]:
+    """What the store gives a client that only asks: objects of 1 MiB, nothing compressed, so more bytes on the wire than
+    s3block needs for as much data."""
+    store, found = context.store, []
+    store.set_latency(latency_ms)
+    for link, mib_s in (("", 0), (names.LIMITED, LINK_MIB_S)):
+        store.set_bandwidth(mib_s)
+        for method, load in (("PUT", names.SEQUENTIAL_WRITE), ("GET", names.SEQUENTIAL_READ)):
+            runs = [
+                bare_client.measure(store.port, method, MIB, BARE_CONNECTIONS, context.seconds)
+                for _ in range(context.repeats)
+            ]
+            busy = {STORE_CPU: runs[0].store_cpu, CLIENT_CPU: runs[0].client_cpu}
+            rates = tuple(one.mib_s for one in runs)
+            found.append(Figure(load + link, names.BARE_CLIENT, latency_ms, names.MIBS, rates, facts=busy))
+    store.set_bandwidth(0)
     return found
 
 

@@ -73,7 +73,8 @@ def warm_write(depth: int, flush: str = "") -> str:
 QEMU_IMG: Final = ", qemu-img bench"
 """Behind a warm load's name, where it was not fio but the benchmark of QEMU."""
 PROBE: Final = "warm 4K command QD1 while the destager works"
-"""Of it the facts P50_US, P99_US, P999_US count."""
+"""Of it the facts P50_US, P99_US, P999_US count: of writes; behind PROBE_READ, of reads with one write in ten."""
+PROBE_READ: Final = f"{PROBE}, reads"
 
 # --- loads of a mirror ---------------------------------------------------------------------------------------
 

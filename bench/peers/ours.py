@@ -32,12 +32,16 @@ def version() -> str:
 class S3Block:
     path = None
 
-    def __init__(self, place: Place, name: str = NAME, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, place: Place, name: str = NAME, settings: Mapping[str, str] | None = None, journal_bytes: int = 0
+    ) -> None:
+        """`journal_bytes` 0: the default. `settings`: what else is not the default."""
         self.name = name
         self.bucket = place.bucket
         self.url = ""
         self._place = place
         self._given = dict(settings or {})
+        self._journal_bytes = journal_bytes
         self._account = Account()
         self._state = place.directory / "state"
         self._log = place.directory / "serve.log"
@@ -60,7 +64,8 @@ class S3Block:
                 VOLUME,
                 place.store.port,
                 place.size_bytes,
-                cache_bytes=place.cache_bytes,
+                self._journal_bytes,
+                place.cache_bytes,
                 bucket=place.bucket,
                 settings={**self._given, "metrics_listen": f"127.0.0.1:{self._metrics}"},
             )

@@ -168,7 +168,7 @@ class S3Backer:
                 raise BenchFailed(f"s3backer has not written its cache back within {DRAIN_S_MAX:.0f} s")
             time.sleep(0.02)
         # The ratio is rounded to four digits: of more than 20,000 blocks the last few do not show.
-        until_quiet(self._place.store)
+        until_quiet(self._place.store, self.bucket)
 
     def stop(self) -> None:
         if self._process is None:

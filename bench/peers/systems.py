@@ -176,21 +176,21 @@ def _runs(pid: int) -> bool:
     return False
 
 
-def until_quiet(store: Client, quiet_s: float = QUIET_S) -> None:
-    """Until the store was told nothing new for so long. Raises BenchFailed after `DRAIN_S_MAX`."""
+def until_quiet(store: Client, bucket: str, quiet_s: float = QUIET_S) -> None:
+    """Until nothing new was put into the bucket, nor deleted there, for so long. Raises BenchFailed after `DRAIN_S_MAX`."""
     begin = last = time.monotonic()
-    seen = _work(store)
+    seen = _work(store, bucket)
     while time.monotonic() - last < quiet_s:
         time.sleep(0.05)
-        now = _work(store)
+        now = _work(store, bucket)
         if now != seen:
             seen, last = now, time.monotonic()
         if last - begin > DRAIN_S_MAX:
             raise BenchFailed(f"still writing to the bucket {DRAIN_S_MAX:.0f} s after the last write")
 
 
-def _work(store: Client) -> tuple[int, int, int]:
-    stats = store.stats()
+def _work(store: Client, bucket: str) -> tuple[int, int, int]:
+    stats = store.stats(bucket)
     return stats.puts, stats.deletes, stats.bytes_in
 
 

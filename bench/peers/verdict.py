@@ -24,8 +24,8 @@ WARM_DEPTHS: Final = (1, 8, 32)
 QEMU_IMG_TARGETS: Final[Mapping[str, int]] = {
     names.warm_read(32): 70_000,
     names.warm_write(32): 50_000,
-    names.warm_write(32, names.FLUSH_EACH): 4_000,
-    names.warm_write(32, names.FLUSH_PER_16): 25_000,
+    names.warm_write(1, names.FLUSH_EACH): 4_000,
+    names.warm_write(16, names.FLUSH_PER_16): 25_000,
 }
 
 
@@ -215,13 +215,14 @@ def at_least(load: str, aim: int, target: str) -> Target:
 
 def quick_answers(target: str) -> Target:
     def ask(run: Run) -> Verdict:
-        found = [one for one in run.figures(names.PROBE) if one.system == names.OURS and P99_US in one.facts]
+        loads = [one for load in (names.PROBE, names.PROBE_READ) for one in run.figures(load)]
+        found = [one for one in loads if one.system == names.OURS and P99_US in one.facts]
         if not found:
             return _not_measured(target, names.PROBE, names.OURS)
         worst = max(found, key=lambda one: one.facts[P99_US])
         parts = [(name, worst.facts.get(fact)) for name, fact in (("p50", P50_US), ("p99", P99_US), ("p99.9", P999_US))]
         said = ", ".join(f"{name} {number(value)} us" for name, value in parts if value is not None)
-        theirs = near(run, names.PROBE, names.TGT, worst.latency_ms)
+        theirs = near(run, worst.load, names.TGT, worst.latency_ms)
         if theirs and P99_US in theirs.facts:
             said += f"; {theirs.system}: p99 {number(theirs.facts[P99_US])} us"
         p99 = worst.facts[P99_US]
