@@ -60,6 +60,10 @@ class Tgt:
             self._tell("--op", "new", "--mode", "target", "--tid", "1", "-T", IQN)
             unit = ("--tid", "1", "--lun", "1", "--bstype", "rdwr", "-b", str(self._file))
             self._tell("--op", "new", "--mode", "logicalunit", *unit)
+            if self._own is None:
+                # Without it tgt offers no UNMAP; with it a discard becomes a hole in the file.
+                of_unit = ("--tid", "1", "--lun", "1", "--params", "thin_provisioning=1")
+                self._tell("--op", "update", "--mode", "logicalunit", *of_unit)
             if self._read_only:
                 of_unit = ("--tid", "1", "--lun", "1", "--params", "readonly=1")
                 self._tell("--op", "update", "--mode", "logicalunit", *of_unit)
