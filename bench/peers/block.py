@@ -8,6 +8,7 @@ nothing of it. Scattered writes visit the whole of it; cold reads visit each par
 """
 
 import contextlib
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ OBJECTS_LEFT = "objects_left"
 STORE_CPU = "store_cpu"
 CLIENT_CPU = "client_cpu"
 """Processors that the store and the bare client kept busy, of 1."""
+FILLED = "filled"
 MIXED = "4K random 70/30 mix QD8"
 WRITTEN_64K = "64 KiB sequential write"
 ACKNOWLEDGED = ", acknowledged"
@@ -92,6 +94,8 @@ class Scope:
 
 
 REFERENCE_MS = 20
+SHARED: Mapping[str, str] = {names.S3BACKER_FILE: names.S3BACKER_TUNED, names.S3BACKER_SYNC: names.S3BACKER_TUNED}
+"""Whose volume a system may take, since only one of them is served at a time: filling one takes as long as a row."""
 SCOPES: Mapping[str, Scope] = {
     names.OURS: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL, LINKED, FRESH, DISCARD)),
     names.S3BACKER_TUNED: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL, FRESH, DISCARD), sequential_share=4),
@@ -123,13 +127,15 @@ class Matrix:
         context = self._context
         with contextlib.ExitStack() as stack:
             served: list[tuple[Known, System]] = []
+            filled: set[str] = set()
             for known in self._wanted():
                 if absent := known.missing():
                     self._missing.append(f"{known.name}: {absent}")
                     continue
-                system = stack.enter_context(known.make(self._place(known.name, "filled")))
-                if self._tried(known.name, "fill", partial(self._fill, system)):
+                system = stack.enter_context(known.make(self._place(known.name, FILLED)))
+                if system.bucket in filled or self._tried(known.name, "fill", partial(self._fill, system)):
                     served.append((known, system))
+                    filled |= {system.bucket} - {""}
             for latency_ms in context.latencies_ms:
                 if not context.systems or names.BARE_CLIENT in context.systems:
                     self._tried(names.BARE_CLIENT, f"{latency_ms} ms", partial(self._bare, latency_ms))
@@ -181,9 +187,10 @@ class Matrix:
         return [known for known in SYSTEMS if known.name in SCOPES and (not asked or known.name in asked)]
 
     def _place(self, name: str, what: str) -> Place:
-        short = "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
         size = self._plan.volume_bytes
-        return Place(self._context.directory / f"{short}-{what}", self._context.store, f"{short}-{what}", size, size)
+        bucket = SHARED.get(name, name) if what == FILLED else name
+        folder = self._context.directory / f"{_plain(name)}-{what}"
+        return Place(folder, self._context.store, f"{_plain(bucket)}-{what}", size, size)
 
     def _tried(self, name: str, what: str, work: Callable[[], None]) -> bool:
         try:
@@ -550,6 +557,11 @@ def bare(context: Context, latency_ms: int) -> list[Figure]:
             found.append(Figure(load + link, names.BARE_CLIENT, latency_ms, names.MIBS, rates, facts=busy))
     store.set_bandwidth(0)
     return found
+
+
+def _plain(name: str) -> str:
+    """For folders and buckets."""
+    return "-".join(re.findall("[a-z0-9]+", name.lower()))
 
 
 def drop_page_cache() -> None:
