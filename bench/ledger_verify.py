@@ -3,6 +3,7 @@
 One rule: the whole of the work counts, reading and searching included. A log that does not verify fails the run.
 """
 
+import argparse
 import os
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ CHECKPOINT_EVERY = 1024
 """About as often as a writer with default settings signs one."""
 PASSES = 3
 PARSE_EVERY = 64
+SIZE = "size"
+"""The file beside a log that was made, which holds how many records there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,35 @@ def _bundles(records: int, edge: Edge, signer: Signer, store: FileStore, *, inte
         yield encode_bundle(made)
 
 
+def make(folder: Path, records: int) -> None:
+    """A log of a feed's events in `folder`, its size beside it: what `walk_log` goes through."""
+    store = FileStore(str(folder / "log"))
+    edge = Edge()
+    for index, bundle in enumerate(_bundles(records, edge, Signer(ORIGIN, bytes(32)), store)):
+        store.put(tile_key(WRITER, tile_path(ENTRIES, index)), bundle)
+    (folder / SIZE).write_text(str(edge.size))
+
+
+def walk_log(folder: Path) -> float:
+    """Verify all of it in this process, as `s3integrity verify --full` does; seconds of processor."""
+    size = int((folder / SIZE).read_text())
+    return _walked(FileStore(str(folder / "log")), size, [Signer(ORIGIN, bytes(32)).vkey], PARSE_EVERY)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.ledger_verify", description="Rates of full verification.")
+    parser.add_argument("--records", type=int, default=300_000)
+    parser.add_argument("--make", type=Path, metavar="FOLDER", help="make a log and end")
+    parser.add_argument("--walk", type=Path, metavar="FOLDER", help="verify a log that was made, once")
+    options = parser.parse_args()
+    if options.make:
+        make(options.make, options.records)
+    elif options.walk:
+        print(f"{walk_log(options.walk):.3f} s of processor")
+    else:
+        for one in walks(options.records, Path(tempfile.gettempdir())):
+            print(f"{one.rate:12,.0f} records/s  {one.name}")
+
+
 if __name__ == "__main__":
-    for one in walks(300_000, Path(tempfile.gettempdir())):
-        print(f"{one.rate:12,.0f} records/s  {one.name}")
+    main()

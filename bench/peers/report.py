@@ -32,12 +32,34 @@ FACTS: Final[Mapping[str, str]] = {
     facts.CPU_S_PER_GIB: "CPU seconds for each GiB",
     facts.PEAK_MIB: "most memory, MiB",
     facts.DOLLARS_PER_GIB: "dollars of requests for each GiB",
+    "puts": "PUTs",
+    "gets": "GETs",
+    "deletes": "DELETEs",
     "up_mib": "MiB sent to the store",
+    "mib_up": "MiB sent to the store",
     "down_mib": "MiB fetched from the store",
+    "mib_down": "MiB fetched from the store",
+    "mib_left": "MiB left in the bucket",
+    "objects_left": "objects left in the bucket",
+    "drained_s": "seconds until the bucket had everything",
+    "flush_p50_us": "median time of a flush, microseconds",
+    "flush_p99_us": "99th percentile of flushes, microseconds",
     "cpu_s": "CPU seconds",
 }
-"""What is told of a load beside its rate, in the order of the page; facts with other names follow under those. In all of
-them less is better."""
+"""What is told of a load beside its rate, in the order of the page. In all of them less is better."""
+OTHER_FACTS: Final[Mapping[str, str]] = {
+    "cpu_front_us": "CPU microseconds for each operation of tgtd, before a file that is not its own",
+    "cpu_behind_us": "CPU microseconds for each operation, of the processes that speak to the bucket",
+    "cpu_initiator_us": "CPU microseconds for each operation of the initiator",
+    "cpu_console_s": "CPU seconds of the console",
+    "store_busy": "share of a processor that the store took",
+    "store_cpu": "share of a processor that the store took",
+    "client_cpu": "share of a processor that the client took",
+    "server_cpu_us": "CPU microseconds of the server, for each key",
+    "disk_flushes_per_s": "appends of 4 KiB with fdatasync a second, of the disk alone",
+    "mib_s": "MiB a second",
+}
+"""What explains a figure; none is the best. Facts with other names follow under those."""
 HOW_TO_READ: Final = (
     "**Ratios, not figures.** All systems met the same loads on the same store in one run, so ratios travel; the figures"
     " belong to this machine, whose processors store, system and load generator share.",
@@ -173,7 +195,7 @@ def fact_tables(part: Part) -> list[Grid]:
         wanted = min({figure.latency_ms for figure in with_fact}, key=lambda ms: abs(ms - at))
         chosen = [figure for figure in with_fact if figure.latency_ms == wanted]
         systems = [system for system in columns(part) if any(figure.system == system for figure in chosen)]
-        words = FACTS.get(name, name.replace("_", " "))
+        words = FACTS.get(name) or OTHER_FACTS.get(name, name.replace("_", " "))
         title = words[0].upper() + words[1:] + (f", store at {wanted} ms" if len(latencies(part)) > 1 else "")
         rows: list[list[str]] = []
         bold: set[tuple[int, int]] = set()

@@ -19,6 +19,8 @@ BARE_SHARE: Final = 0.95
 COWSYNC_TIMES: Final = 10
 COWSYNC_MEMORY_SHARE: Final = 1 / 10
 P99_MAX_US: Final = 100
+DISK_FLUSHES: Final = "disk_flushes_per_s"
+"""As bench.peers.warm tells it beside rows with flushes."""
 COLD_DEPTHS: Final = (8, 32)
 WARM_DEPTHS: Final = (1, 8, 32)
 QEMU_IMG_TARGETS: Final[Mapping[str, int]] = {
@@ -207,6 +209,8 @@ def at_least(load: str, aim: int, target: str) -> Target:
         said = f"{_rate(best)} with the store at {best.latency_ms} ms"
         if theirs:
             said += f"; {_rate(theirs)}"
+        if disk := best.facts.get(DISK_FLUSHES):
+            said += f"; that disk alone: {number(disk)} fdatasyncs a second"
         met = best.value >= aim
         return Verdict(target, f"{number(best.value)} {best.unit}", met, said if met else said + _cpu(best))
 
@@ -237,12 +241,12 @@ def quick_answers(target: str) -> Target:
 
 
 def pairs_of_mirrors(run: Run) -> list[tuple[Figure, Figure, Figure]]:
-    """For each load in keys/s that both did: cowsync's fastest, rclone's fastest, and rclone's most frugal."""
-    loads: dict[str, list[Figure]] = {}
+    """For each load in keys/s and latency that both met: cowsync's fastest, rclone's fastest, and rclone's most frugal."""
+    loads: dict[tuple[str, int], list[Figure]] = {}
     for part in run.parts:
         for figure in part.figures:
             if figure.unit == names.KEYS:
-                loads.setdefault(figure.load, []).append(figure)
+                loads.setdefault((figure.load, figure.latency_ms), []).append(figure)
     found = []
     for figures in loads.values():
         ours = _of(figures, names.COWSYNC)
@@ -257,14 +261,19 @@ def _of(figures: Iterable[Figure], system: str) -> list[Figure]:
     return [figure for figure in figures if figure.system.startswith(system)]
 
 
+def _where(figure: Figure) -> str:
+    return f"{figure.load} at {figure.latency_ms} ms"
+
+
 def faster_mirror(target: str) -> Target:
     def ask(run: Run) -> Verdict:
         pairs = pairs_of_mirrors(run)
         if not pairs:
             return _not_measured(target, names.WHAT_CHANGED, names.COWSYNC, names.RCLONE)
+        # The latency and bucket that suit it least decide.
         ours, theirs, _ = min(pairs, key=lambda pair: pair[0].value / pair[1].value)
         ratio = ours.value / theirs.value
-        said = f"{ours.load}: {_rate(ours)}; {_rate(theirs)} (its fastest)"
+        said = f"{_where(ours)}: {_rate(ours)}; {_rate(theirs)} (its fastest)"
         met = ratio >= COWSYNC_TIMES
         return Verdict(target, times(ratio), met, said if met else said + _cpu(ours))
 
@@ -279,7 +288,7 @@ def smaller_mirror(target: str) -> Target:
         # The largest bucket decides: that is where memory counts.
         ours, _, theirs = max(pairs, key=lambda pair: pair[2].facts[PEAK_MIB])
         mine, other = ours.facts[PEAK_MIB], theirs.facts[PEAK_MIB]
-        said = f"{ours.load}: {ours.system} {number(mine)} MiB; {theirs.system} {number(other)} MiB (its least)"
+        said = f"{_where(ours)}: {ours.system} {number(mine)} MiB; {theirs.system} {number(other)} MiB (its least)"
         return Verdict(target, f"1/{number(other / mine)}", mine <= other * COWSYNC_MEMORY_SHARE, said)
 
     return ask
