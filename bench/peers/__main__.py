@@ -24,7 +24,7 @@ from rich.console import Console
 from bench import disk
 from bench.__main__ import machine
 from bench.peers import figures
-from bench.peers.context import Context
+from bench.peers.context import Context, Interrupted
 from bench.peers.figures import Part, Run
 from bench.peers.systems import Known, Place
 from bench.peers.table import SYSTEMS
@@ -88,7 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.parts or PARTS:
             run = replace(run, parts=[*run.parts, _part(name, context)], seconds=time.monotonic() - begin)
             figures.dump(run, options.results / "peers.json")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if isinstance(error, Interrupted):
+            run = replace(run, parts=[*run.parts, error.part], seconds=time.monotonic() - begin)
+            figures.dump(run, options.results / "peers.json")
         say("interrupted: what was measured until now is kept")
         code = 130
     finally:

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench import bare_client
 from bench.cost import prices
 from bench.peers import names
-from bench.peers.context import Context
+from bench.peers.context import Context, Interrupted
 from bench.peers.figures import (
     CPU_S_PER_GIB,
     CPU_US,
@@ -124,6 +124,14 @@ class Matrix:
 
     def run(self) -> Part:
         begin = time.monotonic()
+        try:
+            self._measure()
+        except KeyboardInterrupt:
+            self._missing.append("interrupted: what comes after the last figure was not measured")
+            raise Interrupted(self._found(begin)) from None
+        return self._found(begin)
+
+    def _measure(self) -> None:
         context = self._context
         with contextlib.ExitStack() as stack:
             served: list[tuple[Known, System]] = []
@@ -148,11 +156,14 @@ class Matrix:
                     one = Measuring(
                         context, self._plan, system, scope, latency_ms, self._place(known.name, "fresh"), known
                     )
-                    if not self._tried(f"{known.name} at {latency_ms} ms", "matrix", one.run):
-                        with contextlib.suppress(BenchFailed):
+                    try:
+                        if not self._tried(f"{known.name} at {latency_ms} ms", "matrix", one.run):
                             system.kill()
-                    self._figures += one.figures
+                    finally:
+                        self._figures += one.figures
             context.store.set_latency(0)
+
+    def _found(self, begin: float) -> Part:
         return Part(
             "block",
             TITLE,
@@ -165,7 +176,7 @@ class Matrix:
     def _meets(self, scope: Scope, latency_ms: int) -> bool:
         latencies = self._context.latencies_ms
         far = REFERENCE_MS if REFERENCE_MS in latencies else latencies[-1]
-        if self._context.quick and scope.slow:
+        if self._context.quick and (scope.slow or scope.far_only):
             return latency_ms == far
         return not scope.far_only or latency_ms in (latencies[0], far)
 
@@ -243,8 +254,13 @@ class Measuring:
             FRESH: self._on_fresh,
             DISCARD: self._discard,
         }
+        latencies = self._context.latencies_ms
+        near, far = self._latency_ms == latencies[0], self._latency_ms == latencies[-1]
         for group in sorted(self._scope.groups, key=list(groups).index):
-            groups[group]()
+            # A quick run asks what latency changes little at one latency alone.
+            once = {WARM: near or self._local, LINKED: far, FRESH: far, DISCARD: far}
+            if not self._context.quick or once.get(group, True):
+                groups[group]()
         self._system.stop()
 
     # --- groups of rows --------------------------------------------------------------------------------------
@@ -280,7 +296,7 @@ class Measuring:
             for depth in self._depths():
                 job = Job("randread", BLOCK_BYTES, depth, first, size, self._seconds)
                 self._add(names.warm_read(depth), names.OPS, self._repeated(found, job), reads=True)
-            if self._context.latencies_ms[0] == self._latency_ms:
+            if self._context.latencies_ms[0] == self._latency_ms or self._local:
                 for depth in self._depths():
                     job = Job("randwrite", BLOCK_BYTES, depth, first, size, self._seconds)
                     self._add(names.warm_write(depth), names.OPS, self._repeated(found, job))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.peers.figures import Part
 from bench.store import Client
 
 
@@ -22,3 +23,11 @@ class Context:
     seconds: float
     """How long a load that is bounded by time lasts."""
     say: Callable[[str], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A part was interrupted and gives what it has; whoever catches a KeyboardInterrupt catches this too."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.part = part
