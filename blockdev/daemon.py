@@ -196,7 +196,8 @@ class RunningVolume:
             frame_bytes=volume.geometry.frame_bytes,
             size_bytes=cache_bytes,
         )
-        post = asyncio.get_running_loop().call_soon_threadsafe
+        loop = asyncio.get_running_loop()
+        post = loop.call_soon_threadsafe
         self._syncer = ThreadSyncer(self._journal, post)
         front = Front(
             name=volume.name,
@@ -207,6 +208,7 @@ class RunningVolume:
             link=self._link,
             syncer=self._syncer,
             post=post,
+            soon=loop.call_soon,
             read_only=self.served.settings.read_only,
             flush_to=self.served.settings.flush,
         )

@@ -91,12 +91,17 @@ RECLAIM_TICK_BYTES = 256 * 1024
 RECLAIM_ROOM_BYTES = 4 * MIB
 """Most one write that finds the journal full gives back itself, before its initiator is told BUSY."""
 SAMPLES_MAX = 4096
+EARLY_BYTES_MAX = 256 * 1024
+"""Most that is sent to the disk ahead of a flush; more at once would hold up this thread."""
+_NEVER = 1 << 62
 
 
 class Front:
     """A volume as front doors see it. Everything it uses is injected; see `start`.
 
-    `flush_to` "s3" makes a flush wait until the bucket has everything. `post` runs a callable on this thread soon.
+    `flush_to` "s3" makes a flush wait until the bucket has everything. `post` runs a callable on this thread soon, and may be
+    called by any; `soon` does the same for who is on this thread, after what is under way is answered. Without it nothing is
+    written ahead of a flush.
     `on_ready` and `on_stopped` are called when the volume starts to serve and when it stops for good."""
 
     def __init__(
@@ -110,6 +115,7 @@ class Front:
         link: WorkerLink,
         syncer: Syncer,
         post: Post,
+        soon: Post | None = None,
         read_only: bool = False,
         flush_to: Literal["local", "s3"] = "local",
         read_ahead_bytes: int = READ_AHEAD_BYTES,
@@ -144,6 +150,9 @@ class Front:
         self._link = link
         self._syncer = syncer
         self._post = post
+        self._soon = soon
+        self._early_at = _NEVER
+        """The journal position at which a flush is to be expected, going by the last one."""
         self._flush_to = flush_to
         self._index = LocalIndex(geometry.sector_bytes)
         self._dirty = self._index.dirty
@@ -581,6 +590,9 @@ class Front:
         except LocalDiskFailed as error:
             self.stop(error)
             raise
+        if journal.head >= self._early_at and self._soon is not None:
+            self._early_at = _NEVER
+            self._soon(self._write_early)
         if journal.head - self._told >= self._tell_bytes:
             self._tell()
         if journal.room < self._margin:
@@ -618,9 +630,12 @@ class Front:
                 self._tell()
                 self._link.send(CommitNow(journal.head))
             return
-        if journal.synced >= journal.head:
+        size = journal.head - journal.synced
+        if not size:
             self._answer_flush(done)
-        elif self.inline_flush and not self._syncer.busy:
+            return
+        self._early_at = journal.head + size if size <= EARLY_BYTES_MAX else _NEVER
+        if self.inline_flush and not self._syncer.busy:
             try:
                 journal.sync()
             except LocalDiskFailed as error:
@@ -633,6 +648,12 @@ class Front:
             self._next_flush += 1
             self._flushes[token] = done
             self._syncer.sync(partial(self._flushed, token))
+
+    def _write_early(self) -> None:
+        """As much was appended as the last flush had to sync, so the next one is likely on its way. The disk begins before it
+        comes: of the two things an fdatasync waits for, data and the disk's own cache, the first is then done."""
+        if not self._stopped and self._journal.synced < self._journal.head:
+            self._journal.begin_writing()
 
     def _flushed(self, token: int, position: int, failure: LocalDiskFailed | None) -> None:
         if failure is not None:

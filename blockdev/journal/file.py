@@ -7,7 +7,7 @@ writes can stand in. What was written survives the death of the process; only `f
 import ctypes
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -17,10 +17,23 @@ from blockdev.errors import LocalDiskFailed
 Buffer = bytes | bytearray | memoryview
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX") if os.sysconf("SC_IOV_MAX") > 0 else 1024
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def _found_sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """sync_file_range(2), which Python has no name for; None where the C library has none either."""
+    function = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if function is not None:
+        function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+        function.restype = ctypes.c_int
+    return function
+
+
+_sync_file_range = _found_sync_file_range()
 
 
 class DurableFile(Protocol):
-    """Every method may raise OSError. Only `fdatasync` may be called from another thread."""
+    """Every method but `begin_writing` may raise OSError. Only `fdatasync` may be called from another thread."""
 
     @property
     def name(self) -> str:
@@ -37,6 +50,11 @@ class DurableFile(Protocol):
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int, /) -> int:
         """Write all buffers end to end at `offset`: all of it, or OSError (then any part may have been written)."""
+        ...
+
+    def begin_writing(self, length: int, offset: int, /) -> None:
+        """What was written here will be synced soon: begin to carry it to the disk, and do not wait for that. Promises
+        nothing; an error shows at the next `fdatasync`."""
         ...
 
     def fdatasync(self) -> None:
@@ -116,6 +134,11 @@ class PosixFile:
                 total += written
                 view = view[written:]
         return total
+
+    def begin_writing(self, length: int, offset: int, /) -> None:
+        if _sync_file_range is not None:
+            # What this returns says nothing that fdatasync, which waits for the same pages, would not say again.
+            _sync_file_range(self._fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
     def fdatasync(self) -> None:
         os.fdatasync(self._fd)

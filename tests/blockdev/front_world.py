@@ -84,6 +84,7 @@ class World:
 
     def start(self, *, attach: bool = True) -> None:
         self.posted: list[Callable[[], None]] = []
+        self.soon: list[Callable[[], None]] = []
         self.stopped: list[Exception] = []
         self.journal = Journal.open(self.journal_file)
         self.cache = ReadCache(self.content_file, self.table_file, self.layout)
@@ -98,6 +99,7 @@ class World:
             link=self.worker,
             syncer=self.syncer,
             post=self.posted.append,
+            soon=self.soon.append,
             read_ahead_bytes=self.read_ahead_bytes,
             flush_to="s3" if self.flush_to == "s3" else "local",
             clock=lambda: self.now,

@@ -16,6 +16,8 @@ class MemoryFile:
         self.pending: list[tuple[int, bytes]] = []
         self.writes = 0
         self.syncs = 0
+        self.begun: list[tuple[int, int]] = []
+        """Offset and length of every `begin_writing`."""
         self.fail_writes = False
         self.fail_syncs = False
 
@@ -38,6 +40,9 @@ class MemoryFile:
         self.pending.append((offset, data))
         _put(self.content, offset, data)
         return len(data)
+
+    def begin_writing(self, length: int, offset: int, /) -> None:
+        self.begun.append((offset, length))
 
     def fdatasync(self) -> None:
         self.syncs += 1

@@ -614,6 +614,56 @@ def test_a_flush_with_nothing_new_is_free() -> None:
     assert world.journal_file.syncs == syncs
 
 
+def test_what_a_flush_will_wait_for_is_begun_before_it_comes() -> None:
+    world = World(ring_bytes=1024 * KIB)
+    world.front.inline_flush = True
+
+    def write(lba: int) -> None:
+        world.front.write(lba, [fill(1)])
+        world.front.commit()
+        while world.soon:
+            world.soon.pop()()
+
+    write(0)
+    assert not world.journal_file.begun, "nobody has flushed yet"
+    assert world.flush() is None
+    begin = world.journal.head
+    write(8)
+    length = world.journal.head - begin
+    assert world.journal_file.begun == [(world.journal.file_offset(begin), length)]
+    assert world.journal.synced == begin, "begun is not durable"
+    write(16)
+    assert len(world.journal_file.begun) == 1, "once for each flush"
+    assert world.flush() is None
+    write(24)
+    assert len(world.journal_file.begun) == 1, "the last flush had two writes to sync"
+    write(32)
+    assert len(world.journal_file.begun) == 2
+    for number in range(80):
+        write(number * 8)
+    assert world.flush() is None
+    for number in range(80):
+        write(number * 8)
+    assert len(world.journal_file.begun) == 2, "too much to be begun by the front"
+
+
+def test_what_was_begun_is_left_alone_once_it_is_synced_or_the_volume_has_stopped() -> None:
+    world = World()
+    world.front.inline_flush = True
+    for lba in (0, 8):
+        world.front.write(lba, [fill(1)])
+        assert world.flush() is None
+    assert world.soon
+    assert not world.journal_file.begun
+    world.soon.pop()()
+    assert not world.journal_file.begun
+    world.front.write(16, [fill(1)])
+    world.front.commit()
+    world.front.stop(LocalDiskFailed("gone"))
+    world.soon.pop()()
+    assert not world.journal_file.begun
+
+
 def test_an_inline_flush_answers_at_once() -> None:
     world = World()
     world.front.inline_flush = True

@@ -94,7 +94,7 @@ def test_an_append_fills_the_page_it_ends_in_so_that_none_has_to_be_read() -> No
 
 def test_a_page_is_not_filled_where_records_are_still_kept() -> None:
     journal = new_journal()
-    written = []
+    written: list[int] = []
     for until_full in (False, True):
         with suppress(JournalFull):
             while True:
@@ -109,6 +109,28 @@ def test_a_page_is_not_filled_where_records_are_still_kept() -> None:
         "the last page is shared with the oldest record, or this shows nothing"
     )
     assert [lba for kind, lba, _ in contents(journal) if kind == Kind.WRITE] == written[1:]
+
+
+def test_writing_that_is_begun_ends_where_the_ring_does() -> None:
+    file = MemoryFile()
+    journal = new_journal(file)
+    for lba in range(18):
+        journal.reclaim(journal.head)
+        journal.synced = journal.head if lba < 14 else journal.synced
+        write(journal, lba * 8, b"a" * 4096)
+        journal.append()
+    journal.begin_writing()
+    place = journal.synced % RING
+    assert place + journal.head - journal.synced > RING
+    assert file.begun == [(RING_START + place, RING - place)]
+
+
+def test_a_file_begins_to_write_without_an_error_to_tell(tmp_path: Path) -> None:
+    file = PosixFile.create(tmp_path / "file", 65536)
+    file.pwritev([b"a" * 5000], 100)
+    file.begin_writing(5000, 100)
+    file.close()
+    file.begin_writing(5000, 100)
 
 
 def test_data_of_a_cut_first_block_has_a_checksum_of_its_own() -> None:

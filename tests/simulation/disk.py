@@ -103,6 +103,10 @@ class SimHandle:
         file.pending.append((offset, data))
         return len(data)
 
+    def begin_writing(self, length: int, offset: int, /) -> None:
+        """What is pending may be durable after a crash in any case."""
+        self._alive()
+
     def begin_sync(self) -> int:
         """An fdatasync begins: what it will cover is what is pending now."""
         return len(self._alive().pending)
