@@ -6,7 +6,7 @@ had them, and the journal may have given them up by the time it answers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blockdev.engine.link import Allocated, AskAllocated, ToWorker
 from blockdev.engine.local_index import LocalIndex
@@ -26,9 +26,12 @@ HELD_BLOCKS_MIN = 256
 class _Question:
     lba: int
     count: int
+    head: int
+    """Where the journal ended then."""
     held: list[tuple[int, int, bool]]
     """What the journal held when it was asked, as runs of blocks."""
-    done: AllocatedDone
+    waiting: list[tuple[int, int, AllocatedDone]] = field(default_factory=list)
+    """(first sector, end, whom to tell) of all whom its answer serves."""
 
 
 class Allocation:
@@ -41,9 +44,18 @@ class Allocation:
         self._asked: dict[int, _Question] = {}
         self._next_id = 1
 
-    def ask(self, lba: int, count: int, done: AllocatedDone) -> None:
-        """`done` gets (lba, count, mapped) runs from `lba` on, perhaps before this returns. Nothing may be staged."""
+    def ask(self, lba: int, count: int, head: int, done: AllocatedDone) -> None:
+        """`done` gets (lba, count, mapped) runs from `lba` on, perhaps before this returns. Nothing may be staged; `head` is
+        where the journal ends.
+
+        Who asks about a part of what the worker is being asked already waits for that answer, if nothing was appended
+        since: several reads in order, under way together, each begin with this question."""
         per_block = self._sectors_per_block
+        for question in self._asked.values():
+            end = question.lba + question.count
+            if question.head == head and question.lba <= lba < end:
+                question.waiting.append((lba, min(lba + count, end), done))
+                return
         count = min(count, BLOCKS_MAX * per_block - lba % per_block)
         first, end = self._blocks(lba, count)
         held = [run for run in self._index.local_runs(first, end) if run[2]]
@@ -51,7 +63,7 @@ class Allocation:
             # A run this long is answer enough: who wants the rest asks from its end on.
             done([(lba, min(held[0][1] * per_block - lba, count), True)])
             return
-        self._asked[self._next_id] = _Question(lba, count, held, done)
+        self._asked[self._next_id] = _Question(lba, count, head, held, [(lba, lba + count, done)])
         self._send(AskAllocated(self._next_id, lba, count))
         self._next_id += 1
 
@@ -78,12 +90,20 @@ class Allocation:
             high = min(limit, (first + stop) * per_block)
             runs.append((low, high - low, bool(mapped[at])))
             at = stop
-        question.done(runs)
+        for low, high, done in question.waiting:
+            done(
+                [
+                    (max(start, low), min(start + length, high) - max(start, low), holds)
+                    for start, length, holds in runs
+                    if start < high and start + length > low
+                ]
+            )
 
     def fail_all(self, error: Exception) -> None:
         asked, self._asked = self._asked, {}
         for question in asked.values():
-            question.done(error)
+            for _, _, done in question.waiting:
+                done(error)
 
     def _blocks(self, lba: int, count: int) -> tuple[int, int]:
         return lba // self._sectors_per_block, -(-(lba + count) // self._sectors_per_block)

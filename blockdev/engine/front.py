@@ -788,7 +788,7 @@ class Front:
         if self._reading_refused is not None:
             done(_again(self._reading_refused))
             return
-        self._allocation.ask(lba, count, done)
+        self._allocation.ask(lba, count, self._journal.head, done)
 
     # --- for people ---------------------------------------------------------------------------------------------
 

@@ -227,7 +227,12 @@ class LocalIndex:
 
     def local_runs(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """(first block, end, has data) for the blocks of [start, end) that the journal knows about, in order."""
-        here = bytearray(map(self.dirty.__contains__, range(start, end)))
+        if 2 * len(self.dirty) < end - start:
+            here = bytearray(end - start)
+            for block in _within(self.dirty, start, end):
+                here[block - start] = 1
+        else:
+            here = bytearray(map(self.dirty.__contains__, range(start, end)))
         for block in _within(self.partial, start, end):
             here[block - start] = 1
         cursor = 0

@@ -1,6 +1,7 @@
 """The front, case by case: what is acknowledged when, what is asked of the worker, what happens when things break."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -843,6 +844,32 @@ def test_allocation_that_begins_in_the_journal_needs_no_worker() -> None:
     assert len(answers) == 2, "too short a run to be answered with"
     world.worker.serve()
     assert len(answers) == 3
+
+
+def test_who_asks_about_a_part_of_what_is_being_asked_shares_the_answer() -> None:
+    world = World()
+    world.front.write(0, [fill(1, 32)])
+    settled(world)
+    world.front.unmap([(8, 8)])
+    answers: dict[str, object] = {}
+    world.front.allocated(0, 64, partial(answers.__setitem__, "all"))
+    world.front.allocated(20, 4, partial(answers.__setitem__, "a part"))
+    world.front.allocated(24, 512, partial(answers.__setitem__, "from within"))
+    world.front.write(12 * 8, [fill(2)])
+    world.front.allocated(24, 8 * 12, partial(answers.__setitem__, "after a write"))
+    assert len(world.front._allocation._asked) == 2
+    world.worker.serve()
+    assert answers == {
+        "all": [(0, 8, True), (8, 8, False), (16, 16, True), (32, 32, False)],
+        "a part": [(20, 4, True)],
+        "from within": [(24, 8, True), (32, 32, False)],  # as far as the answer goes, which SBC-4 allows
+        "after a write": [(24, 8, True), (32, 64, False), (96, 8, True), (104, 16, False)],
+    }
+    world.front.allocated(0, 64, partial(answers.__setitem__, "all"))
+    world.front.allocated(8, 8, partial(answers.__setitem__, "a part"))
+    world.front.stop(LocalDiskFailed("gone"))
+    assert isinstance(answers["all"], LocalDiskFailed)
+    assert isinstance(answers["a part"], LocalDiskFailed)
 
 
 def test_a_block_that_moves_to_the_bucket_meanwhile_never_looks_unmapped() -> None:
