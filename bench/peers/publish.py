@@ -1,7 +1,7 @@
 """A run that is kept: its page and pictures in `.results`, or in docs/, where README shows four or five of its figures.
 
-One rule: every figure in docs/peers and in README's block is of one run, whose values lie beside the page; a test draws all of
-it again and compares.
+One rule: every figure in docs/peers and in README's section is of one run, whose values lie beside the page; a test draws all
+of it again and compares.
 """
 
 import re
@@ -13,10 +13,11 @@ from bench.peers.figures import DOLLARS_PER_GIB, PEAK_MIB, PUTS_PER_GIB, Figure,
 from bench.peers.verdict import REFERENCE_MS, near, number, pairs_of_mirrors, summary, verdicts
 
 NAME: Final = "peers"
-BEGIN: Final = "<!-- peers: drawn by `make bench-peers`; edit bench/peers/publish.py -->"
-END: Final = "<!-- peers: end -->"
+HEADING: Final = "## Beside its peers"
+"""Of the section of README.md that is the published run's; nobody edits it by hand."""
 BEFORE: Final = "## Where to read next"
-"""The heading of README.md that the block is put before, the first time."""
+"""The heading that it is put before, the first time."""
+_SECTION: Final = re.compile(f"^{re.escape(HEADING)}\n.*?(?=^## |\\Z)", re.MULTILINE | re.DOTALL)
 LISTED: Final = "| how fast it is, and how to measure it yourself | [benchmarks.md](benchmarks.md) |\n"
 LINK: Final = "| how fast and cheap it is beside its peers, on one machine, in one run | [peers/](peers/README.md) |\n"
 
@@ -44,7 +45,7 @@ def publish(run: Run, root: Path, folder: Path) -> list[Path]:
     drawn = plots.plots(run)
     files = {folder / name: text for name, text in pages(run, drawn).items()}
     readme, contents = root / "README.md", root / "docs" / "README.md"
-    files[readme] = with_block(readme.read_text(encoding="utf-8"), run)
+    files[readme] = with_section(readme.read_text(encoding="utf-8"), run)
     files[contents] = with_link(contents.read_text(encoding="utf-8"))
     for file, text in files.items():
         file.write_text(text, encoding="utf-8")
@@ -60,35 +61,37 @@ def pages(run: Run, drawn: list[plots.Plot]) -> dict[str, str]:
 # --- README.md -----------------------------------------------------------------------------------------------
 
 
-def block(run: Run) -> str:
+def section(run: Run) -> str:
     """What README.md shows: a table of five lines at most, the machine, the date, and where the rest is."""
-    machine = run.machine.get("processor", "")
+    machine = run.machine.get("processor", "a machine")
     lines = [
-        BEGIN,
+        HEADING,
+        "",
         "| | Bucketworks | beside it |",
         "| --- | ---: | ---: |",
         *(f"| {what} | {ours} | {theirs} |" for what, ours, theirs in headlines(run)),
         "",
         f"One run of `make bench-peers`, {run.date}, {machine}: {summary(verdicts(run))}.",
         "[All of it, with settings, traps and plots](docs/peers/README.md).",
-        END,
+        "",
+        "",
     ]
     return "\n".join(lines)
 
 
-def with_block(readme: str, run: Run) -> str:
-    """README.md with the block of that run in the place of the one that was there. ValueError if it has no place."""
-    drawn = block(run)
-    if BEGIN in readme:
-        return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: drawn, readme, flags=re.DOTALL)
-    if BEFORE not in readme:
+def with_section(readme: str, run: Run) -> str:
+    """README.md with that run in the place of the one that was there. ValueError if it has no place."""
+    drawn = section(run)
+    if section_of(readme):
+        return _SECTION.sub(lambda _: drawn, readme, count=1)
+    if f"\n{BEFORE}\n" not in readme:
         raise ValueError(f"README.md has no heading {BEFORE!r} to put the figures before")
-    return readme.replace(BEFORE, f"## Beside its peers\n\n{drawn}\n\n{BEFORE}", 1)
+    return readme.replace(BEFORE, f"{drawn}{BEFORE}", 1)
 
 
-def block_of(readme: str) -> str:
-    """The block as README.md has it; empty if it has none."""
-    found = re.search(f"{re.escape(BEGIN)}.*?{re.escape(END)}", readme, re.DOTALL)
+def section_of(readme: str) -> str:
+    """The section as README.md has it; empty if it has none."""
+    found = _SECTION.search(readme)
     return found[0] if found else ""
 
 

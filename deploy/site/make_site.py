@@ -3,7 +3,7 @@
 
 The pages stay what they are, for readers of the tree. On their way to Sphinx they get three things: README.md of a folder
 becomes its index, a link to a file of the tree becomes one to a page that shows that file (or plain code, where it is not
-text), and `PARTS` says where each page stands in the navigation.
+text), pictures come along, and `PARTS` says where each page stands in the navigation.
 
 One rule: a page in no part, a link or an anchor that leads nowhere, and every warning of Sphinx end the build.
 
@@ -62,6 +62,7 @@ PARTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
             "docs/durability.md",
             "docs/architecture.md",
             "docs/benchmarks.md",
+            "docs/peers/README.md",
             "docs/features.md",
             "docs/design/README.md",
         ),
@@ -87,9 +88,11 @@ LEXERS: Final = {
     "": "text",
 }
 """How a file of the tree that a page links to is shown; others become plain code."""
+PICTURES: Final = frozenset({".svg", ".png"})
+"""Files that a page shows and does not link to."""
 _FENCE: Final = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?^ {0,3}\1`*\s*?$", re.MULTILINE | re.DOTALL)
 _CODE: Final = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
-_LINK: Final = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+_LINK: Final = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 
 class SiteFailed(RuntimeError):
@@ -198,6 +201,10 @@ def stage(root: Path, target: Path) -> None:
                 text += _toctree(caption, list(map(str, listed))) if listed else ""
         _write(target / page.name, text)
     for origin, name in shown.items():
+        if origin.suffix in PICTURES:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / origin, target / name)
+            continue
         lexer = LEXERS[origin.suffix]
         content = (root / origin).read_text(encoding="utf-8").rstrip("\n")
         longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
@@ -246,13 +253,15 @@ def rewritten(
     link to what is not there."""
 
     def link(found: re.Match[str]) -> str:
-        label, target = found[1], found[2]
+        picture, label, target = found[1], found[2], found[3]
         place, _, anchor = target.partition("#")
         if not place or re.match(r"[a-z]+:", place):
             return found[0]
         origin = PurePosixPath(os.path.normpath(page.origin.parent / place))
         if (root / origin).is_dir() and origin / "README.md" in known:
             origin = origin / "README.md"
+        if picture and origin.suffix in PICTURES and (root / origin).is_file():
+            return f"![{label}]({_relative(shown.setdefault(origin, PurePosixPath('tree') / origin), page.name)})"
         if origin in known:
             name = known[origin].name
         elif not (root / origin).exists():

@@ -277,7 +277,7 @@ def test_a_run_that_was_kept_is_drawn_the_same(tmp_path: Path) -> None:
     assert len(list((tmp_path / "peers").glob("*.svg"))) == len(DRAWN)
 
 
-def test_publishing_replaces_the_block_and_links_the_page_once(tmp_path: Path) -> None:
+def test_publishing_replaces_the_section_and_links_the_page_once(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text("# A\n\n## Where to read next\n\nx\n")
     (tmp_path / "docs/README.md").write_text(f"# B\n\n{publish.LISTED}")
@@ -286,13 +286,13 @@ def test_publishing_replaces_the_block_and_links_the_page_once(tmp_path: Path) -
     publish.publish(RUN, tmp_path, Path("docs/peers"))
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == once
     readme = (tmp_path / "README.md").read_text()
-    assert publish.block_of(readme) == publish.block(RUN)
+    assert publish.section_of(readme) == publish.section(RUN)
     assert readme.endswith("\n\n## Where to read next\n\nx\n")
     assert "| 4K random writes, one at a time, store at 20 ms | 5,200/s | 49/s (s3backer, tuned) |" in readme
     other = replace(RUN, date="2026-02-03")
-    assert "2026-02-03" in publish.block_of(publish.with_block(readme, other))
+    assert "2026-02-03" in publish.section_of(publish.with_section(readme, other))
     with pytest.raises(ValueError, match="no heading"):
-        publish.with_block("# nothing\n", RUN)
+        publish.with_section("# nothing\n", RUN)
     with pytest.raises(ValueError, match="no row"):
         publish.with_link("# nothing\n")
 
@@ -303,12 +303,12 @@ def test_an_empty_run_can_be_published_too() -> None:
 
 
 def test_the_figures_in_the_documents_are_those_of_the_published_run() -> None:
-    shown = publish.block_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    shown = publish.section_of((ROOT / "README.md").read_text(encoding="utf-8"))
     if not PUBLISHED.exists():
         assert shown == "", "README.md has figures of a run that is not in docs/peers"
         return
     run = figures.load(PUBLISHED / "peers.json")
-    assert shown == publish.block(run)
+    assert shown == publish.section(run)
     drawn = plots.plots(run)
     for name, text in publish.pages(run, drawn).items():
         assert (PUBLISHED / name).read_text(encoding="utf-8") == text, f"docs/peers/{name}: run --draw --publish"

@@ -224,6 +224,27 @@ def test_links_become_those_of_the_site(text: str, becomes: str) -> None:
     assert rewritten(text, page, found, ROOT, {}) == becomes
 
 
+def test_pictures_come_along(tmp_path: Path) -> None:
+    (tmp_path / "docs/peers").mkdir(parents=True)
+    drawn = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
+    (tmp_path / "docs/peers/plot.svg").write_bytes(drawn)
+    text = "# D\n![a plot](plot.svg) and [the file](plot.svg)"
+    for name, content in (
+        ("README.md", "# A"),
+        ("CHANGELOG.md", "# B"),
+        ("docs/README.md", "# C"),
+        ("docs/peers/README.md", text),
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    stage(tmp_path, tmp_path / "staged")
+    written = (tmp_path / "staged/peers/index.md").read_text(encoding="utf-8")
+    assert "![a plot](../tree/docs/peers/plot.svg) and `the file`" in written
+    assert (tmp_path / "staged/tree/docs/peers/plot.svg").read_bytes() == drawn
+    (tmp_path / "docs/peers/plot.svg").unlink()
+    with pytest.raises(SiteFailed, match=r"link to plot\.svg"):
+        stage(tmp_path, tmp_path / "staged")
+
+
 def test_a_link_to_what_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     for name, text in (("README.md", "# A"), ("CHANGELOG.md", "# B"), ("docs/README.md", "# C\n[x](lost.md)")):
