@@ -78,21 +78,25 @@ def download(
     file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         pieces = _Pieces(file, listed, key, facts)
+        checks = _Checks(bucket, key, facts, file, parallel)
         try:
-            _fetch(bucket, key, facts, file, pieces, parallel, progress, stop)
-        except PreconditionFailed:
-            _remove(partial, listed)
-            raise
-        finally:
-            pieces.close()
-        with ThreadPoolExecutor(1, thread_name_prefix="sync") as syncing:
-            synced = syncing.submit(os.fsync, file)  # the disk works while the bytes are proved
             try:
-                proof = _proof(bucket, key, facts, file, parallel)
-            except Corrupt:
+                _fetch(bucket, key, facts, file, pieces, checks, parallel, progress, stop)
+            except PreconditionFailed:
                 _remove(partial, listed)
                 raise
-            synced.result()
+            finally:
+                pieces.close()
+            with ThreadPoolExecutor(1, thread_name_prefix="sync") as syncing:
+                synced = syncing.submit(os.fsync, file)  # the disk works while the bytes are proved
+                try:
+                    proof = checks.proof()
+                except Corrupt:
+                    _remove(partial, listed)
+                    raise
+                synced.result()
+        finally:
+            checks.close()
     finally:
         os.close(file)
     partial.replace(path)
@@ -167,6 +171,7 @@ def _fetch(
     facts: ObjectFacts,
     file: int,
     pieces: _Pieces,
+    checks: "_Checks",
     parallel: int,
     progress: Callable[[int, int], None] | None,
     stop: Callable[[], bool],
@@ -189,6 +194,12 @@ def _fetch(
             view, offset = view[written:], offset + written
         return at, zlib.crc32(data)
 
+    def came(at: int, crc: int) -> None:
+        pieces.came(at, crc)
+        checks.came(at)
+
+    for known in sorted(pieces.done):
+        checks.came(known)
     missing = iter(pieces.missing)
     pool = ThreadPoolExecutor(parallel, thread_name_prefix="download")
     waiting: set[Future[tuple[int, int]]] = set()
@@ -203,9 +214,9 @@ def _fetch(
             if not waiting:
                 return
             for future in wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED).done:
-                came = future.result()
+                found = future.result()
                 waiting.discard(future)
-                pieces.came(*came)
+                came(*found)
     finally:
         ended.set()
         pool.shutdown(wait=True)
@@ -214,24 +225,59 @@ def _fetch(
                 pieces.came(*future.result())
 
 
-def _proof(bucket: Bucket, key: str, facts: ObjectFacts, file: int, parallel: int) -> Proof:
-    """What proves that the file is the object; Corrupt where something disproves it."""
-    if isinstance(bucket, OpenedBucket):
-        return "sealed"
-    parts, sure = _parts(bucket, key, facts)
-    if not parts:
-        return "size"
-    checksum: Checksum = next((name for name in ("sha256", "crc32") if name in facts.checksums), "")
-    with ThreadPoolExecutor(parallel, thread_name_prefix="check") as pool:
-        made = list(pool.map(lambda part: digests_of(FileSpan(file, *part), checksum), parts))
-    expected = _expected(facts, made)
-    opaque = facts.kept.encryption.startswith("aws:kms") or bool(facts.kept.customer_key_md5)
-    judged = verdict(facts, expected, etag_is_md5=not opaque and sure)
-    if judged == "other" and sure:
-        raise Corrupt("the bytes that came are not those of the object; they were deleted", key=key)
-    if judged != "same":
-        return "size"
-    return "etag" if facts.etag == expected.etag else "checksum"
+class _Checks:
+    """The digests that prove a file: of each part of the object as soon as its last piece is in the file, while others are on
+    their way. What was hashed is what the file gives back, not what came."""
+
+    def __init__(self, bucket: Bucket, key: str, facts: ObjectFacts, file: int, parallel: int) -> None:
+        self._key = key
+        self._facts = facts
+        self._file = file
+        self._sealed = isinstance(bucket, OpenedBucket)
+        self._parts, self._sure = ([], False) if self._sealed else _parts(bucket, key, facts)
+        self._checksum: Checksum = next((name for name in ("sha256", "crc32") if name in facts.checksums), "")
+        # More would only take the processors from the threads that fetch.
+        self._pool = ThreadPoolExecutor(min(parallel, os.cpu_count() or 1), thread_name_prefix="check")
+        self._made: dict[int, Future[Digests]] = {}
+        self._missing: list[int] = []
+        self._parts_of: dict[int, list[int]] = {}
+        for number, (offset, length) in enumerate(self._parts):
+            pieces = range(offset // PIECE_BYTES, -(-(offset + length) // PIECE_BYTES))
+            self._missing.append(len(pieces))
+            for at in pieces:
+                self._parts_of.setdefault(at, []).append(number)
+            if not pieces:
+                self._begin(number)
+
+    def came(self, at: int) -> None:
+        """The piece is in the file; to be said once."""
+        for number in self._parts_of.pop(at, ()):
+            self._missing[number] -= 1
+            if not self._missing[number]:
+                self._begin(number)
+
+    def _begin(self, number: int) -> None:
+        self._made[number] = self._pool.submit(digests_of, FileSpan(self._file, *self._parts[number]), self._checksum)
+
+    def proof(self) -> Proof:
+        """What proves that the file is the object; Corrupt where something disproves it. For when all pieces came."""
+        if self._sealed:
+            return "sealed"
+        if not self._parts:
+            return "size"
+        facts = self._facts
+        expected = _expected(facts, [self._made[number].result() for number in range(len(self._parts))])
+        opaque = facts.kept.encryption.startswith("aws:kms") or bool(facts.kept.customer_key_md5)
+        judged = verdict(facts, expected, etag_is_md5=not opaque and self._sure)
+        if judged == "other" and self._sure:
+            raise Corrupt("the bytes that came are not those of the object; they were deleted", key=self._key)
+        if judged != "same":
+            return "size"
+        return "etag" if facts.etag == expected.etag else "checksum"
+
+    def close(self) -> None:
+        """Ends the threads: the file is closed after this."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _expected(facts: ObjectFacts, made: Sequence[Digests]) -> Expected:
