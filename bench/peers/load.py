@@ -139,7 +139,9 @@ class Door:
         except subprocess.TimeoutExpired as error:
             raise BenchFailed(f"{' '.join(command)} did not end within {error.timeout:.0f} s") from error
         if done.returncode:
-            raise BenchFailed(f"{' '.join(command)} ended with {done.returncode}: {(done.stderr + done.stdout)[-800:]}")
+            # Before its report, and not in it, it says what happened.
+            said = " ".join((done.stderr + done.stdout.partition("{")[0]).split())
+            raise BenchFailed(f"fio {job.rw} QD{job.depth} ended with {done.returncode}: {said[-400:]}")
         return parse(done.stdout)
 
 

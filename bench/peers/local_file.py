@@ -75,6 +75,7 @@ class LocalFile:
 
     def kill(self) -> None:
         if self._target is not None:
+            self._account.ends(self.pids())
             target, self._target = self._target, None
             target.__exit__()
 

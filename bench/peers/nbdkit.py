@@ -31,8 +31,12 @@ def version() -> str:
 
 
 def command(place: Place, socket: str, *, cached: bool) -> list[str]:
-    filters = [] if not cached else ["--filter=cache"]
-    settings = [] if not cached else [f"cache-max-size={place.cache_bytes}", "cache-on-read=true"]
+    # The plugin advertises its objects as the smallest blocks, though it takes any; libnbd would refuse 4 KiB then.
+    filters = ["--filter=blocksize-policy"]
+    settings = ["blocksize-minimum=1"]
+    if cached:
+        filters.append("--filter=cache")
+        settings += [f"cache-max-size={place.cache_bytes}", "cache-on-read=true"]
     return [
         *("nbdkit", "-f", "-U", socket, *filters, "S3"),
         f"endpoint-url=http://127.0.0.1:{place.store.port}",

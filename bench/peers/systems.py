@@ -108,13 +108,17 @@ class Known:
 
 
 class Account:
-    """CPU time of processes that come and go: what has ended is kept, as it was when `close` was last asked."""
+    """CPU time of processes that come and go: what has ended is kept."""
 
     def __init__(self) -> None:
         self._ended_s = 0.0
 
     def total(self, pids: Sequence[int]) -> float:
         return self._ended_s + cpu_of(pids)
+
+    def ends(self, pids: Sequence[int]) -> None:
+        """Before these are ended by somebody who does not `wait` here: what they have used until now."""
+        self._ended_s += cpu_of(pids)
 
     def wait(self, process: "subprocess.Popen[bytes]", patience_s: float = PATIENCE_S) -> int:
         """Wait for the end of a process and add what it and its children used; its return code, negative for a signal."""

@@ -106,6 +106,7 @@ def test_settings_of_s3backer(tmp_path: Path) -> None:
 def test_settings_of_nbdkit(tmp_path: Path) -> None:
     plain = nbdkit.command(_place(tmp_path), "S", cached=False)
     assert {"object-size=65536", f"size={64 * MIB}", "bucket=bucket"} < set(plain)
+    assert {"--filter=blocksize-policy", "blocksize-minimum=1"} < set(plain)
     assert not any("cache" in word for word in plain)
     cached = nbdkit.command(_place(tmp_path), "S", cached=True)
     assert {"--filter=cache", f"cache-max-size={32 * MIB}", "cache-on-read=true"} < set(cached)
