@@ -306,7 +306,8 @@ class Visit:
         reads: bool = False,
     ) -> bool:
         """`work` gives value and note, or None when there is none. `drained`: what it cost at the store is counted until the
-        bucket has everything, and how long that takes is told; this time is not the load's. What only `reads` is counted without that."""
+        bucket has everything, and how long that takes is told; this time is not the load's. What only `reads` is counted
+        without that."""
         if self._left() <= 0:
             self._miss(f"{load}: no time left ({self.limits.visit:.0f} s for all loads)")
             return False

@@ -48,6 +48,9 @@ class S3Block:
         self._config: Path | None = None
         self._metrics = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self.joins = False
+        """The volume is there already: another host made it."""
+        self._killed = self._lost = False
         place.directory.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -59,20 +62,29 @@ class S3Block:
         if self._config is None:
             self._metrics = free_port()
             place = self._place
-            self._config = volume.create(
-                place.directory,
-                VOLUME,
-                place.store.port,
-                place.size_bytes,
-                self._journal_bytes,
-                place.cache_bytes,
-                bucket=place.bucket,
-                settings={**self._given, "metrics_listen": f"127.0.0.1:{self._metrics}"},
-            )
+            settings = {**self._given, "metrics_listen": f"127.0.0.1:{self._metrics}"}
+            where = (place.directory, VOLUME, place.store.port)
+            caches = place.cache_bytes
+            if self.joins:
+                self._config = volume.configure(*where, cache_bytes=caches, bucket=place.bucket, settings=settings)
+            else:
+                size = place.size_bytes
+                self._config = volume.create(*where, size, cache_bytes=caches, bucket=place.bucket, settings=settings)
         self._log.unlink(missing_ok=True)
-        where = ("--config", str(self._config), "--state-dir", str(self._state), "--listen", f"127.0.0.1:{free_port()}")
-        self._process = start([*volume.COMMAND, "serve", VOLUME, *where], self._log)
+        options = [
+            "--config",
+            str(self._config),
+            "--state-dir",
+            str(self._state),
+            "--listen",
+            f"127.0.0.1:{free_port()}",
+        ]
+        # Who killed the host and took its disk knows that it is off and what is lost; nobody else may say so.
+        if self._lost:
+            options += ["--host-is-off", "--accept-loss"]
+        self._process = start([*volume.COMMAND, "serve", VOLUME, *options], self._log)
         self.url = wait_for_line(self._log, "iscsi://", self._process).split()[-1]
+        self._killed = self._lost = False
 
     def pids(self) -> Sequence[int]:
         return family(self._process)
@@ -119,11 +131,13 @@ class S3Block:
 
     def forget(self) -> None:
         shutil.rmtree(self._state, ignore_errors=True)
+        self._lost = self._killed
 
     def kill(self) -> None:
         if self._process is None:
             return
         process, self._process = self._process, None
+        self._killed = True
         kill_all(family(process))
         self._account.wait(process)
 
