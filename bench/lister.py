@@ -6,6 +6,7 @@ is a template into which the digits of its keys and ETags are laid column by col
     python -m bench.lister [PROCESSES]   prints its port; serves 127.0.0.1 until it is ended
     GET  /_counts                        what was asked of it since it started, as JSON
     POST /_plant?per_thousand=1          from now on so many of every thousand objects of each `source-N` differ
+    POST /_latency?ms=20                 from now on every answer waits so long
 
 Known to it: ListObjectsV2 and what clients ask of a bucket before they list it. Buckets are `source-N` and `mirror-N` with N
 objects, equal until something is planted. Anything else is answered with 501. ETags are as hard to compress as real ones.
@@ -236,18 +237,18 @@ class Counts:
 
 
 class Shared:
-    """Counts and the switch in memory that all processes share: each process adds in slots of its own."""
+    """Counts and both switches in memory that all processes share: each process adds in slots of its own."""
 
     _FIELDS = 5
 
     def __init__(self, processes: int) -> None:
         self._processes = processes
-        self._map = mmap.mmap(-1, 8 * (1 + processes * self._FIELDS))
+        self._map = mmap.mmap(-1, 8 * (2 + processes * self._FIELDS))
         self._own = 0
         self._lock = threading.Lock()
 
     def adopt(self, process: int) -> None:
-        self._own = 8 * (1 + process * self._FIELDS)
+        self._own = 8 * (2 + process * self._FIELDS)
         self._lock = threading.Lock()
 
     @property
@@ -257,6 +258,13 @@ class Shared:
     def plant(self, per_thousand: int) -> None:
         struct.pack_into("<q", self._map, 0, per_thousand)
 
+    @property
+    def latency_s(self) -> float:
+        return float(struct.unpack_from("<d", self._map, 8)[0])
+
+    def set_latency(self, milliseconds: float) -> None:
+        struct.pack_into("<d", self._map, 8, milliseconds / 1000)
+
     def add(self, *, lists: int = 0, keys: int = 0, heads: int = 0, about: int = 0, others: int = 0) -> None:
         with self._lock:
             had = struct.unpack_from("<5q", self._map, self._own)
@@ -265,7 +273,7 @@ class Shared:
 
     def counts(self) -> Counts:
         rows = [
-            struct.unpack_from("<5q", self._map, 8 * (1 + process * self._FIELDS)) for process in range(self._processes)
+            struct.unpack_from("<5q", self._map, 8 * (2 + process * self._FIELDS)) for process in range(self._processes)
         ]
         return Counts(*(sum(column) for column in zip(*rows, strict=True)))
 
@@ -279,6 +287,9 @@ def answer(method: str, target: str, shared: Shared) -> tuple[int, list[bytes]]:
         return 200, [json.dumps({name: getattr(counts, name) for name in Counts.__slots__}).encode()]
     if method == "POST" and url.path == "/_plant":
         shared.plant(int(query["per_thousand"]))
+        return 204, []
+    if method == "POST" and url.path == "/_latency":
+        shared.set_latency(float(query["ms"]))
         return 204, []
     name, _, key = url.path.lstrip("/").partition("/")
     side, _, objects = name.partition("-")
@@ -328,6 +339,8 @@ def _serve(connection: socket.socket, shared: Shared) -> None:
             head, _, waiting = waiting.partition(b"\r\n\r\n")
             method, target, _ = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
             status, parts = answer(method, target, shared)
+            if shared.latency_s and not target.startswith("/_"):
+                time.sleep(shared.latency_s)
             length = sum(map(len, parts))
             # A length that a HEAD's answer announces is the object's, and there are none.
             lines = f"HTTP/1.1 {status} {http.client.responses[status]}\r\nContent-Length: {length}\r\n"
@@ -368,6 +381,9 @@ class Client:
 
     def plant(self, per_thousand: int) -> None:
         self._ask("POST", f"/_plant?per_thousand={per_thousand}")
+
+    def set_latency(self, milliseconds: float) -> None:
+        self._ask("POST", f"/_latency?ms={milliseconds}")
 
     def ceiling(self, seconds: float) -> float:
         """Keys a second that one client takes which only reads, page after page."""

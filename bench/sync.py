@@ -76,6 +76,7 @@ class Found:
     cpu_s: float
     server_cpu_s: float
     peak_bytes: int
+    latency_ms: int = 0
 
     @property
     def rate(self) -> float:
@@ -169,14 +170,17 @@ def rclone_version() -> str:
     return said.splitlines()[0].removeprefix("rclone ")
 
 
+def compiled(directory: Path) -> dict[str, str]:
+    """An environment in which modules are compiled once, as where they are installed."""
+    return {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(directory / "compiled")}
+
+
 class SyncBench:
     def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
         self._directory = directory
         self._say = say
         self._log = directory / "sync.log"
-        # As where it is installed: modules are compiled once.
-        compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(directory / "compiled")}
-        self._environment = {**os.environ, **compiled}
+        self._environment = compiled(directory)
         # A quarter of the processors: a server on the same machine takes from those it serves.
         self._lister_processes = max(1, (os.cpu_count() or 2) // 4)
 
@@ -185,20 +189,23 @@ class SyncBench:
         without_rclone = rclone_missing()
         self._say(f"sync: cost of each step over {STAGE_KEYS:,} keys")
         stages, bytes_per_row = measure_stages()
-        lister = Lister(self._directory, self._lister_processes)
+        lister = self.lister()
         found = []
         try:
             ceiling = lister.client.ceiling(CEILING_S)
             if without_rclone:
                 self._say(f"sync: rclone is left out: {without_rclone}")
             else:
-                found += self._rclone(lister, plan.rclone_objects)
+                found += self.rclone(lister, plan.rclone_objects)
             processors = max(2, os.cpu_count() or 2)
-            found += self._cowsync(lister, plan.rclone_objects, (processors,))
-            found += self._cowsync(lister, plan.objects, (1, processors))
+            found += self.cowsync(lister, plan.rclone_objects, (processors,))
+            found += self.cowsync(lister, plan.objects, (1, processors))
         finally:
             lister.close()
         return Synced(found, stages, bytes_per_row, without_rclone, self._lister_processes, ceiling)
+
+    def lister(self) -> Lister:
+        return Lister(self._directory, self._lister_processes)
 
     def _measured(
         self,
@@ -208,8 +215,10 @@ class SyncBench:
         objects: int,
         run: Callable[[], Ran],
         count: Callable[[Ran], int],
+        latency_ms: int,
     ) -> Found:
-        self._say(f"sync: {program}, {objects:,} keys")
+        self._say(f"sync: {program}, {objects:,} keys" + (f", {latency_ms} ms" if latency_ms else ""))
+        lister.client.set_latency(latency_ms)
         before, cpu = lister.client.counts(), lister.cpu_s()
         ran = run()
         server_cpu_s = lister.cpu_s() - cpu
@@ -227,11 +236,19 @@ class SyncBench:
             ran.cpu_s,
             server_cpu_s,
             ran.peak_bytes,
+            latency_ms,
         )
 
     # --- rclone --------------------------------------------------------------------------------------------
 
-    def _rclone(self, lister: Lister, objects: int) -> list[Found]:
+    def rclone(
+        self,
+        lister: Lister,
+        objects: int,
+        loads: Sequence[tuple[str, ...]] = RCLONE_LOADS,
+        latencies_ms: Sequence[int] = (0,),
+    ) -> list[Found]:
+        """Each load at each latency of the lister."""
         lister.client.plant(PER_THOUSAND)
         config = self._directory / "rclone.conf"
         settings = {
@@ -251,7 +268,7 @@ class SyncBench:
         for kind, _ in planted(objects, PER_THOUSAND):
             want[kind] += 1
         found = []
-        for load in RCLONE_LOADS:
+        for load in loads:
             name = " ".join(("rclone", *(word for word in load if word != "--dry-run")))
             words = ["rclone", *load, "--config", str(config), "--checkers", str(CHECKERS), "--stats", "0"]
             words += [f"bench:source-{objects}", f"bench:mirror-{objects}"]
@@ -265,15 +282,26 @@ class SyncBench:
                     raise BenchFailed(f"{name} found {differing}, there is {want}:\n{ran.output[-2000:]}")
                 return sum(differing.values())
 
-            found.append(self._measured(lister, name, rclone_version(), objects, ran, count))
+            found += [
+                self._measured(lister, name, rclone_version(), objects, ran, count, latency) for latency in latencies_ms
+            ]
         return found
 
     # --- cowsync -------------------------------------------------------------------------------------------
 
-    def _cowsync(self, lister: Lister, objects: int, scanners: Sequence[int]) -> list[Found]:
+    def cowsync(
+        self,
+        lister: Lister,
+        objects: int,
+        scanners: Sequence[int],
+        latencies_ms: Sequence[int] = (0,),
+        repeats: int = 1,
+    ) -> list[Found]:
+        """With each number of processes at each latency of the lister. One base is made for all, and removed."""
         folder = self._directory / f"mirror-{objects}"
         folder.mkdir()
         self._say(f"sync: make the base of {objects:,} keys")
+        lister.client.set_latency(0)
         config = configure(folder, lister.client.port, objects, max(scanners))
         made = run_watched([sys.executable, "-m", "bench.mirror", str(folder)], self._environment, self._log)
         if made.status:
@@ -302,9 +330,10 @@ class SyncBench:
                 words = [*COMMAND, "plan", NAME, "--json", "--config", str(config)]
                 return run_watched(words, self._environment, self._log)
 
-            found.append(self._measured(lister, name, "", objects, ran, count))
-            if found[-1].counts.heads:
-                raise BenchFailed(f"{name} sent {found[-1].counts.heads} HEAD requests")
+            for latency in [latency for latency in latencies_ms for _ in range(repeats)]:
+                found.append(self._measured(lister, name, "", objects, ran, count, latency))
+                if found[-1].counts.heads:
+                    raise BenchFailed(f"{name} sent {found[-1].counts.heads} HEAD requests")
         shutil.rmtree(folder)
         return found
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers import backup, ledger, transfer
+from bench.peers import backup, ledger, sync, transfer
 from bench.peers.context import Context
-from bench.peers.figures import CPU_S_PER_GIB, PEAK_MIB, REQUESTS, Part
+from bench.peers.figures import CPU_S_PER_GIB, PEAK_MIB, REQUESTS, UP_PER_BYTE, Part
 from bench.peers.measuring import CPU_S, MIB, Taken, middle, timed
+from bench.peers.names import COWSYNC, KEYS, RCLONE
 from bench.processes import BenchFailed
 from bench.store import Client, Stats
 from bench.sync import rclone_missing
@@ -126,3 +127,25 @@ def test_records_are_verified_recorded_and_counted(context: Context) -> None:
     assert requests[ledger.WITHOUT] == 1.0
     assert requests[ledger.WITH] > 1.0
     assert context.store.sizes(ledger.BUCKET) == {}
+
+
+TINY_SYNC = sync.SyncPlan(3_000, 4_000, 30, 1, MIB)
+
+
+@pytest.mark.parametrize("system", [COWSYNC, RCLONE])
+def test_what_changed_and_the_mirror_are_measured(context: Context, system: str) -> None:
+    """An answer that is wrong would have failed the part."""
+    if system == RCLONE and (gone := rclone_missing()):
+        pytest.skip(gone)
+    part = sync.synced(replace(context, systems=[system]), TINY_SYNC)
+    assert part.missing == []
+    listed = [figure for figure in part.figures if figure.unit == KEYS]
+    mirrored = [figure for figure in part.figures if figure.unit == sync.OBJECTS]
+    assert {figure.load for figure in listed} >= {"what changed, 3,000 keys"}
+    assert all(figure.system.startswith(system) and figure.facts[PEAK_MIB] > 5 for figure in listed + mirrored)
+    assert [figure.load for figure in mirrored] == [
+        f"mirror, {way}, {load}" for way in (sync.BY_STORE, sync.THROUGH_HOST) for load in (sync.FIRST, sync.AGAIN)
+    ]
+    sent = {figure.load: figure.facts[UP_PER_BYTE] for figure in mirrored}
+    assert sent[f"mirror, {sync.BY_STORE}, {sync.FIRST}"] < 0.1
+    assert sent[f"mirror, {sync.THROUGH_HOST}, {sync.FIRST}"] >= 1
