@@ -4,6 +4,8 @@ import random
 import time
 from typing import Protocol
 
+from s3core import waiting
+
 
 class Clock(Protocol):
     def monotonic(self) -> float:
@@ -25,7 +27,7 @@ class SystemClock:
         return time.time()
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+        waiting.sleep(seconds)
 
 
 def system_random() -> random.Random:

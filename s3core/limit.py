@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from s3core.clock import Clock
 from s3core.store import ObjectStore
+from s3core.waiting import Turns
 from s3core.wrapper import Call, StoreWrapper, T, bytes_down
 
 
@@ -60,9 +61,7 @@ class Limiter:
     """Carries out calls, of a store or of a bucket, within `limits`."""
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
-        self._slots: AbstractContextManager[object] = (
-            threading.BoundedSemaphore(limits.concurrency) if limits.concurrency else nullcontext()
-        )
+        self._slots: AbstractContextManager[object] = Turns(limits.concurrency) if limits.concurrency else nullcontext()
         self._requests = TokenBucket(limits.requests_per_s, limits.burst_s, clock) if limits.requests_per_s else None
         self._bytes = TokenBucket(limits.bytes_per_s, limits.burst_s, clock) if limits.bytes_per_s else None
 

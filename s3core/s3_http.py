@@ -23,6 +23,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import (
     ConnectTimeoutError,
+    EmptyPoolError,
     HTTPError,
     NameResolutionError,
     NewConnectionError,
@@ -32,6 +33,7 @@ from urllib3.exceptions import SSLError as PoolSslError
 from urllib3.util import Timeout, connection, make_headers, parse_url
 from urllib3.util.ssl_ import create_urllib3_context
 
+from s3core import waiting
 from s3core.content import LazyBody, byte_views
 from s3core.endpoint import Address, Endpoint, normalise_fingerprint, shown_fingerprint
 from s3core.errors import Misconfigured, OutcomeUnknown, StoreError, Unavailable
@@ -97,16 +99,18 @@ class _Plain:
 class _Rest(io.RawIOBase):
     """What was received before, then what the socket's file brings."""
 
-    def __init__(self, early: bytes, file: io.BufferedReader) -> None:
+    def __init__(self, early: bytes, file: io.BufferedReader, sock: Any, timeout_s: float | None) -> None:
         self._early = early
-        self._file = file
+        self._file = file  # keeps the socket open, whoever else closes it
+        self._socket = sock
+        self._timeout_s = timeout_s
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         if not self._early:
-            return self._file.readinto1(buffer)
+            return waiting.receive(self._socket, buffer, self._timeout_s)
         count = min(len(buffer), len(self._early))
         buffer[:count] = self._early[:count]
         self._early = self._early[count:]
@@ -129,7 +133,7 @@ class _Connection(HTTPConnection):
     def connect(self) -> None:
         self._hold, self._held = False, b""  # a request to a proxy comes first, and goes out at once
         try:
-            super().connect()
+            waiting.in_thread(super().connect)
         except Exception as error:
             raise _NotConnected(error) from error
 
@@ -152,15 +156,15 @@ class _Connection(HTTPConnection):
     def getresponse(self) -> Any:
         """The answer, whole where it has the usual form: HTTP/1.1, each header once and on one line, the body's length
         stated. Raises what urllib3's own does."""
-        options, sock = self._response_options, self.sock
+        options, sock, timeout_s = self._response_options, self.sock, self.timeout
         if options is None or sock is None:
             raise http.client.ResponseNotReady()
-        sock.settimeout(self.timeout)
+        sock.settimeout(timeout_s)
         early = bytearray(FIRST_READ_BYTES)
         view = memoryview(early)
         filled, end = 0, -1
         while end < 0 and filled < FIRST_READ_BYTES:
-            count = sock.recv_into(view[filled:])
+            count = waiting.receive(sock, view[filled:], timeout_s)
             if not count:
                 break
             end = early.find(b"\r\n\r\n", max(0, filled - 3), filled + count)
@@ -173,13 +177,13 @@ class _Connection(HTTPConnection):
 
             def usual(sock: Any, *args: Any, **named: Any) -> http.client.HTTPResponse:
                 response = http.client.HTTPResponse(sock, *args, **named)
-                response.fp = io.BufferedReader(_Rest(rest, response.fp))
+                response.fp = io.BufferedReader(_Rest(rest, response.fp, sock, timeout_s))
                 return response
 
             self.response_class = usual
             return super().getresponse()
         self._response_options = None
-        plain.data = _body(sock, view[end + 4 : filled], plain.length_remaining)
+        plain.data = _body(sock, view[end + 4 : filled], plain.length_remaining, timeout_s)
         plain.length_remaining = 0
         self.response_class = lambda *_args, **_named: plain
         return http.client.HTTPConnection.getresponse(self)
@@ -210,7 +214,7 @@ def _plain(early: bytearray, end: int, method: str) -> _Plain | None:
     )
 
 
-def _body(sock: Any, first: memoryview, size: int) -> bytes:
+def _body(sock: Any, first: memoryview, size: int, timeout_s: float | None) -> bytes:
     """`first` and what follows it, `size` bytes in all."""
     if len(first) == size:
         return bytes(first)
@@ -220,7 +224,7 @@ def _body(sock: Any, first: memoryview, size: int) -> bytes:
         filled = len(first)
         view[:filled] = first
         while filled < size:
-            count = sock.recv_into(view[filled:])
+            count = waiting.receive(sock, view[filled:], timeout_s)
             if not count:
                 raise http.client.IncompleteRead(bytes(view[:filled]), size - filled)
             filled += count
@@ -254,7 +258,8 @@ class Transport:
         # A proxy that is not tunnelled through wants the whole URL.
         url = address.origin + target if self._endpoint.proxy and not address.tls else target
         try:
-            response = pool.urlopen(
+            response = self._pooled(
+                pool,
                 method,
                 url,
                 # urllib3 sends any buffer; its annotation names bytes alone.
@@ -275,6 +280,18 @@ class Transport:
         except HTTPError as error:
             raise _lost(error, method, address, key, mutating) from error
         return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, response.data)
+
+    @staticmethod
+    def _pooled(pool: HTTPConnectionPool, method: str, url: str, **named: Any) -> Any:
+        """`urlopen`, whose wait for a connection that is free may not hold up a fiber's thread."""
+        if waiting.here.waiter is None:
+            return pool.urlopen(method, url, **named)
+        named["pool_timeout"] = 0
+        while True:
+            try:
+                return pool.urlopen(method, url, **named)
+            except EmptyPoolError:
+                waiting.sleep(waiting.TURN_S)
 
     def close(self) -> None:
         with self._lock:

@@ -115,6 +115,8 @@ class Fetcher:
         self._execution = execution
         self._cipher = cipher
         self._threads = threading.local()
+        # Of the stores only S3 waits as fibers may; a directory may be a network's.
+        self._ask = execution.converse if store.properties.scheme == "s3" else execution.run
         self.counters = FetchCounters()
 
     async def frames(
@@ -129,7 +131,7 @@ class Fetcher:
         last: tuple[MapState, dict[int, FrameContent]] | None = None
         for _ in range(LOOKUPS_MAX):
             # Each hand-over to a thread costs as much as a local read: one object's frames need a single one.
-            found = await self._execution.run(self._look, wanted, blobs)
+            found = await self._ask(self._look, wanted, blobs)
             contents = found.contents
             if contents is None:
                 await self._fetch(found)
@@ -251,7 +253,7 @@ class Fetcher:
         found.requests = [request for key, items in missing.items() for request in self._requests(key, items)]
 
     async def _fetch(self, found: _Found) -> None:
-        results = await asyncio.gather(*(self._execution.run(self._get, *request) for request in found.requests))
+        results = await asyncio.gather(*(self._ask(self._get, *request) for request in found.requests))
         for request, result in zip(found.requests, results, strict=True):
             self._add(found, request, result)
 

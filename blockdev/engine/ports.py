@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from blockdev.engine.lease import clock
+from s3core import fibers
 
 T = TypeVar("T")
 
@@ -18,6 +19,11 @@ T = TypeVar("T")
 class Execution(Protocol):
     def run(self, function: Callable[..., T], *args: Any) -> Awaitable[T]:
         """Call `function(*args)` where it may block; many calls run side by side."""
+        ...
+
+    def converse(self, function: Callable[..., T], *args: Any) -> Awaitable[T]:
+        """The same for what does little but talk to the store: very many such calls run side by side. It waits for the
+        store in the ways of `s3core.waiting` and for nothing else."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -37,6 +43,9 @@ class ThreadExecution:
 
     def run(self, function: Callable[..., T], *args: Any) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    def converse(self, function: Callable[..., T], *args: Any) -> Awaitable[T]:
+        return fibers.converse(function, *args)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -116,6 +116,9 @@ class SimExecution:
             raise error
         return result
 
+    async def converse(self, function: Callable[..., T], *args: Any) -> T:
+        return await self.run(function, *args)
+
     def _delay(self) -> float:
         kind = self._random.random()
         if kind < 0.4:
