@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from bench.peers import names
 from bench.peers.figures import DOLLARS_PER_GIB, PEAK_MIB, PUTS_PER_GIB, Figure, Run
-from bench.peers.verdict import REFERENCE_MS, near, number, pairs_of_mirrors
+from bench.peers.verdict import REFERENCE_MS, decisive, near, number, pairs_of_mirrors
 
 INK: Final = "#1f2933"
 PALE: Final = "#6b7785"
@@ -396,11 +396,13 @@ def mirrors(run: Run) -> Plot | None:
     pairs = pairs_of_mirrors(run)
     if not pairs:
         return None
-    ours, fast, frugal = max(pairs, key=lambda pair: pair[2].facts.get(PEAK_MIB, 0.0))
+    ours, fast, frugal = decisive(pairs)
     rates = [(names.COWSYNC, ours.value), (names.RCLONE, fast.value)]
     memory = [(one, figure.facts.get(PEAK_MIB)) for one, figure in ((names.COWSYNC, ours), (names.RCLONE, frugal))]
     kept = [(name, value) for name, value in memory if value]
-    canvas, drawn = _canvas(1.5, ours.load[0].upper() + ours.load[1:], 2 if kept else 1)
+    canvas, drawn = _canvas(
+        1.5, f"{ours.load[0].upper()}{ours.load[1:]}, store at {ours.latency_ms} ms", 2 if kept else 1
+    )
     _bars(drawn[0], rates)
     drawn[0].set_title("keys per second", loc="left", fontsize=10, color=INK)
     if kept:

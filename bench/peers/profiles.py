@@ -155,14 +155,14 @@ def block(context: Context, plan: Plan, directory: Path) -> Iterator[Profile]:
 # --- from start to end ---------------------------------------------------------------------------------------
 
 
-def compiled(directory: Path) -> dict[str, str]:
-    """As where it is installed: modules are compiled once."""
-    return {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(directory / "compiled")}
+def compiled(environment: Mapping[str, str]) -> dict[str, str]:
+    """As where it is installed: modules are compiled once, ours and those of the packages beside us."""
+    return {**environment, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": ""}
 
 
 def plan_of_mirror(context: Context, plan: Plan, directory: Path) -> Iterator[Profile]:
     """`cowsync plan` of one process, with nearly all keys as they were."""
-    environment = compiled(directory)
+    environment = compiled(os.environ)
     log = directory / "lister.log"
     lister = start([sys.executable, "-m", "bench.lister", "1"], log)
     folder = directory / "mirror"
@@ -183,10 +183,10 @@ def verify(context: Context, plan: Plan, directory: Path) -> Iterator[Profile]:
     """All bundles and tiles of a log, as `s3integrity verify --full` goes through them in one process."""
     folder = directory / "log"
     command = [sys.executable, "-m", "bench.ledger_verify"]
-    _done([*command, "--make", str(folder), "--records", str(plan.records)], compiled(directory))
+    _done([*command, "--make", str(folder), "--records", str(plan.records)], compiled(os.environ))
     words = [*command, "--walk", str(folder)]
     yield from sampling.follow(
-        f"integrity verify --full, {plan.records:,} records", words, compiled(directory), directory
+        f"integrity verify --full, {plan.records:,} records", words, compiled(os.environ), directory
     )
 
 
@@ -202,7 +202,7 @@ def agent(context: Context, plan: Plan, directory: Path) -> Iterator[Profile]:
         time.sleep(SETTLE_S)
         site.save("again", plan.files)
         path = f"envctl agent, an unchanged home of {plan.files:,} files"
-        yield from sampling.follow(path, site.command("backup", "--now"), compiled(directory), directory)
+        yield from sampling.follow(path, site.command("backup", "--now"), compiled(os.environ), directory)
 
 
 def upload(context: Context, plan: Plan, directory: Path) -> Iterator[Profile]:
@@ -218,7 +218,7 @@ def upload(context: Context, plan: Plan, directory: Path) -> Iterator[Profile]:
     try:
         key = "dump/vzdump-qemu-100-2026_01_01-00_00_00.vma"
         path = f"plugin upload, {plan.upload_bytes // MIB:,} MiB"
-        yield from sampling.follow(path, node.writer(source, key), node.environment, directory)
+        yield from sampling.follow(path, node.writer(source, key), compiled(node.environment), directory)
     finally:
         source.unlink()
         context.store.remove("profiles-pve")

@@ -10,7 +10,7 @@ from typing import Final
 
 from bench.peers import figures, names, plots, report
 from bench.peers.figures import DOLLARS_PER_GIB, PEAK_MIB, PUTS_PER_GIB, Figure, Run
-from bench.peers.verdict import REFERENCE_MS, near, number, pairs_of_mirrors, summary, verdicts
+from bench.peers.verdict import REFERENCE_MS, decisive, near, number, pairs_of_mirrors, summary, verdicts
 
 NAME: Final = "peers"
 HEADING: Final = "## Beside its peers"
@@ -163,7 +163,7 @@ def _mirror(run: Run) -> Row | None:
     pairs = pairs_of_mirrors(run)
     if not pairs:
         return None
-    ours, theirs, _ = max(pairs, key=lambda pair: pair[2].facts.get(PEAK_MIB, 0.0))
+    ours, theirs, _ = decisive(pairs)
     cells = []
     for figure in (ours, theirs):
         peak = figure.facts.get(PEAK_MIB)

@@ -257,6 +257,11 @@ def pairs_of_mirrors(run: Run) -> list[tuple[Figure, Figure, Figure]]:
     return found
 
 
+def decisive(pairs: Sequence[tuple[Figure, Figure, Figure]]) -> tuple[Figure, Figure, Figure]:
+    """The bucket and latency at which cowsync is ahead by least."""
+    return min(pairs, key=lambda pair: pair[0].value / pair[1].value)
+
+
 def _of(figures: Iterable[Figure], system: str) -> list[Figure]:
     return [figure for figure in figures if figure.system.startswith(system)]
 
@@ -270,8 +275,7 @@ def faster_mirror(target: str) -> Target:
         pairs = pairs_of_mirrors(run)
         if not pairs:
             return _not_measured(target, names.WHAT_CHANGED, names.COWSYNC, names.RCLONE)
-        # The latency and bucket that suit it least decide.
-        ours, theirs, _ = min(pairs, key=lambda pair: pair[0].value / pair[1].value)
+        ours, theirs, _ = decisive(pairs)
         ratio = ours.value / theirs.value
         said = f"{_where(ours)}: {_rate(ours)}; {_rate(theirs)} (its fastest)"
         met = ratio >= COWSYNC_TIMES
