@@ -63,16 +63,18 @@ DISCARDED = "discard of everything"
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`cold_reads`: of one row at QD8, twice as many at QD32; few enough that most visit a part of their own.
-    `sequential_bytes`: of one run. `few_bytes`: the same for systems that would take minutes for it."""
+    `sequential_bytes`: of one run. `few_bytes`: the same for systems that would take minutes for it. `budget_s`: no system
+    begins at a latency after that; the report says what was left out."""
 
     volume_bytes: int = 256 * MIB
     cold_reads: int = 512
     sequential_bytes: int = 256 * MIB
     few_bytes: int = 16 * MIB
+    budget_s: float = 1080.0
 
 
 FULL = Plan()
-QUICK = Plan(volume_bytes=128 * MIB, cold_reads=256, sequential_bytes=128 * MIB, few_bytes=8 * MIB)
+QUICK = Plan(volume_bytes=128 * MIB, cold_reads=256, sequential_bytes=128 * MIB, few_bytes=8 * MIB, budget_s=330.0)
 
 RANDOM, FLUSHES, SEQUENTIAL, READS, WARM, FRESH, DISCARD, LINKED = range(8)
 LINK_MIB_S = 100
@@ -133,6 +135,7 @@ class Matrix:
 
     def _measure(self) -> None:
         context = self._context
+        give_up = time.monotonic() + self._plan.budget_s
         with contextlib.ExitStack() as stack:
             served: list[tuple[Known, System]] = []
             filled: set[str] = set()
@@ -144,13 +147,18 @@ class Matrix:
                 if system.bucket in filled or self._tried(known.name, "fill", partial(self._fill, system)):
                     served.append((known, system))
                     filled |= {system.bucket} - {""}
-            for latency_ms in context.latencies_ms:
+            for latency_ms in in_order(context.latencies_ms):
                 if not context.systems or names.BARE_CLIENT in context.systems:
                     self._tried(names.BARE_CLIENT, f"{latency_ms} ms", partial(self._bare, latency_ms))
                 context.store.set_latency(latency_ms)
                 for known, system in list(served):
                     scope = SCOPES[known.name]
                     if not self._meets(scope, latency_ms):
+                        continue
+                    if time.monotonic() > give_up:
+                        self._missing.append(
+                            f"{known.name} at {latency_ms} ms: no time left ({self._plan.budget_s:.0f} s)"
+                        )
                         continue
                     context.say(f"{latency_ms} ms: {known.name}")
                     one = Measuring(
@@ -196,8 +204,10 @@ class Matrix:
         ]
 
     def _wanted(self) -> list[Known]:
+        """Those that matter most first, should the time not do for all."""
         asked = self._context.systems
-        return [known for known in SYSTEMS if known.name in SCOPES and (not asked or known.name in asked)]
+        found = [known for known in SYSTEMS if known.name in SCOPES and (not asked or known.name in asked)]
+        return sorted(found, key=lambda known: list(SCOPES).index(known.name))
 
     def _place(self, name: str, what: str) -> Place:
         size = self._plan.volume_bytes
@@ -257,7 +267,8 @@ class Measuring:
             DISCARD: self._discard,
         }
         latencies = self._context.latencies_ms
-        near, far = self._latency_ms == latencies[0], self._latency_ms == latencies[-1]
+        near = self._latency_ms == latencies[0]
+        far = self._latency_ms == (REFERENCE_MS if REFERENCE_MS in latencies else latencies[-1])
         for group in sorted(self._scope.groups, key=list(groups).index):
             # A quick run asks what latency changes little at one latency alone.
             once = {WARM: near or self._local, LINKED: far, FRESH: far, DISCARD: far}
@@ -557,6 +568,11 @@ def facts(taken: Sequence[Taken], runs: Sequence[Ran], *, stored: bool, reads: b
         if values:
             found[name] = values[len(values) // 2]
     return found
+
+
+def in_order(latencies_ms: Sequence[int]) -> list[int]:
+    """The first, then the one that targets name, then the others."""
+    return sorted(latencies_ms, key=lambda one: (one != latencies_ms[0], one != REFERENCE_MS, one))
 
 
 def bare(context: Context, latency_ms: int) -> list[Figure]:

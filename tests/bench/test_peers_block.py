@@ -133,6 +133,12 @@ def test_plans() -> None:
         assert written * 3 < warm.JOURNAL_BYTES
 
 
+def test_what_targets_name_comes_first() -> None:
+    assert block.in_order((0, 5, 20, 50)) == [0, 20, 5, 50]
+    assert block.in_order((50, 5)) == [50, 5]
+    assert list(block.SCOPES)[:3] == [names.OURS, names.S3BACKER_TUNED, names.TGT]
+
+
 def test_facts_are_per_unit() -> None:
     ran = Ran(256, MIB, 2.0, (1.0, 2.0, 3.0), None)
     taken = block.Taken(ran, Stats(puts=10, gets=4, heads=1, bytes_in=MIB // 2), 0.256, 0.0, 64 * MIB, 2.0)
@@ -162,6 +168,11 @@ def test_a_part_that_fails_is_a_line_of_the_report(
     part = peers._part("block", _context(tmp_path, store.port))
     assert part.missing == ["the whole part: no disk"]
     assert not (tmp_path / "block").exists()
+
+
+@pytest.mark.parametrize("name", list(peers.PARTS))
+def test_every_part_is_there(name: str) -> None:
+    assert callable(peers.measure_of(peers.PARTS[name]))
 
 
 def test_unknown_parts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
