@@ -74,6 +74,8 @@ class Journal:
         self._iov: list[Buffer] = []
         self._iov_place = 0
         self._closed_runs: list[tuple[int, list[Buffer]]] = []
+        self._walker: RecordScanner | None = None
+        self._walked_from = 0
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -288,8 +290,14 @@ class Journal:
 
     def walk(self, begin: int, end: int) -> Iterator[tuple[int, int, Record | None]]:
         """The records in [begin, end), PAD included, headers verified, data not read: where each ends, and the record; in its
-        place the block's number if all it does is write one block, which costs a quarter. Raises CorruptJournal."""
-        scanner = RecordScanner(self.file, self.superblock, _WALK_BYTES)
+        place the block's number if all it does is write one block, which costs a quarter. Raises CorruptJournal.
+
+        A walk that begins behind the begin of the last one goes on in what that one had read: a full journal gives back two
+        records with each write."""
+        scanner = self._walker
+        if scanner is None or begin <= self._walked_from:
+            scanner = self._walker = RecordScanner(self.file, self.superblock, _WALK_BYTES)
+        self._walked_from = begin
         at, ring_bytes, seed = scanner.at, self._ring_bytes, self._seed
         per_block = BLOCK_BYTES // self.superblock.sector_bytes
         position = begin
@@ -400,6 +408,7 @@ class Journal:
         except OSError as error:
             raise _disk_failed(self.file, "cannot mark the epoch in journal", error) from error
         self.superblock = superblock
+        self._walker = None
         self.epoch = epoch
 
     def _refuse_damage(self, position: int, limit: int, reason: str) -> None:

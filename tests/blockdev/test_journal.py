@@ -133,6 +133,31 @@ def test_a_file_begins_to_write_without_an_error_to_tell(tmp_path: Path) -> None
     file.begin_writing(5000, 100)
 
 
+def test_a_walk_goes_on_in_what_the_last_one_had_read_and_never_in_an_older_lap() -> None:
+    class CountingFile(MemoryFile):
+        reads = 0
+
+        def pread(self, length: int, offset: int, /) -> bytes:
+            self.reads += 1
+            return super().pread(length, offset)
+
+    file = CountingFile()
+    journal = new_journal(file)
+    expected: list[int] = []
+    for number in range(100):
+        while journal.room < 3 * 4176:
+            ends = iter(journal.walk(journal.reclaimed, journal.head))
+            end, block, record = next(ends)
+            if record is None:
+                assert block == expected.pop(0)
+            journal.reclaim(end)
+        write(journal, number * 8, bytes([number]) * 4096)
+        journal.append()
+        expected.append(number)
+    assert len(expected) < 15
+    assert file.reads < 50, "less than one read for each walk"
+
+
 def test_data_of_a_cut_first_block_has_a_checksum_of_its_own() -> None:
     journal = new_journal()
     write(journal, 7, b"x" * 512 + b"y" * 4096 + b"z" * 512)
