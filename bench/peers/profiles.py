@@ -51,7 +51,7 @@ class Plan:
     """How many of the front's loads."""
 
 
-FULL: Final = Plan(6.0, 512 * MIB, 2_000_000, 1_000_000, 100_000, 2048 * MIB)
+FULL: Final = Plan(5.0, 512 * MIB, 1_000_000, 500_000, 30_000, 1024 * MIB)
 QUICK: Final = Plan(1.0, 64 * MIB, 100_000, 100_000, 2_000, 128 * MIB, fronts=2)
 
 

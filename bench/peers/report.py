@@ -3,6 +3,7 @@
 One rule: nothing is measured here and nothing is left out in silence: a dash is what was not measured, and `missing` says why.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -83,6 +84,9 @@ HOW_TO_READ: Final = (
 )
 
 
+_OPTION: Final = re.compile(r"(?<![\w-])(--[A-Za-z][\w.-]*(?:=[^\s|,;]*)?)")
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """One table. The first column is words, the others are figures; `bold`: cells (row, column) that are the best."""
@@ -116,7 +120,12 @@ class Grid:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(prose(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def prose(text: str) -> str:
+    """Words of a run as Markdown shows them: options as code, or what draws pages makes dashes of them."""
+    return text if "`" in text else _OPTION.sub(r"`\1`", text)
 
 
 # --- tables --------------------------------------------------------------------------------------------------
@@ -304,7 +313,7 @@ def _outcome_lines(run: Run) -> list[str]:
     """What each NO and each dash is about; a yes whose words say more than yes is told as well."""
     words = {True: "yes", False: "**NO**", None: "not asked"}
     return [
-        f"- {outcome.system}, *{outcome.question}*: {words[outcome.passed]}: {outcome.said}"
+        f"- {outcome.system}, *{outcome.question}*: {words[outcome.passed]}: {prose(outcome.said)}"
         for part in run.parts
         for outcome in part.outcomes
         if outcome.said
@@ -324,8 +333,8 @@ def _part_lines(part: Part) -> list[str]:
         for grid in grids:
             lines += [f"{grid.title}:", "", *grid.markdown(), ""]
     noted = list(dict.fromkeys((figure.load, figure.system, figure.note) for figure in part.figures if figure.note))
-    lines += [f"- {load}, {system}: {note}" for load, system, note in noted]
-    lines += [f"- {note}" for note in part.notes]
+    lines += [f"- {prose(f'{load}, {system}: {note}')}" for load, system, note in noted]
+    lines += [f"- {prose(note)}" for note in part.notes]
     return [*lines, ""] if noted or part.notes else lines
 
 
@@ -351,9 +360,9 @@ def _profile_lines(run: Run) -> list[str]:
 
 def _missing_lines(run: Run) -> list[str]:
     lines = ["## Notes and what is missing", ""]
-    lines += [f"- {note}" for note in run.notes]
-    lines += [f"- {part.title}: {note}" for part in run.parts if not part.figures for note in part.notes]
-    missing = [f"- Missing from {part.name}: {line}" for part in run.parts for line in part.missing]
+    lines += [f"- {prose(note)}" for note in run.notes]
+    lines += [f"- {part.title}: {prose(note)}" for part in run.parts if not part.figures for note in part.notes]
+    missing = [f"- Missing from {part.name}: {prose(line)}" for part in run.parts for line in part.missing]
     took = ", ".join(f"{part.name} {part.seconds:.0f} s" for part in run.parts if part.seconds)
     return [
         *lines,

@@ -178,6 +178,15 @@ def test_the_page_is_one_that_a_stranger_can_read() -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= anchors
 
 
+def test_options_are_shown_as_code() -> None:
+    page = report.markdown(RUN)
+    assert "1.5.4; `--blockSize=64k` \\| `--compress`" in page
+    assert "| rclone check `--fast-list` |" in page
+    assert not re.findall(r"(?<![`\w-])--[a-zA-Z]", page)
+    assert report.prose("a `--b` --c") == "a `--b` --c"
+    assert report.prose("well--known, 3 -- 4") == "well--known, 3 -- 4"
+
+
 def test_every_row_of_a_table_has_as_many_cells_as_its_header() -> None:
     blocks = re.findall(r"(?:^\|.*\n)+", report.markdown(RUN, DRAWN), re.M)
     assert len(blocks) > 10
