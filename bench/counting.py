@@ -37,10 +37,9 @@ FREE = frozenset(
 """Functions of `posix` that call no kernel, or that no operation is judged by."""
 _MODULES = frozenset(("posix", "select", "_socket", "fcntl"))
 _TYPES = frozenset(("socket", "epoll", "mmap", "FileIO", "DirEntry", "ScandirIterator"))
-_OF_TYPES = frozenset(
-    """recv recv_into recvmsg recvmsg_into send sendmsg sendall accept connect poll flush read readinto write truncate stat
-    __next__ close setsockopt shutdown""".split()
-)
+_RECEIVES = ("recv", "recv_into", "recvmsg", "recvmsg_into", "accept", "read", "readinto", "__next__")
+_SENDS = ("send", "sendmsg", "sendall", "connect", "shutdown", "write", "flush", "truncate")
+_OF_TYPES = frozenset((*_RECEIVES, *_SENDS, "poll", "stat", "close", "setsockopt"))
 _HERE = Path(__file__).resolve().parents[1]
 _LIBRARY = Path(threading.__file__).parent
 NOT_COUNTED = (
@@ -70,6 +69,18 @@ class Tally:
 
 
 @contextmanager
+def _no_collection() -> Iterator[None]:
+    """What a collection finds to close was somebody else's."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextmanager
 def bytecodes(tally: Tally) -> Iterator[None]:
     """Adds the instructions of this thread, and of threads that are started meanwhile, to `tally`."""
     counter = itertools.count()
@@ -86,17 +97,14 @@ def bytecodes(tally: Tally) -> Iterator[None]:
         return in_frame
 
     before = sys.gettrace()
-    collects = gc.isenabled()
-    gc.disable()
-    threading.settrace(entered)
-    sys.settrace(entered)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-        threading.settrace(before)
-        if collects:
-            gc.enable()
+    with _no_collection():
+        threading.settrace(entered)
+        sys.settrace(entered)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+            threading.settrace(before)
         tally.bytecodes += next(counter)
 
 
@@ -111,13 +119,14 @@ def system_calls(tally: Tally) -> Iterator[None]:
             if name:
                 calls[name] += 1
 
-    sys.setprofile(called)
-    threading.setprofile(called)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
+    with _no_collection():
+        threading.setprofile(called)
+        sys.setprofile(called)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
 
 
 def _system_call(function: BuiltinFunctionType) -> str:
@@ -133,18 +142,14 @@ def _system_call(function: BuiltinFunctionType) -> str:
 @contextmanager
 def memory(tally: Tally) -> Iterator[None]:
     """Raises `tally.peak_bytes` to the most that was held beyond what was held at the beginning."""
-    collects = gc.isenabled()
-    gc.disable()
-    tracemalloc.start(1)
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    try:
-        yield
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        if collects:
-            gc.enable()
+    with _no_collection():
+        tracemalloc.start(1)
+        before = tracemalloc.get_traced_memory()[0]
+        try:
+            yield
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
         tally.peak_bytes = max(tally.peak_bytes, peak - before)
 
 

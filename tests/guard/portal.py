@@ -45,7 +45,7 @@ class HandLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self.readers: dict[int, Callable[[], Any]] = {}
 
-    def add_reader(self, fd: Any, callback: Callable[[Unpack[_Ts]], Any], *args: Unpack[_Ts]) -> None:
+    def add_reader(self, fd: Any, callback: Callable[[Unpack[_Ts]], Any], *args: *_Ts) -> None:
         self.readers[fd if isinstance(fd, int) else fd.fileno()] = lambda: callback(*args)
 
     def remove_reader(self, fd: Any) -> bool:
