@@ -310,14 +310,20 @@ def _verdict_lines(rows: Sequence[Verdict]) -> list[str]:
 
 
 def _outcome_lines(run: Run) -> list[str]:
-    """What each NO and each dash is about; a yes whose words say more than yes is told as well."""
-    words = {True: "yes", False: "**NO**", None: "not asked"}
-    return [
-        f"- {outcome.system}, *{outcome.question}*: {words[outcome.passed]}: {prose(outcome.said)}"
-        for part in run.parts
-        for outcome in part.outcomes
-        if outcome.said
-    ]
+    """What was seen, by question: of ours always, of others where the answer is no or none."""
+    words = {True: "yes", False: "**no**", None: "not asked"}
+    outcomes = [outcome for part in run.parts for outcome in part.outcomes]
+    lines = []
+    for question in dict.fromkeys(outcome.question for outcome in outcomes):
+        told = [
+            f"  - {outcome.system}: {words[outcome.passed]}: {prose(outcome.said)}"
+            for outcome in outcomes
+            if outcome.question == question
+            and outcome.said
+            and (not outcome.passed or outcome.system in (names.OURS, names.OURS_FLUSH_S3))
+        ]
+        lines += [f"- {prose(question)}", *told] if told else []
+    return lines
 
 
 def _part_lines(part: Part) -> list[str]:

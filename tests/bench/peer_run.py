@@ -128,3 +128,4 @@ def _outcomes() -> Iterator[Outcome]:
     yield Outcome(question, names.OURS, True, "4,096 of 4,096")
     yield Outcome(question, names.S3BACKER_TUNED, False, "1,201 of 4,096 flushed writes are lost")
     yield Outcome(question, names.NBDKIT, None, "it has no cache")
+    yield Outcome(question, names.TGT, True, "all are there")

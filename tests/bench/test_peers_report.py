@@ -168,8 +168,18 @@ def test_the_page_is_one_that_a_stranger_can_read() -> None:
     for plot in DRAWN:
         assert f"](peers/{plot.name}.svg)" in page
     assert "Missing from backup: restic: it is not installed" in page
-    assert "| killed under writes, its cache deleted: every flushed write is there | yes | NO | - |" in page
-    assert "**NO**: 1,201 of 4,096 flushed writes are lost" in page
+    assert "| killed under writes, its cache deleted: every flushed write is there | yes | NO | - | yes |" in page
+    told = page.partition("- killed under writes, its cache deleted: every flushed write is there\n")[2].splitlines()[
+        :4
+    ]
+    assert told == [
+        "  - s3block: yes: 4,096 of 4,096",
+        "  - s3backer tuned: **no**: 1,201 of 4,096 flushed writes are lost",
+        "  - nbdkit S3: not asked: it has no cache",
+        "",
+    ]
+    # Of others, a yes needs no words.
+    assert "tgt, local file: yes" not in page
     assert "mkfs.ext4, s3block: lazy tables off" in page
     assert "```text\nself  function\n 31%  send\n```" in page
     anchors = {
