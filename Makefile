@@ -100,6 +100,7 @@ blackout: $(READY) ## five minutes without the store, for real: writes go on, no
 
 docs: $(READY) ## draw the documents that come from tables in the code
 	@$(PY) -m tests.architecture.documents
+	@$(PY) -m bench.peers.publish
 
 site: ## docs/ as a site with search in build/site; nothing of it needs a network to be read
 	@python=$$(.ci/find-python) && "$$python" deploy/site/make_site.py

@@ -2,6 +2,8 @@
 
 One rule: every figure in docs/peers and in README's section is of one run, whose values lie beside the page; a test draws all
 of it again and compares.
+
+    python -m bench.peers.publish      draws the run that is published again, after a change of words or plots
 """
 
 import re
@@ -13,6 +15,8 @@ from bench.peers.figures import DOLLARS_PER_GIB, PEAK_MIB, PUTS_PER_GIB, Figure,
 from bench.peers.verdict import REFERENCE_MS, decisive, near, number, pairs_of_mirrors, summary, verdicts
 
 NAME: Final = "peers"
+ROOT: Final = Path(__file__).parents[2]
+FOLDER: Final = Path("docs") / NAME
 HEADING: Final = "## Beside its peers"
 """Of the section of README.md that is the published run's; nobody edits it by hand."""
 BEFORE: Final = "## Where to read next"
@@ -169,3 +173,16 @@ def _mirror(run: Run) -> Row | None:
         peak = figure.facts.get(PEAK_MIB)
         cells.append(_seen(figure) + ("" if peak is None else f", {number(peak)} MiB of memory"))
     return "what changed in a bucket", cells[0], f"{cells[1]} (rclone)"
+
+
+def main() -> None:
+    kept = ROOT / FOLDER / f"{NAME}.json"
+    if not kept.exists():
+        print(f"no run is published in {FOLDER}")
+        return
+    for file in publish(figures.load(kept), ROOT, FOLDER):
+        print(file.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from bench.peers.figures import CPU_US, P99_US, PEAK_MIB, PUTS_PER_GIB, Figure, 
 from tests.architecture.tree import ROOT
 from tests.bench.peer_run import made
 
-PUBLISHED = ROOT / "docs" / "peers"
+PUBLISHED = ROOT / publish.FOLDER
 NOTHING: Mapping[str, float] = {}
 RUN = made()
 DRAWN = plots.plots(RUN)
@@ -316,6 +316,24 @@ def test_publishing_replaces_the_section_and_links_the_page_once(tmp_path: Path)
         publish.with_link("# nothing\n")
 
 
+def test_what_is_published_is_drawn_again_from_its_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    publish.main()
+    assert capsys.readouterr().out == "no run is published in docs/peers\n"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("# A\n\n## Where to read next\n")
+    (tmp_path / "docs/README.md").write_text(publish.LISTED)
+    publish.publish(RUN, tmp_path, publish.FOLDER)
+    page = tmp_path / publish.FOLDER / "README.md"
+    drawn = page.read_text()
+    page.write_text("of another version of this program")
+    publish.main()
+    assert page.read_text() == drawn
+    assert "docs/peers/write-iops.svg" in capsys.readouterr().out
+
+
 def test_an_empty_run_can_be_published_too() -> None:
     assert publish.headlines(Run("now", {}, {}, [])) == []
     assert "Nothing that was asked for is missing." in report.markdown(Run("now", {}, {}, []))
@@ -330,7 +348,7 @@ def test_the_figures_in_the_documents_are_those_of_the_published_run() -> None:
     assert shown == publish.section(run)
     drawn = plots.plots(run)
     for name, text in publish.pages(run, drawn).items():
-        assert (PUBLISHED / name).read_text(encoding="utf-8") == text, f"docs/peers/{name}: run --draw --publish"
+        assert (PUBLISHED / name).read_text(encoding="utf-8") == text, f"docs/peers/{name}: run `make docs`"
     assert {file.name for file in PUBLISHED.glob("*.svg")} == {f"{plot.name}.svg" for plot in drawn}
 
 
