@@ -24,6 +24,8 @@ PROBES = f"{OWN_PREFIX}probe/"
 """Below the mirror's prefix."""
 SEEN_FOR_S = 86400.0
 """A server may be replaced behind its name, or upgraded."""
+FIRST_LINES_MIN = 100
+"""Fewer lines of a first run are not worth a probe, which is some ten requests."""
 _NAME = "conditional_puts"
 _ID_NAME = "probe-id"
 _ID_DIGITS = 16
@@ -61,6 +63,27 @@ def useful(mirror: Mirror) -> bool:
         return False
     by_server = source.endpoint and source.endpoint == target.endpoint and not mirror.encrypted
     return mirror.settings.check_target and not by_server
+
+
+def worth_it(mirror: Mirror, lines: int, *, first: bool) -> bool:
+    """Whether a run of so many lines gains by conditions. With the `first` one of a mirror only where nothing is there: else
+    what is there already is found by a HEAD, and no bytes travel in vain. A crash while it probes leaves what stands above."""
+    if not useful(mirror):
+        return False
+    return lines >= FIRST_LINES_MIN and _is_empty(mirror) if first else lines > 0
+
+
+def _is_empty(mirror: Mirror) -> bool:
+    """Whether the mirror has nothing but what is cowsync's own. False where it does not answer."""
+    bucket, prefix = mirror.target.bucket, mirror.target.prefix
+    own = mirror.target.key(OWN_PREFIX)
+    try:
+        keys = bucket.list_page(prefix=prefix, max_keys=1).keys
+        if keys and keys[0].startswith(own.encode()):
+            keys = bucket.list_page(prefix=prefix, start_after=f"{own}\U0010ffff", max_keys=1).keys
+    except StoreError:
+        return False
+    return not keys
 
 
 def probe_id(folder: Path, random: random_module.Random) -> str:

@@ -39,7 +39,7 @@ from cowsync.base.snapshot import Facts as RunFacts
 from cowsync.base.snapshot import Snapshot, Totals
 from cowsync.catalogue import Catalogue, Phase
 from cowsync.changes import Op, PlanLine
-from cowsync.conditions import conditional_puts_hold, useful
+from cowsync.conditions import conditional_puts_hold, worth_it
 from cowsync.errors import Busy, Held, Refused, StateDamaged, Stopped
 from cowsync.mirror import Mirror, carry_piece, check_current, check_versions, lies_in, reader
 from cowsync.net_changes import net_changes
@@ -264,9 +264,7 @@ def apply(
         raise Refused(f"mirror {mirror.name} is encrypted, and lines that others carry out are not sealed")
     target = mirror.writable(begun=base.snapshot is not None)
     catalogue = mirror.catalogue()
-    # Not the first time: what the mirror holds already is then found by a HEAD, and no bytes travel in vain. A crash while
-    # it probes leaves what `conditions` says.
-    wanted = bool(base.name) and len(plan) > 0 and useful(mirror)
+    wanted = worth_it(mirror, len(plan), first=not base.name)
     conditional = wanted and conditional_puts_hold(mirror, now(), system_random())
     made = catalogue.run_of_plan(plan.digest)
     run_id = made.id if made else catalogue.begin(plan.head.run, base.name, now())

@@ -9,7 +9,7 @@ import pytest
 
 from cowsync.apply.copy_line import Place
 from cowsync.changes import Op, Outcome
-from cowsync.conditions import PROBES, SEEN_FOR_S, conditional_puts_hold, probe_id, useful
+from cowsync.conditions import FIRST_LINES_MIN, PROBES, SEEN_FOR_S, conditional_puts_hold, probe_id, useful, worth_it
 from cowsync.mirror import Mirror
 from cowsync.work import apply
 from tests.cowsync.apply.faulty_bucket import Fault
@@ -57,6 +57,43 @@ def test_what_is_on_the_mirror_already_is_found_and_not_sent(tmp_path: Path) -> 
     counts = world.run().result.counts
     assert counts == {Op.ADD: {Outcome.DRIFTED: 1, Outcome.DONE: 1}}
     assert world.mirrored()["k5"] == b"foreign"
+
+
+@pytest.mark.parametrize("there", ["nothing", "its own", "one like ours", "a foreign one"])
+def test_the_first_run_of_an_empty_mirror_looks_at_nothing(tmp_path: Path, there: str) -> None:
+    world = World(tmp_path, one_endpoint=False)
+    for number in range(FIRST_LINES_MIN):
+        world.source.put(f"k{number:03}", b"one")
+    match there:
+        case "its own":
+            world.target.put(".cowsync/trash/1/k7", b"one")
+        case "one like ours":
+            world.target.put("k007", b"one")
+        case "a foreign one":
+            world.target.put("zzz", b"one")
+    result = world.run().result
+    assert result.complete
+    empty = there in ("nothing", "its own")
+    assert (asked(world) >= FIRST_LINES_MIN) == empty
+    assert (world.target.requests["head"] < FIRST_LINES_MIN) == empty
+    assert result.bytes_moved == len(b"one") * (FIRST_LINES_MIN - (there == "one like ours"))
+
+
+def test_somebody_elses_object_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run has seen nothing there; the condition of its PUT is what keeps the object."""
+    world = World(tmp_path, one_endpoint=False)
+    for number in range(FIRST_LINES_MIN):
+        world.source.put(f"k{number:03}", b"one")
+
+    def then_it_comes(mirror: Mirror, lines: int, *, first: bool) -> bool:
+        answer = worth_it(mirror, lines, first=first)
+        world.target.put("k050", b"foreign")
+        return answer
+
+    monkeypatch.setattr("cowsync.work.worth_it", then_it_comes)
+    assert world.run().result.counts == {Op.ADD: {Outcome.DONE: FIRST_LINES_MIN - 1, Outcome.DRIFTED: 1}}
+    assert asked(world) >= FIRST_LINES_MIN
+    assert world.mirrored()["k050"] == b"foreign"
 
 
 def test_it_is_asked_again_after_a_day_or_elsewhere(tmp_path: Path) -> None:
