@@ -36,6 +36,8 @@ from bench.store import Client
 MIB = 1024 * 1024
 SIZE_BYTES = 64 * MIB
 CACHE_BYTES = 64 * MIB
+JOURNAL = "64M"
+"""Of s3block: its usual 1 GiB would be written anew on each of many hosts."""
 COLD_BLOCKS = range(4 * MIB // BLOCK)
 """Written once, then only read."""
 HOT_BLOCKS = range(8 * MIB // BLOCK, 40 * MIB // BLOCK)
@@ -88,10 +90,11 @@ class Times:
     storm: float
     contend: float
     races: float
+    all: float
 
 
-DEFAULT = Times(write=3.0, away=20.0, storm=20.0, contend=12.0, races=10.0)
-QUICK = Times(write=1.5, away=10.0, storm=8.0, contend=8.0, races=2.0)
+DEFAULT = Times(write=3.0, away=20.0, storm=20.0, contend=12.0, races=8.0, all=360.0)
+QUICK = Times(write=1.5, away=10.0, storm=8.0, contend=8.0, races=1.0, all=150.0)
 
 
 def run(context: Context) -> Part:
@@ -306,18 +309,21 @@ class Questions:
     outcomes: list[Outcome] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     _number: int = 0
+    _begin: float = field(default_factory=time.monotonic)
 
     def all(self) -> None:
-        for name in self._wanted(CRASHED):
+        crashed = self._wanted(CRASHED)
+        for name in crashed:
             self._asked(name, (KEPT_FLUSHED, KEPT_PREFIX), self.killed_and_kept)
             self._asked(name, (LOST_PREFIX, LOST_FLUSHED), self._killed_and_lost)
-            self._asked(name, (FLUSHED,), self._flushed)
+        for name in self._wanted(FLIPPED):
+            self._asked(name, (FLIP,), self._flip)
+        self._ill_store(self._wanted(STRESSED))
         for name in self._wanted(CONTENDED):
             self._asked(name, (SECOND,), self._second)
             self._asked(name, (RACE,), self._race)
-        self._ill_store(self._wanted(STRESSED))
-        for name in self._wanted(FLIPPED):
-            self._asked(name, (FLIP,), self._flip)
+        for name in crashed:
+            self._asked(name, (FLUSHED,), self._flushed)
         for name in self._wanted(ENCRYPTED):
             self._asked(name, (KEY,), self._wrong_key)
 
@@ -342,6 +348,7 @@ class Questions:
         self.context.store.reset()
         open_questions = list(questions)
         try:
+            self._in_time()
             for question, passed, said in ask(table.known(name)):
                 self.outcomes.append(Outcome(question, name, passed, said))
                 open_questions.remove(question)
@@ -350,6 +357,11 @@ class Questions:
                 self.outcomes.append(Outcome(question, name, None, f"could not be asked: {_last(error)}"))
         finally:
             self.context.store.reset()
+
+    def _in_time(self) -> None:
+        """Raises BenchFailed once the part has taken its time."""
+        if time.monotonic() - self._begin > self.times.all:
+            raise BenchFailed(f"no time was left: {self.times.all:.0f} s are over")
 
     def _place(self, bucket: str = "", client: Client | None = None) -> Place:
         self._number += 1
@@ -362,7 +374,7 @@ class Questions:
         """Not started. Its bucket and what is on this host are gone afterwards."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.context.store.remove, place.bucket)
-            yield stack.enter_context(known.make(place))
+            yield stack.enter_context(_make(known, place))
 
     def _front(self, system: System) -> DiskFile:
         self._number += 1
@@ -456,7 +468,7 @@ class Questions:
 
     def _joining(self, known: Known, bucket: str) -> System:
         """Another host for what `bucket` has."""
-        system = known.make(self._place(bucket))
+        system = _make(known, self._place(bucket))
         if isinstance(system, ours.S3Block):
             system.joins = True
         return system
@@ -539,6 +551,14 @@ class Questions:
 
     def _ill_store(self, names: Sequence[str]) -> None:
         """All of them together in the same illness, which is long."""
+        try:
+            self._in_time()
+        except BenchFailed as error:
+            questions = (AWAY_READS, AWAY_WRITES, AWAY_KEPT, STORM_ANSWERS, STORM_KEPT)
+            self.outcomes += [
+                Outcome(q, name, None, f"could not be asked: {error}") for name in names for q in questions
+            ]
+            return
         self.context.say(f"correctness: store away {self.times.away:.0f} s, then 503 for {self.times.storm:.0f} s")
         store = self.context.store
         with contextlib.ExitStack() as stack:
@@ -757,7 +777,15 @@ class Patient:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def _make(known: Known, place: Place) -> System:
+    if known.name == OURS:
+        return ours.S3Block(place, known.name, {"journal_bytes": JOURNAL})
+    if known.name == OURS_FLUSH_S3:
+        return ours.S3Block(place, known.name, {"journal_bytes": JOURNAL, "flush": "s3"})
+    return known.make(place)
+
+
 def _encrypted(name: str, place: Place, key: Path) -> System:
     if name == OURS:
-        return ours.S3Block(place, name, {"key": f"file:{key}"})
+        return ours.S3Block(place, name, {"journal_bytes": JOURNAL, "key": f"file:{key}"})
     return s3backer.S3Backer(place, name, [*s3backer.tuned(place), "--encrypt", f"--passwordFile={key}"])
