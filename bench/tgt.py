@@ -39,7 +39,8 @@ class Tgt:
     ) -> None:
         self._read_only = read_only
         self._port = free_port()
-        self._control = str(self._port % 10_000 + 100)
+        # A short in tgtd; no two ports that are free for all (32768 and up) share one.
+        self._control = str(self._port % 32_768 or 1)
         self._own = None if backing else MEMORY / f"bucketworks-bench-{self._port}.raw"
         self._log = directory / "tgtd.log"
         if self._own is not None:

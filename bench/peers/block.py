@@ -147,6 +147,8 @@ class Matrix:
                 if system.bucket in filled or self._tried(known.name, "fill", partial(self._fill, system)):
                     served.append((known, system))
                     filled |= {system.bucket} - {""}
+                else:
+                    system.kill()
             for latency_ms in in_order(context.latencies_ms):
                 if not context.systems or names.BARE_CLIENT in context.systems:
                     self._tried(names.BARE_CLIENT, f"{latency_ms} ms", partial(self._bare, latency_ms))

@@ -103,9 +103,11 @@ class Nbdkit:
         if self._process is None:
             return
         self.drain()
-        process, self._process = self._process, None
+        process = self._process
         process.send_signal(signal.SIGTERM)
-        if code := self._account.wait(process):
+        code = self._account.wait(process)
+        self._process = None
+        if code:
             raise BenchFailed(f"nbdkit ended with {code}:\n{tail(self._log)}")
 
     def forget(self) -> None:
@@ -113,9 +115,9 @@ class Nbdkit:
 
     def kill(self) -> None:
         if self._process is not None:
-            process, self._process = self._process, None
-            kill_all(family(process))
-            self._account.wait(process)
+            kill_all(family(self._process))
+            self._account.wait(self._process)
+            self._process = None
 
     def close(self) -> None:
         self.kill()

@@ -124,9 +124,11 @@ class S3Block:
     def stop(self) -> None:
         if self._process is None:
             return
-        process, self._process = self._process, None
+        process = self._process
         process.send_signal(signal.SIGTERM)
-        if code := self._account.wait(process, DRAIN_S_MAX):
+        code = self._account.wait(process, DRAIN_S_MAX)
+        self._process = None
+        if code:
             raise BenchFailed(f"s3block serve ended with {code}:\n{tail(self._log)}")
 
     def forget(self) -> None:

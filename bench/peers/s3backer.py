@@ -174,13 +174,14 @@ class S3Backer:
         if self._process is None:
             return
         self._end_front()
-        process, self._process = self._process, None
         give_up = time.monotonic() + PATIENCE_S
         while (done := _unmount(self._mount)).returncode:
             if time.monotonic() > give_up:
                 raise BenchFailed(f"umount: {done.stderr}\n{tail(self._log)}")
             time.sleep(0.05)
-        if code := self._account.wait(process, DRAIN_S_MAX):
+        code = self._account.wait(self._process, DRAIN_S_MAX)
+        self._process = None
+        if code:
             raise BenchFailed(f"s3backer ended with {code}:\n{tail(self._log)}")
 
     def forget(self) -> None:
@@ -190,9 +191,9 @@ class S3Backer:
     def kill(self) -> None:
         self._end_front()
         if self._process is not None:
-            process, self._process = self._process, None
-            kill_all(family(process))
-            self._account.wait(process)
+            kill_all(family(self._process))
+            self._account.wait(self._process)
+            self._process = None
             self._killed = True
         if _mounted(self._mount):
             _unmount(self._mount, "-l")
