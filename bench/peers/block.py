@@ -74,7 +74,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(volume_bytes=128 * MIB, cold_reads=256, sequential_bytes=128 * MIB, few_bytes=8 * MIB, budget_s=330.0)
+QUICK = Plan(volume_bytes=128 * MIB, cold_reads=256, sequential_bytes=128 * MIB, few_bytes=8 * MIB, budget_s=420.0)
 
 RANDOM, FLUSHES, SEQUENTIAL, READS, WARM, FRESH, DISCARD, LINKED = range(8)
 LINK_MIB_S = 100
@@ -573,8 +573,8 @@ def facts(taken: Sequence[Taken], runs: Sequence[Ran], *, stored: bool, reads: b
 
 
 def in_order(latencies_ms: Sequence[int]) -> list[int]:
-    """The first, then the one that targets name, then the others."""
-    return sorted(latencies_ms, key=lambda one: (one != latencies_ms[0], one != REFERENCE_MS, one))
+    """The one that targets name, then the first, then the others: should the time not do for all."""
+    return sorted(latencies_ms, key=lambda one: (one != REFERENCE_MS, one != latencies_ms[0], one))
 
 
 def bare(context: Context, latency_ms: int) -> list[Figure]:

@@ -134,7 +134,7 @@ def test_plans() -> None:
 
 
 def test_what_targets_name_comes_first() -> None:
-    assert block.in_order((0, 5, 20, 50)) == [0, 20, 5, 50]
+    assert block.in_order((0, 5, 20, 50)) == [20, 0, 5, 50]
     assert block.in_order((50, 5)) == [50, 5]
     assert list(block.SCOPES)[:3] == [names.OURS, names.S3BACKER_TUNED, names.TGT]
 
