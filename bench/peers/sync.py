@@ -74,10 +74,13 @@ def synced(context: Context, plan: SyncPlan) -> Part:
         asked = [system for system in asked if system != RCLONE]
     try:
         figures = _listings(context, directory, plan, asked)
+        environment = compiled(directory) | {"BUCKETWORKS_SPENDING_DIR": "off"}
         with _store(directory) as store:
             for way in (BY_STORE, THROUGH_HOST):
                 try:
-                    figures += _mirrors(context, store, directory / way.replace(" ", "-"), plan, way, asked)
+                    figures += _mirrors(
+                        context, _Mirrored(store, environment), directory / way.replace(" ", "-"), plan, way, asked
+                    )
                 except BenchFailed as error:  # what was found before is no worse for it
                     missing.append(f"mirror, {way}: {error}")
     finally:
@@ -145,6 +148,14 @@ def contents(plan: SyncPlan, seed: int = 1) -> dict[str, bytes]:
     return made | {f"large/{number}.bin": drawn.randbytes(plan.large_bytes) for number in range(plan.large)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Mirrored:
+    """Where mirrors are made, and how cowsync is started for it."""
+
+    store: Client
+    environment: Mapping[str, str]
+
+
 @contextmanager
 def _store(directory: Path) -> Iterator[Client]:
     log = directory / "store.log"
@@ -156,8 +167,9 @@ def _store(directory: Path) -> Iterator[Client]:
 
 
 def _mirrors(
-    context: Context, store: Client, directory: Path, plan: SyncPlan, way: str, asked: Sequence[str]
+    context: Context, mirrored: "_Mirrored", directory: Path, plan: SyncPlan, way: str, asked: Sequence[str]
 ) -> list[Figure]:
+    store = mirrored.store
     directory.mkdir()
     first = contents(plan)
     other = contents(SyncPlan(0, 0, plan.small, 0, 0), seed=2)
@@ -169,7 +181,7 @@ def _mirrors(
             folder = directory / f"{system}-{latency}"
             folder.mkdir()
             store.remove(f"{TARGET}-{system}")
-            run = _Cowsync(folder, store, way) if system == COWSYNC else _Rclone(folder, store, way)
+            run = _Cowsync(folder, mirrored, way) if system == COWSYNC else _Rclone(folder, store, way)
             for load, what in ((FIRST, first), (AGAIN, changed)):
                 store.set_latency(0)
                 for key, body in what.items():
@@ -209,14 +221,14 @@ def _look(store: Client, system: str, held: Mapping[str, bytes], new: Mapping[st
 
 
 class _Cowsync:
-    def __init__(self, folder: Path, store: Client, way: str) -> None:
-        self._folder, self._store = folder, store
+    def __init__(self, folder: Path, mirrored: "_Mirrored", way: str) -> None:
+        self._folder, self._store, self._environment = folder, mirrored.store, mirrored.environment
         self._config = folder / "config.toml"
         self._config.touch(mode=0o600)
         # To it a server is what has a name in the configuration, and which of them copy by themselves the preset says.
         names = {"source": "127.0.0.1"} if way == BY_STORE else {"source": "127.0.0.1", "target": "localhost"}
         endpoints = "".join(
-            f'[endpoint.{name}]\npreset = "minio"\nurl = "http://{host}:{store.port}"\nregion = "us-east-1"\n'
+            f'[endpoint.{name}]\npreset = "minio"\nurl = "http://{host}:{self._store.port}"\nregion = "us-east-1"\n'
             'addressing = "path"\naccess_key = "bench"\nsecret_key = "bench"\n\n'
             for name, host in names.items()
         )
@@ -224,7 +236,6 @@ class _Cowsync:
             f'{endpoints}[mirror.bench]\nsource = "s3://source/{SOURCE}"\n'
             f'target = "s3://{list(names)[-1]}/{TARGET}-{COWSYNC}"\nstate_dir = "{folder}"\n'
         )
-        self._environment = compiled(folder) | {"BUCKETWORKS_SPENDING_DIR": "off"}
 
     def run(self) -> Taken:
         words = [*COMMAND, "run", "bench", "--json", "--config", str(self._config)]
