@@ -79,7 +79,7 @@ def test_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if why := disk_file.missing(*files.PROGRAMS):
         pytest.skip(why)
     monkeypatch.setattr(source_tree, "FILES", 30)
-    monkeypatch.setattr(files, "QUICK", files.Limits(60.0, 0.2, 60.0, 60.0, 60.0, 600.0))
+    monkeypatch.setattr(files, "QUICK", files.Limits(60.0, 0.2, 60.0, 60.0, 60.0, 600.0, 600.0))
     log = tmp_path / "store.log"
     store = start([sys.executable, "-m", "bench.store"], log)
     said = io.StringIO()
