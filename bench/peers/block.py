@@ -149,6 +149,8 @@ class Matrix:
                     filled |= {system.bucket} - {""}
                 else:
                     system.kill()
+                    # Whoever shares it begins with nothing, and finds nobody in it.
+                    context.store.remove(system.bucket or FILLED)
             for latency_ms in in_order(context.latencies_ms):
                 if not context.systems or names.BARE_CLIENT in context.systems:
                     self._tried(names.BARE_CLIENT, f"{latency_ms} ms", partial(self._bare, latency_ms))
@@ -308,11 +310,11 @@ class Measuring:
         self._serve()
         with door(self._system, self._context.directory) as found:
             found.run(Job("read", MIB, 8, first, size, operations=size // MIB))
-            for depth in self._depths():
+            for depth in self._scope.depths:
                 job = Job("randread", BLOCK_BYTES, depth, first, size, self._seconds)
                 self._add(names.warm_read(depth), names.OPS, self._repeated(found, job), reads=True)
             if self._context.latencies_ms[0] == self._latency_ms or self._local:
-                for depth in self._depths():
+                for depth in self._scope.depths:
                     job = Job("randwrite", BLOCK_BYTES, depth, first, size, self._seconds)
                     self._add(names.warm_write(depth), names.OPS, self._repeated(found, job))
 
