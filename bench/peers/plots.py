@@ -356,11 +356,11 @@ def sequential(run: Run) -> Plot | None:
         return None
     canvas, drawn = _canvas(4.0, "1 MiB in order: MiB per second beside a bare client", len(panels))
     for axes, (_, words, lines, places) in zip(drawn, panels, strict=True):
-        _lines(axes, lines, places, [f"{place} ms" for place in places], log=False)
+        _lines(axes, lines, places, [f"{place} ms" for place in places], log=True)
         axes.set_title(words, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("time the store takes for each answer")
     words = (
-        "Sequential writes and cold sequential reads of 1 MiB, by distance of the store."
+        "Sequential writes and cold sequential reads of 1 MiB, by distance of the store; a logarithmic scale."
         " The dashed line does nothing but the requests."
     )
     svg = _svg(canvas, left=0.55, right=1.95, bottom=0.55, top=0.75, wspace=1.05)
@@ -373,7 +373,7 @@ def warm(run: Run) -> Plot | None:
         values = []
         for depth in (1, 8, 32):
             for system in (names.OURS, names.TGT):
-                figure = near(run, name(depth), system, 0)
+                figure = near(run, name(depth) + names.QEMU_IMG, system, 0)
                 if figure is not None:
                     values.append((f"{system}, QD{depth}", figure.value))
         if values:
@@ -387,9 +387,9 @@ def warm(run: Run) -> Plot | None:
         _bars(axes, shown)
         axes.set_title(words, loc="left", fontsize=10, color=INK)
     words = (
-        "Reads and writes of 4K that are in the local cache and journal, beside tgt on a local file, by queue depth."
+        "Reads and writes of 4K in the local cache and journal, beside tgt on a local file, one right after the other."
     )
-    return Plot("warm", "Warm", words, _svg(canvas, left=1.25, right=0.7, bottom=0.12, top=0.72, wspace=0.85))
+    return Plot("warm", "Warm", words, _svg(canvas, left=1.25, right=0.7, bottom=0.12, top=0.72, wspace=0.95))
 
 
 def mirrors(run: Run) -> Plot | None:

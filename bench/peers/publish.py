@@ -159,7 +159,7 @@ def _cold(run: Run) -> Row | None:
 
 
 def _warm(run: Run) -> Row | None:
-    pair = _pair(run, names.warm_read(32), names.TGT, 0)
+    pair = _pair(run, names.warm_read(32) + names.QEMU_IMG, names.TGT, 0)
     return pair and ("warm 4K reads, 32 at once", _seen(pair[0]), f"{_seen(pair[1])} (tgt on a local file)")
 
 

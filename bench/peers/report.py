@@ -331,11 +331,11 @@ def _part_lines(part: Part) -> list[str]:
     several = len(latencies(part)) > 1
     for latency_ms in latencies(part):
         if several:
-            lines += [f"### {part.title}: store at {latency_ms} ms", ""]
+            lines += [f"### {part.name.capitalize()}: store at {latency_ms} ms", ""]
         lines += [*rates(part, latency_ms).markdown(), ""]
     grids = fact_tables(part)
     if grids:
-        lines += [f"### {part.title}: what it took", ""]
+        lines += [f"### {part.name.capitalize()}: what it took", ""]
         for grid in grids:
             lines += [f"{grid.title}:", "", *grid.markdown(), ""]
     noted = list(dict.fromkeys((figure.load, figure.system, figure.note) for figure in part.figures if figure.note))

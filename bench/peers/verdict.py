@@ -151,6 +151,21 @@ def fewer_puts(load: str, peer: str, target: str) -> Target:
     return ask
 
 
+def side_by_side(load: str, target: str) -> Target:
+    """Ahead of tgt where both met the load one right after the other; what fio saw of both, at other moments, is told too."""
+    decides = ahead(load + names.QEMU_IMG, names.TGT, target, latency_ms=0)
+
+    def ask(run: Run) -> Verdict:
+        found = decides(run)
+        ours, theirs = near(run, load, names.OURS, 0), near(run, load, names.TGT, 0)
+        if found.met is None or ours is None or theirs is None:
+            return found
+        said = f"{found.said}; under fio, not side by side: {number(ours.value)} and {number(theirs.value)}"
+        return Verdict(target, found.figure, found.met, said)
+
+    return ask
+
+
 # --- beside what the store gives -----------------------------------------------------------------------------
 
 
@@ -339,7 +354,7 @@ TARGETS: Final[Sequence[Target]] = (
         for depth in COLD_DEPTHS
     ),
     *(
-        ahead(load(depth), names.TGT, f"warm 4K {words}, QD{depth}: ahead of tgt", latency_ms=0)
+        side_by_side(load(depth), f"warm 4K {words}, QD{depth}: ahead of tgt")
         for words, load in (("reads", names.warm_read), ("writes", names.warm_write))
         for depth in WARM_DEPTHS
     ),

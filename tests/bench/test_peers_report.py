@@ -106,6 +106,17 @@ def test_cold_reads_are_held_against_depth_and_latency() -> None:
     assert judged(run_of(of(load, names.OURS, 1600)), "QD32: depth").met
 
 
+def test_what_was_measured_side_by_side_decides() -> None:
+    load = names.warm_read(8)
+    aside = [of(load, names.OURS, 1, 0), of(load, names.TGT, 2, 20)]
+    assert judged(run_of(*aside), "reads, QD8: ahead of tgt").met is None
+    beside = [of(load + names.QEMU_IMG, system, value, 0) for system, value in ((names.OURS, 31), (names.TGT, 30))]
+    row = judged(run_of(*aside, *beside), "reads, QD8: ahead of tgt")
+    assert row.met
+    assert row.said.endswith("under fio, not side by side: 1 and 2")
+    assert "fio" not in judged(run_of(*beside), "reads, QD8: ahead of tgt").said
+
+
 def test_a_percentile_is_the_worst_of_all_latencies() -> None:
     run = run_of(
         of(names.PROBE, names.OURS, 1, 0, facts={P99_US: 80}), of(names.PROBE, names.OURS, 1, 20, facts={P99_US: 100})
