@@ -3,6 +3,8 @@
 One rule: standard output carries the answer and nothing else; progress, notes and errors go to standard error. `--json`
 makes the answer one JSON document and an error one JSON object. Text that came from elsewhere (names, keys, messages)
 is never taken for markup, and control characters in it are shown, not sent to the terminal.
+
+Rich is imported when a table or a bar is drawn: it takes longer than many a command.
 """
 
 import json
@@ -16,16 +18,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Table
 
 from s3core.exit_codes import ExitCode, exit_code_of, shown_name
 from s3core.quantities import shown_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import ProgressColumn
 
 DEBUG_VARIABLE = "BUCKETWORKS_DEBUG"
 PLAIN_INTERVAL_S = 5.0
@@ -101,6 +103,8 @@ def write_records(records: Sequence[Mapping[str, object]], columns: Sequence[Col
     if as_json:
         write_json(list(records))
         return
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column.heading, justify=column.justify, no_wrap=False, overflow="fold")
@@ -162,6 +166,10 @@ def progress(
         yield Progress(lambda amount: None)
         return
     if out.isatty() and os.environ.get("TERM") != "dumb":
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
         counter: ProgressColumn = DownloadColumn(binary_units=True) if unit == "bytes" else MofNCompleteColumn()
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), counter, TimeRemainingColumn())
         with RichProgress(*columns, console=Console(file=out, markup=False, highlight=False)) as bars:
@@ -316,12 +324,13 @@ def _message(error: BaseException) -> tuple[str, str]:
     return message or type(error).__name__, hint
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Rich would end the program with 1, which says that something was found."""
-        raise BrokenPipeError
+def _stdout() -> "Console":
+    from rich.console import Console
 
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Rich would end the program with 1, which says that something was found."""
+            raise BrokenPipeError
 
-def _stdout() -> Console:
     wide = None if sys.stdout.isatty() else 10_000
-    return _Console(file=sys.stdout, markup=False, highlight=False, emoji=False, width=wide)
+    return PipedConsole(file=sys.stdout, markup=False, highlight=False, emoji=False, width=wide)
