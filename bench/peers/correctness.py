@@ -292,9 +292,11 @@ def _door(system: System) -> str:
     return system.url or str(system.path)
 
 
-def _last(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The last words of what a program said before it ended: they say why."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "level=INFO" not in line]
+    # The first line names the program with its paths, where others follow.
+    text = str(error).partition("\n")[2] or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "level=INFO" not in line]
     said = " ".join(lines[-2:]) if lines else type(error).__name__
     return said if len(said) <= SAID_MAX else said[:SAID_MAX] + "…"
 
@@ -318,12 +320,12 @@ class Questions:
             self._asked(name, (LOST_PREFIX, LOST_FLUSHED), self._killed_and_lost)
         for name in self._wanted(FLIPPED):
             self._asked(name, (FLIP,), self._flip)
+        for name in crashed:
+            self._asked(name, (FLUSHED,), self._flushed)
         self._ill_store(self._wanted(STRESSED))
         for name in self._wanted(CONTENDED):
             self._asked(name, (SECOND,), self._second)
             self._asked(name, (RACE,), self._race)
-        for name in crashed:
-            self._asked(name, (FLUSHED,), self._flushed)
         for name in self._wanted(ENCRYPTED):
             self._asked(name, (KEY,), self._wrong_key)
 
@@ -354,7 +356,7 @@ class Questions:
                 open_questions.remove(question)
         except (BenchFailed, OSError) as error:
             for question in open_questions:
-                self.outcomes.append(Outcome(question, name, None, f"could not be asked: {_last(error)}"))
+                self.outcomes.append(Outcome(question, name, None, f"could not be asked: {reason(error)}"))
         finally:
             self.context.store.reset()
 
@@ -409,7 +411,7 @@ class Questions:
                 system.start()
                 state = self._found(system, written)
             except (BenchFailed, OSError) as error:
-                yield KEPT_FLUSHED, False, f"it does not serve any more: {_last(error)}"
+                yield KEPT_FLUSHED, False, f"it does not serve any more: {reason(error)}"
                 yield KEPT_PREFIX, False, "nothing can be read"
                 return
             yield KEPT_FLUSHED, state.has_flushed, state.flushed_said()
@@ -423,7 +425,7 @@ class Questions:
                 system.start()
                 state = self._found(system, written)
             except (BenchFailed, OSError) as error:
-                yield LOST_PREFIX, False, f"it does not serve any more: {_last(error)}"
+                yield LOST_PREFIX, False, f"it does not serve any more: {reason(error)}"
                 yield LOST_FLUSHED, False, "nothing can be read"
                 return
             yield LOST_PREFIX, state.is_prefix, state.prefix_said()
@@ -484,7 +486,7 @@ class Questions:
                 try:
                     second.start()
                 except BenchFailed as error:
-                    yield SECOND, True, f"the second is refused: {_last(error)}"
+                    yield SECOND, True, f"the second is refused: {reason(error)}"
                     return
                 with self._front(second) as other:
                     passed, said = self._both(disk, other)
@@ -516,9 +518,9 @@ class Questions:
                         raise error
                 refused = [error for error in errors if isinstance(error, BenchFailed)]
                 if len(refused) == 2:
-                    return True, f"both are refused: {_last(refused[0])}"
+                    return True, f"both are refused: {reason(refused[0])}"
                 if refused:
-                    return True, f"one is refused: {_last(refused[0])}"
+                    return True, f"one is refused: {reason(refused[0])}"
                 with self._front(rivals[0]) as one, self._front(rivals[1]) as other:
                     return self._both(one, other)
 
@@ -611,7 +613,7 @@ class Questions:
             try:
                 system.start()
             except BenchFailed as error:
-                yield FLIP, True, f"it does not serve: {_last(error)}"
+                yield FLIP, True, f"it does not serve: {reason(error)}"
                 return
             with self._front(system) as disk:
                 right, wrong, refused = self._looked_at(disk, HOT_BLOCKS)
@@ -651,7 +653,7 @@ class Questions:
             try:
                 wrong.start()
             except BenchFailed as error:
-                yield KEY, True, f"refused: {_last(error)}"
+                yield KEY, True, f"refused: {reason(error)}"
                 return
             with self._front(wrong) as disk:
                 right_ones, wrong_ones, refused = self._looked_at(disk, COLD_BLOCKS)
@@ -707,7 +709,7 @@ class Patient:
                 fill(disk, COLD_BLOCKS)
             self._system.drain()
         except (BenchFailed, OSError) as error:
-            self._give_up(AWAY, _last(error))
+            self._give_up(AWAY, reason(error))
 
     def begin(self, illness: Illness, places: range) -> None:
         if not self._well:
@@ -718,7 +720,7 @@ class Patient:
                 DiskFile(_door(self._system), self._folder / name).__enter__() for name in ("write", "read")
             ]
         except BenchFailed as error:
-            self._give_up(illness, _last(error))
+            self._give_up(illness, reason(error))
             return
         self._writer = Writer(self._fronts[0].file, places, pause_s=0.02, go_on=True)
         self._reader = Reader(self._fronts[1].file, COLD_BLOCKS)
@@ -761,7 +763,7 @@ class Patient:
             self._system.start()
             state = found(self._system, self._folder / "judge", writer.written)
         except (BenchFailed, OSError) as error:
-            self._say(illness.kept, False, f"it did not get that far: {_last(error)}")
+            self._say(illness.kept, False, f"it did not get that far: {reason(error)}")
             self._well = False
             return
         self._say(illness.kept, state.has_acknowledged, state.acknowledged_said())

@@ -179,13 +179,14 @@ class Visit:
         try:
             with self.known.make(place) as system:
                 system.start()
-                self._all(system, directory)
+                self._begin = time.monotonic()
+                self._all(system)
         except BenchFailed as error:
             self._miss(f"ended early: {' '.join(str(error).split())[:300]}")
         finally:
             store.remove(bucket)
 
-    def _all(self, system: System, directory: Path) -> None:
+    def _all(self, system: System) -> None:
         folder = self.context.directory / "files-front"
         mount = folder / "mount"
         with ExitStack() as stack:
