@@ -13,7 +13,7 @@ DEMO_PACKAGES := qemu-utils qemu-block-extra e2fsprogs
 BENCH_PACKAGES := qemu-utils qemu-block-extra tgt rclone
 # Those that `make bench-peers` measures beside us, and what loads them; no test needs one of them.
 PEER_PACKAGES := $(BENCH_PACKAGES) s3backer nbdkit nbdkit-plugin-python python3-boto3 fio restic qemu-system-common \
-	fuse2fs e2fsprogs xfsprogs sqlite3 linux-perf
+	fuse2fs e2fsprogs xfsprogs sqlite3 strace linux-perf
 UV_VERSION := 0.13.8
 SEED ?= 1
 RUNS ?= 1000

@@ -79,6 +79,13 @@ def test_what_no_write_put_there() -> None:
         assert "no write put there" in state.flushed_said()
 
 
+def test_a_reason_is_what_a_program_said_last() -> None:
+    said = "['x', '--config', '/some/where'] ended with 2:\n1 level=INFO began\nerror: it is attached elsewhere\n"
+    assert correctness.reason(BenchFailed(said)) == "error: it is attached elsewhere"
+    assert correctness.reason(BenchFailed("not done within 5 s")) == "not done within 5 s"
+    assert len(correctness.reason(BenchFailed("x" * 5000))) <= correctness.SAID_MAX + 1
+
+
 def test_what_takes_too_long_is_an_error() -> None:
     assert correctness.within(10.0, lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
