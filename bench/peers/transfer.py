@@ -41,6 +41,7 @@ from tests.servers.radosgw import ACCESS_KEY, SECRET_KEY, Radosgw, missing_binar
 NAME: Final = "transfer"
 TITLE: Final = "Plugin: backups up, restores down, reading through a mount"
 COPYTO, RCAT, RCLONE_MOUNT = "rclone copyto", "rclone rcat", "rclone mount"
+COPYTO_FSYNC: Final = "rclone copyto and fsync"
 ENGINE, MOUNT, DOWNLOADED = "plugin engine", "plugin mount", "pve-s3 download"
 UPLOAD: Final = "upload"
 DOWNLOAD: Final = "download to a file"
@@ -124,8 +125,17 @@ class _Bench:
     # --- down ----------------------------------------------------------------------------------------------------
 
     def copied_down(self, key: str, target: Path) -> Taken:
+        return self.remote.run(self._down(key, target), self.place.store)
+
+    def copied_down_durably(self, key: str, target: Path) -> Taken:
+        """With an fsync of the file behind it, as ours does."""
+        words = ["sh", "-c", 'file=$1; shift; "$@" && sync "$file"', "sh", str(target)]
+        words += self.remote.words(self._down(key, target))
+        return command(words, self.remote.environment, self.directory / "down.log", self.place.store)
+
+    def _down(self, key: str, target: Path) -> list[str]:
         words = ["copyto", "--multi-thread-streams", str(UPLOADS), "--multi-thread-cutoff", "64Mi"]
-        return self.remote.run([*words, f"bench:{BUCKET}/{key}", str(target)], self.place.store)
+        return [*words, f"bench:{BUCKET}/{key}", str(target)]
 
     def downloaded(self, key: str, target: Path) -> Taken:
         words = [*COMMAND, "download", STORAGE, f"backup/{Path(key).name}", str(target), "--quiet"]
@@ -263,7 +273,11 @@ def _down(
     context: Context, bench: _Bench, key: str, latency: int, reads: int, suffix: str, wanted: Callable[[str], bool]
 ) -> list[Figure]:
     figures: list[Figure] = []
-    for system, fetch in ((COPYTO, bench.copied_down), (DOWNLOADED, bench.downloaded)):
+    for system, fetch in (
+        (COPYTO, bench.copied_down),
+        (COPYTO_FSYNC, bench.copied_down_durably),
+        (DOWNLOADED, bench.downloaded),
+    ):
         if not wanted(system):
             continue
         runs = []

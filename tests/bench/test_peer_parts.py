@@ -101,7 +101,7 @@ def test_a_home_that_comes_back_different_fails_the_run(tmp_path: Path) -> None:
 
 def test_a_backup_goes_up_and_comes_down(context: Context) -> None:
     ours = [transfer.ENGINE, transfer.DOWNLOADED]
-    theirs = [] if rclone_missing() else [transfer.COPYTO, transfer.RCAT]
+    theirs = [] if rclone_missing() else [transfer.COPYTO, transfer.RCAT, transfer.COPYTO_FSYNC]
     plan = transfer.TransferPlan(40 * MIB, 5, real=False)
     part = transfer.transfers(replace(context, systems=[*ours, *theirs]), plan)
     wanted = {(transfer.UPLOAD, transfer.ENGINE), (transfer.DOWNLOAD, transfer.DOWNLOADED)}
@@ -110,6 +110,7 @@ def test_a_backup_goes_up_and_comes_down(context: Context) -> None:
             (transfer.UPLOAD, transfer.COPYTO),
             (transfer.UPLOAD, transfer.RCAT),
             (transfer.DOWNLOAD, transfer.COPYTO),
+            (transfer.DOWNLOAD, transfer.COPYTO_FSYNC),
         }
     assert _shown(part) == wanted
     for figure in part.figures:
