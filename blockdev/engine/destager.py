@@ -6,9 +6,14 @@ The order of a commit, and what a crash leaves behind:
 3. PUT the commit record with If-None-Match (a crash before: as 2; after: the record counts and recovery applies it);
 4. apply the record to the map (a crash leaves the map behind the log; recovery replays the record);
 5. tell the front (a crash leaves the journal longer than needed; the replayed map says from where it counts).
+
+While more is waiting than a commit takes, steps 1 and 2 of the next one begin during those of this one, for the extents that
+it is sure to write whole: so the way to the bucket is not idle while records are waited for. Its own record still comes after
+this one's, and after every object that it names.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,8 +34,11 @@ from blockdev.segments.paths import INLINE, ContainerRef
 from blockdev.segments.record import BaseEntry, MoveEntry, PatchEntry, RangeEntry, Record, RecordKind
 from blockdev.segments.root import Root
 from blockdev.units import Geometry
+from s3core.errors import StoreError
 from s3core.store import Buffer, ObjectStore
 
+BACKLOG_COMMITS = 8
+"""A backlog is large when it would fill so many commits of `commit_bytes`."""
 PAGE_READERS = 16
 """Map pages read at once before a commit."""
 
@@ -48,8 +56,11 @@ class CommitSettings:
     """Commits for age alone; see `budget`."""
     inline_bytes_max: int = 1 << 20
     segment_bytes: int = 8 << 20
-    uploads: int = 8
-    """PUTs in flight."""
+    uploads: int = 16
+    """PUTs in flight; each holds an object of 1 MiB at most, or a segment. So many fill a link of 300 MiB/s at 50 ms."""
+    backlog_bytes_max: int = 32 << 20
+    """A commit takes a quarter of a large backlog, up to this: each costs the time of a request that nothing else can share.
+    Two such pieces of the journal are in memory at once."""
     compression: str = "zstd"
 
 
@@ -78,6 +89,15 @@ class CommitCounters:
     bytes_up: int = 0
     extents: int = 0
     patches: int = 0
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """What the next commit will carry, its whole extents on their way."""
+
+    seq: int
+    batch: Batch
+    wholes: dict[int, "asyncio.Task[BaseEntry]"]
 
 
 class Destager:
@@ -118,6 +138,7 @@ class Destager:
         self._settings = settings
         self._nonce = nonce
         self._uploads = asyncio.Semaphore(settings.uploads)
+        self._ahead: asyncio.Task[_Ahead] | None = None
         self.counters = CommitCounters()
         self.last_record_bytes = 0
         self.flushed_from: int | None = None
@@ -130,16 +151,24 @@ class Destager:
         Raises Fenced, CorruptJournal."""
         state = self._map.state
         assert state is not None
-        batch = await self._execution.run(self._gather, state.end, head)
+        seq = state.seq + 1
+        ahead = await self._take_ahead(seq)
+        if ahead is not None:
+            batch, head = ahead.batch, max(head, ahead.batch.end)
+        else:
+            batch = await self._execution.run(self._gather, state.end, head)
         await self._load_pages(batch)
         plan = await self._persistence.call("read map pages", self._decide, batch)
-        seq = state.seq + 1
         # A fold and a whole write of one extent in one commit would have the same key, and a discard could not tell
         # the fold's content from younger content: so no extent is in both halves of a record.
         extras = await collect(batch.touches) if collect is not None else None
         if head <= state.end and not extras:
             return None
-        bases = await asyncio.gather(*(self._whole(extent, batch, seq) for extent in plan.wholes))
+        early = ahead.wholes if ahead is not None else {}
+        wholes = [early.get(extent) or asyncio.ensure_future(self._whole(extent, batch, seq)) for extent in plan.wholes]
+        if head - batch.end >= self._settings.commit_bytes:
+            self._ahead = asyncio.ensure_future(self._go_ahead(batch.end, head, seq + 1))
+        bases = await asyncio.gather(*wholes)
         patches, inline, sizes = await self._patches(plan, seq)
         made = Record(
             seq=seq,
@@ -169,6 +198,32 @@ class Destager:
         self.counters.extents += len(bases)
         self.counters.patches += len(patches)
         return made
+
+    async def _go_ahead(self, begin: int, head: int, seq: int) -> _Ahead:
+        """Begin to carry what commit `seq` will. What an extent held before does not matter where all of it is written."""
+        batch = await self._execution.run(self._gather, begin, head)
+        size = self.geometry.sectors_per_extent
+        wholes = {
+            extent: asyncio.ensure_future(self._whole(extent, batch, seq))
+            for extent, overlay in batch.extents.items()
+            if overlay.covered() == size
+        }
+        return _Ahead(seq, batch, wholes)
+
+    async def _take_ahead(self, seq: int) -> _Ahead | None:
+        """What was begun for commit `seq`. Once begun it must be that commit's: another content under the same keys could be
+        overtaken by it. Where another record has taken its number, its objects can be named by none, and go."""
+        task, self._ahead = self._ahead, None
+        if task is None:
+            return None
+        ahead = await task
+        if ahead.seq == seq:
+            return ahead
+        for entry in await asyncio.gather(*ahead.wholes.values()):
+            if any(entry.lengths):
+                with contextlib.suppress(StoreError):  # it stays an orphan, for `OrphanSweeper`
+                    await self._execution.run(self._store.delete, paths.extent(entry.extent, entry.gen, self.epoch))
+        return None
 
     def _flush_note(self, end: int) -> dict[str, Any]:
         """Once everything that an earlier writer may have promised from its journal alone is in the bucket, the log says so:
@@ -253,7 +308,10 @@ class Destager:
 
     def _gather(self, begin: int, head: int) -> Batch:
         records = self._records(begin, head) if head > begin else ()
-        batch = planning.gather(records, self.geometry, begin, self._settings.commit_bytes)
+        limit = self._settings.commit_bytes
+        if head - begin >= BACKLOG_COMMITS * limit:
+            limit = max(limit, min(self._settings.backlog_bytes_max, (head - begin) // 4))
+        batch = planning.gather(records, self.geometry, begin, limit)
         if not batch.records:
             # Nothing but padding at the ring's end, whose next record a crash took: it is carried by being passed.
             batch.end = head

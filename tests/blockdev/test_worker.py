@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -21,7 +22,7 @@ from blockdev.engine.worker import COLLECT_BESIDE_FLUSHES_S, WorkerSettings
 from blockdev.errors import AttachRefused
 from blockdev.extents.memory_map import MemoryKeyValueStore
 from blockdev.journal.format import MORE
-from blockdev.segments import paths
+from blockdev.segments import paths, record
 from blockdev.segments.cipher import FrameCipher
 from blockdev.segments.key_slot import Secret
 from blockdev.segments.root import PAGE_EXTENTS
@@ -120,6 +121,83 @@ def test_lost_journal_is_refused_and_loss_can_be_accepted(tmp_path: Path) -> Non
         await forced.detach()
 
     asyncio.run(main())
+
+
+class _Ordered(StoreWrapper):
+    """Looks at each record: every object it names must be there. Holds commit `held` back until the next one's objects
+    come."""
+
+    def __init__(self, inner: MemoryStore, held: int) -> None:
+        super().__init__(inner)
+        self._held = held
+        self.overtaken = threading.Event()
+        self.named = 0
+
+    def put(self, key: str, data: Any, *, metadata: dict[str, str] | None = None) -> str:
+        done = super().put(key, data, metadata=metadata)
+        if key.startswith("ext/") and f"/{self._held + 1:012x}-" in key:
+            self.overtaken.set()
+        return done
+
+    def put_if_absent(self, key: str, data: Any, *, metadata: dict[str, str] | None = None) -> str:
+        seq = paths.birth(key)
+        for entry in record.decode(b"".join(data), what=key, seq=seq).record.bases:
+            self.head(paths.extent(entry.extent, entry.gen, entry.epoch))
+            self.named += 1
+        if seq == self._held:
+            assert self.overtaken.wait(30), "the next commit's objects wait for this one's record"
+        return super().put_if_absent(key, data, metadata=metadata)
+
+
+def test_the_next_commits_objects_go_up_while_a_record_is_waited_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        inner = MemoryStore()
+        store = _Ordered(inner, held=2)
+        bench = WorkerBench(tmp_path, store, settings=SMALL)
+        await bench.attach()
+        data = random.Random(1).randbytes(12 * MIB)
+        for at in range(0, len(data), 256 * KIB):
+            bench.write(at // 512, data[at : at + 256 * KIB])
+        await bench.commit()
+        assert store.overtaken.is_set()
+        assert store.named >= 12
+        assert await bench.read(0, len(data) // 512) == data
+        await bench.detach()
+        (tmp_path / "journal").unlink()
+        again = WorkerBench(tmp_path, inner)
+        await again.attach()
+        assert await again.read(0, len(data) // 512) == data
+        await again.detach()
+
+    asyncio.run(main())
+
+
+def test_what_was_begun_for_a_commit_goes_when_another_record_takes_its_number(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        bench = WorkerBench(tmp_path, store, settings=SMALL)
+        await bench.attach(run=False)
+        destager = bench.worker._destager
+        assert destager is not None
+        old, new = os.urandom(4 * MIB), os.urandom(1 * MIB)
+        for at in range(0, len(old), MIB):
+            bench.write(at // 512, old[at : at + MIB])
+        first = await destager.commit(bench.journal.head)
+        assert first is not None
+        between = await destager.mark({"purpose": "test"})
+        bench.write(3 * MIB // 512, new)
+        while bench.map.state is not None and bench.map.state.end < bench.journal.head:
+            await destager.commit(bench.journal.head)
+        assert [key for key in _keys(store, "ext/") if f"/{between.seq:012x}-" in key] == []
+        bench.task = asyncio.create_task(bench.worker.run())
+        assert await bench.read(0, 4 * MIB // 512) == old[: 3 * MIB] + new
+        await bench.detach()
+
+    asyncio.run(main())
+
+
+def _keys(store: ObjectStore, prefix: str) -> list[str]:
+    return [info.key for info in store.list(prefix)]
 
 
 @pytest.mark.parametrize("seed", range(6))

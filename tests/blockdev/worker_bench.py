@@ -136,12 +136,15 @@ class WorkerBench:
         self.messages.append(message)
         self._news.set()
 
-    async def attach(self) -> link.Ready:
+    async def attach(self, *, run: bool = True) -> link.Ready:
+        """Without `run` the worker does nothing by itself: its parts are driven by hand."""
         await self.worker.start()
         ready = next(m for m in reversed(self.messages) if isinstance(m, link.Ready))
         self.journal = self.local_journal.open()
         self.journal.recover(ready.position, lambda record: None)
         self.journal.epoch = ready.epoch
+        if not run:
+            return ready
         self.task = asyncio.create_task(self.worker.run())
         if self.journal.head > ready.position:
             self.worker.receive(link.Appended(self.journal.head))
