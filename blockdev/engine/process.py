@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ NICE = 19
 """The front must never wait for the worker's CPU time: beside a worker at equal priority it loses two thirds of its
 speed. While the journal fills or commits fall behind, the worker is raised to 0 (where permitted): a host whose guests use
 all of its CPU must not let the RPO grow without bound."""
+NICE_READING = 0
+"""Of the loop's own thread, which fetches, while a host waits for a read: whatever else runs on a busy host would come before
+it otherwise. What compresses and sends stays where it is."""
 LATE_INTERVALS = 3
 """Commits are behind when the oldest unsaved write is so many commit intervals old."""
 STEER_S = 0.5
@@ -52,6 +56,43 @@ def _set_priority(nice: int) -> None:
         except PermissionError as error:
             log.debug("priority stays as it is: %s", error)
             return
+
+
+class ReadPriority:
+    """The priority of the thread that it was made on: raised by a read that waits, lowered by the next look after the last."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_native_id()
+        self._raised = False
+        self._asked = False
+        self._permitted = True
+
+    def asked(self) -> None:
+        """A host waits for a fetch."""
+        self._asked = True
+        if not self._raised and self._permitted:
+            self._raised = self._set(NICE_READING)
+            self._permitted = self._raised
+
+    def look(self, nice: int) -> None:
+        """Now and then: back to `nice`, the others' priority, unless somebody asked since the last look."""
+        if self._raised and not self._asked:
+            self._raised = False
+            self._set(nice)
+        self._asked = False
+
+    def kept(self) -> None:
+        """All threads were given a priority: what was raised is raised again."""
+        if self._raised:
+            self._raised = self._set(NICE_READING)
+
+    def _set(self, nice: int) -> bool:
+        try:
+            os.setpriority(os.PRIO_PROCESS, self._thread, nice)
+        except PermissionError as error:
+            log.debug("priority stays as it is: %s", error)
+            return False
+        return True
 
 
 def _config(orders: Orders) -> "Config | None":
@@ -78,6 +119,7 @@ class Host:
         self._loop = asyncio.get_running_loop()
         self._gone = asyncio.Event()
         self._link = SocketLink(self._loop, sock, self._closed)
+        self._reading = ReadPriority()
 
     def _closed(self) -> None:
         # The daemon is dead. Whatever is under way may finish or not: the log decides, and the next attach looks.
@@ -93,7 +135,13 @@ class Host:
             self._link.send(link.Failed(type(error).__name__, str(error)))
             await asyncio.sleep(3600)  # the daemon reads the message and closes the link
             return
-        self._link.on_message = worker.receive
+
+        def receive(message: link.ToWorker) -> None:
+            if isinstance(message, link.Fetch) and not message.speculative:
+                self._reading.asked()
+            worker.receive(message)
+
+        self._link.on_message = receive
         gc.collect()
         gc.freeze()
         beside = [asyncio.create_task(self._steer(worker)), asyncio.create_task(self._beat(worker))]
@@ -120,6 +168,8 @@ class Host:
             if wanted != nice:
                 nice = wanted
                 _set_priority(nice)
+                self._reading.kept()
+            self._reading.look(nice)
 
 
 async def _main(orders: Orders, sock: socket.socket) -> None:
