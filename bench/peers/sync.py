@@ -55,7 +55,7 @@ class SyncPlan:
 
 
 FULL: Final = SyncPlan(500_000, 10_000_000, 5_000, 4, 32 * MIB)
-QUICK: Final = SyncPlan(100_000, 1_000_000, 2_000, 2, 16 * MIB)
+QUICK: Final = SyncPlan(200_000, 1_000_000, 2_000, 2, 16 * MIB)
 
 
 def measure(context: Context) -> Part:
