@@ -202,7 +202,7 @@ class Matrix:
             "Its flush rows promise nothing else, whatever they show.",
             "Rows of writes count requests, bytes, CPU and money until the bucket has everything. CPU is of the system's own "
             "processes; tgtd before a FUSE file stands apart (cpu_front_us). A ranged or full GET costs the same.",
-            "Warm rows of nbdkit go one hop less than all that speak iSCSI, for which qemu-nbd's processor time is in the rate; "
+            "Warm rows of nbdkit go one hop less than all that speak iSCSI, for which qemu-nbd's CPU time is in the rate; "
             "without it, ours and tgt's are in the part 'warm'.",
             "Warm reads of s3backer and of tgt's local file are answered by the kernel's page cache, which tgt (rdwr) reads "
             "through: s3backer's own processes then do nothing.",
