@@ -19,10 +19,10 @@ class SlowFile(MemoryFile):
         super().__init__()
         self.open = threading.Event()
         self.open.set()
-        self.begun = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
 
     def fdatasync(self) -> None:
-        self.begun.release()
+        self.entered.release()
         assert self.open.wait(10)
         super().fdatasync()
 
@@ -45,12 +45,12 @@ def test_what_waits_shares_one_fdatasync() -> None:
     write(journal, 0, bytes(512))
     journal.append()
     first = journal.head
-    while file.begun.acquire(blocking=False):
+    while file.entered.acquire(blocking=False):
         pass
     file.open.clear()
     before = file.syncs
     syncer.sync(done)
-    assert file.begun.acquire(timeout=10), "the flush thread has begun"
+    assert file.entered.acquire(timeout=10), "the flush thread has begun"
     write(journal, 1, bytes(512))
     journal.append()
     for _ in range(5):
