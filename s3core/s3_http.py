@@ -13,8 +13,9 @@ import io
 import re
 import ssl
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar, cast
 
@@ -51,6 +52,7 @@ FIRST_READ_BYTES = 64 * 1024
 BODY_BYTES_MAX = 64 * 1024 * 1024
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?", re.ASCII)
+_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
 
 
@@ -73,8 +75,7 @@ class _NotConnected(Exception):
 
 @dataclass(slots=True)
 class _Plain:
-    """An answer of the usual form, all of it here. What urllib3's pool asks of a response is answered by it; for the
-    connection it is the response that has been read to its end."""
+    """An answer of the usual form, all of it here. What urllib3's pool asks of a response is answered by it."""
 
     status: int
     headers: dict[str, str]
@@ -85,6 +86,13 @@ class _Plain:
     length_remaining: int = 0
     _connection: Any = None
     _pool: Any = None
+
+
+class _Finished:
+    """What a connection keeps of an answer that was read to its end: not its body, for as long as it is not used again."""
+
+    def __init__(self, *, will_close: bool) -> None:
+        self.will_close = will_close
 
     def begin(self) -> None:
         """Nothing is left to be read."""
@@ -126,7 +134,7 @@ class _Connection(HTTPConnection):
     small body: one system call, one packet and one TLS record in place of two, a seventh of the CPU time."""
 
     send_timeout_s: ClassVar[float]
-    response_class: Any  # made for each answer, with what has been read of it
+    response_class: Any = http.client.HTTPResponse  # another for each answer, with what has been read of it
     _hold = False  # whether the next bytes to send, the headers, wait for the body's
     _held = b""
 
@@ -180,13 +188,21 @@ class _Connection(HTTPConnection):
                 response.fp = io.BufferedReader(_Rest(rest, response.fp, sock, timeout_s))
                 return response
 
-            self.response_class = usual
-            return super().getresponse()
+            return self._taken(super().getresponse, usual)
         self._response_options = None
         plain.data = _body(sock, view[end + 4 : filled], plain.length_remaining, timeout_s)
         plain.length_remaining = 0
-        self.response_class = lambda *_args, **_named: plain
-        return http.client.HTTPConnection.getresponse(self)
+        finished = _Finished(will_close=plain.will_close)
+        self._taken(partial(http.client.HTTPConnection.getresponse, self), lambda *_args, **_named: finished)
+        return plain
+
+    def _taken(self, take: Callable[[], Any], response_class: Any) -> Any:
+        """This answer with this class, and no other: a proxy's answer to CONNECT may be the next that is read."""
+        self.response_class = response_class
+        try:
+            return take()
+        finally:
+            del self.response_class
 
 
 def _plain(early: bytearray, end: int, method: str) -> _Plain | None:
@@ -203,7 +219,7 @@ def _plain(early: bytearray, end: int, method: str) -> _Plain | None:
             return None
         headers[found[1].lower()] = found[2].rstrip(" \t")
     length = headers.get("content-length", "")
-    if len(headers) != len(lines) - 1 or "transfer-encoding" in headers or not (length.isascii() and length.isdigit()):
+    if len(headers) != len(lines) - 1 or "transfer-encoding" in headers or _LENGTH.fullmatch(length) is None:
         return None
     code = int(status[1])
     size = 0 if method == "HEAD" or code in (204, 304) else int(length)
@@ -411,7 +427,9 @@ class Transport:
         if self._endpoint.proxy:
             return ""
         try:
-            certificate = peer_certificate(address.hostname, address.port, self._endpoint.connect_timeout_s)
+            certificate = waiting.in_thread(
+                peer_certificate, address.hostname, address.port, self._endpoint.connect_timeout_s
+            )
         except OSError:
             return ""
         return shown_fingerprint(sha256(certificate).hexdigest())

@@ -1,15 +1,20 @@
 """Answers of every form, byte by byte, as the standard library's parser takes them."""
 
 import socket
+import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from s3core.endpoint import Address, Credentials, Endpoint
 from s3core.errors import StoreError, Unavailable
 from s3core.s3_http import Answer, Transport
+from tests.servers.certificates import make_server_certificate
+from tests.servers.tunnel import TunnelProxy
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -135,6 +140,12 @@ def test_a_connection_the_server_closes_is_not_used_again() -> None:
     assert counts == [1, 1]
 
 
+def test_a_length_that_is_no_number_leaves_the_end_to_the_connection() -> None:
+    digits = b"0" * 5000 + b"5"  # more than Python makes a number of
+    with served([OK + b"X: lose\r\nContent-Length: " + digits + b"\r\n\r\nhello"]) as (transport, address, _):
+        assert ask(transport, address).body == b"hello"
+
+
 @pytest.mark.parametrize(
     "cut",
     [
@@ -157,3 +168,52 @@ def test_an_answer_that_does_not_come_is_lost_after_its_time() -> None:
     with listener, pytest.raises(StoreError, match="imed out"):
         ask(transport, endpoint.address("bucket", "us-east-1"))
     transport.close()
+
+
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 2\r\n\r\nok", b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"]
+)
+def test_a_closed_connection_goes_through_the_proxy_anew(framing: bytes, tmp_path: Path) -> None:
+    """The proxy's answer to the next CONNECT is read for itself, not as the answer that was read last."""
+    certificate = make_server_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certificate_file, certificate.key_file)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for _ in range(3):
+            plain, _ = listener.accept()
+            with context.wrap_socket(plain, server_side=True) as connection:
+                _request(connection)
+                connection.sendall(OK + b"Connection: close\r\n" + framing)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    proxy = TunnelProxy()
+    endpoint = Endpoint(
+        "here",
+        f"https://127.0.0.1:{listener.getsockname()[1]}",
+        credentials=Credentials("a", "b"),
+        proxy=proxy.url,
+        fingerprint=certificate.fingerprint,
+        concurrency=1,
+    )
+    transport = Transport(endpoint)
+    try:
+        address = endpoint.address("bucket", "us-east-1")
+        assert [ask(transport, address).body for _ in range(3)] == [b"ok"] * 3
+    finally:
+        transport.close()
+        proxy.stop()
+        listener.close()
+    assert len(proxy.asked) == 3
+    thread.join(10)
+
+
+def test_a_connection_that_is_kept_open_keeps_no_body() -> None:
+    """Otherwise each of them holds what was had last, 64 MiB perhaps, until it is used again."""
+    with served([OK + b"Content-Length: %d\r\n\r\n" % len(BIG), BIG]) as (transport, address, _):
+        answer = ask(transport, address)
+        assert answer.body == BIG
+        references = sys.getrefcount(answer.body)  # outside of the assert, which holds one more
+    assert references <= 2
