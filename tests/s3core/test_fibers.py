@@ -2,21 +2,24 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from s3core import waiting
+from s3core import s3_http, waiting
 from s3core.clock import SystemClock
 from s3core.endpoint import Credentials, Endpoint
-from s3core.errors import Unavailable
+from s3core.errors import Misconfigured, Unavailable
 from s3core.fibers import converse
 from s3core.limit import Limiter, Limits
 from s3core.s3_http import Transport
 from s3core.wrapper import Call
+from tests.servers.certificates import make_server_certificate
 
 T = TypeVar("T")
 CALLS = 50
@@ -204,3 +207,33 @@ def test_a_server_that_is_not_there_is_unavailable() -> None:
     with pytest.raises(Unavailable, match="refused"):
         run(converse(ask, transport, place))
     transport.close()
+
+
+def test_a_certificate_nobody_trusts_is_looked_at_on_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the hint: it takes another connection, which may take its time."""
+    certificate = make_server_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certificate_file, certificate.key_file)
+    threads = []
+
+    def looked_at(hostname: str, port: int, timeout_s: float) -> bytes:
+        threads.append(threading.get_ident())
+        return b"certificate"
+
+    monkeypatch.setattr(s3_http, "peer_certificate", looked_at)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with listener.accept()[0] as plain, pytest.raises(OSError), context.wrap_socket(plain, server_side=True):
+                pass
+
+        server = threading.Thread(target=serve)
+        server.start()
+        place = Endpoint("here", f"https://127.0.0.1:{listener.getsockname()[1]}", credentials=Credentials("a", "b"))
+        transport = Transport(place)
+        with pytest.raises(Misconfigured, match="verify failed"):
+            run(converse(ask, transport, place))
+        server.join(10)
+    transport.close()
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
