@@ -81,11 +81,14 @@ def _status_bytes(pid: int, field: str) -> int:
 
 
 def start(command: Sequence[str], log_file: Path) -> "subprocess.Popen[bytes]":
-    """Start a server whose output goes to `log_file`; the kernel ends it when this process ends, where it can."""
+    """Start a server whose output goes to `log_file`; the kernel ends it when this process ends, where it can. It does not hear
+    the Ctrl-C of a terminal: what takes down what was measured still needs it."""
     setpriv = shutil.which("setpriv")
     guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
     with log_file.open("ab") as log:
-        return subprocess.Popen([*guard, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            [*guard, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, process_group=0
+        )
 
 
 def end(process: "subprocess.Popen[bytes]", number: signal.Signals = signal.SIGTERM) -> int:

@@ -1,11 +1,14 @@
 """`python -m bench.peers`: Bucketworks beside its peers, one matrix on one store, kept in `.results/`.
 
-One rule: what was measured is kept as soon as its part ends, so that a run that is cut off loses one part at most; a part that
-cannot run is in the report with its reason. All that is started is on loopback, and gone when this ends.
+One rule: what was measured is kept as soon as its part ends, so that a run that is cut off loses one part at most, and is drawn
+and published all the same; a part that cannot run, or has no time left, is in the report with its reason. All that is started
+is on loopback, and gone when this ends.
 """
 
 import argparse
+import contextlib
 import importlib
+import math
 import os
 import shutil
 import signal
@@ -13,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +27,7 @@ from rich.console import Console
 from bench import disk
 from bench.__main__ import machine
 from bench.peers import figures
-from bench.peers.context import Context, Interrupted
+from bench.peers.context import CUT, Context, Interrupted
 from bench.peers.figures import Part, Run
 from bench.peers.systems import Known, Place
 from bench.peers.table import SYSTEMS
@@ -35,15 +38,32 @@ RESULTS = Path(".results")
 PARTS: Mapping[str, str] = {
     "block": "bench.peers.block:run",
     "warm": "bench.peers.warm:run",
+    "sync": "bench.peers.sync:measure",
     "files": "bench.peers.files:run",
     "correctness": "bench.peers.correctness:run",
-    "sync": "bench.peers.sync:measure",
     "transfer": "bench.peers.transfer:measure",
     "backup": "bench.peers.backup:measure",
     "ledger": "bench.peers.ledger:measure",
     "profiles": "bench.peers.profiles:run",
 }
-"""Each a function `(Context) -> Part`, in the order of the run."""
+"""Each a function `(Context) -> Part`, in the order of the run: those that the verdict rests on first."""
+SHARES: Mapping[str, int] = {
+    "block": 300,
+    "warm": 75,
+    "sync": 90,
+    "files": 70,
+    "correctness": 100,
+    "transfer": 50,
+    "backup": 50,
+    "ledger": 30,
+    "profiles": 50,
+}
+"""How a run that is bounded divides its time; what a part does not need goes to those after it."""
+QUICK_MINUTES = 10.0
+LEAST_S = 8.0
+"""A part for which less is left is not begun."""
+LATE_SHARE, LATE_S = 0.25, 10.0
+"""How much longer than its time a part may take for what it has begun, before it is cut off."""
 LATENCIES_MS = (0, 5, 20, 50)
 QUICK_LATENCIES_MS = (0, 20)
 SECONDS, QUICK_SECONDS = 1.5, 1.0
@@ -69,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     directory = Path(tempfile.mkdtemp(prefix="bucketworks-peers-", dir=options.dir))
     log = directory / "store.log"
     store = start([sys.executable, "-m", "bench.store"], log)
+    minutes = options.minutes or (QUICK_MINUTES if options.quick else 0.0)
+    over = begin + minutes * 60 if minutes else math.inf
     code = 0
     run = Run(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), _machine(options.dir), {}, [])
     try:
@@ -85,19 +107,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say=say,
         )
         run = replace(run, systems=_described(context), notes=_notes(options.dir, client))
-        for name in options.parts or PARTS:
-            run = replace(run, parts=[*run.parts, _part(name, context)], seconds=time.monotonic() - begin)
+        if minutes:
+            run = replace(
+                run, notes=[*run.notes, f"The run was given {minutes:g} minutes; what they did not do for is missing."]
+            )
+        names = [name for name in PARTS if name in (options.parts or PARTS)]
+        for place, name in enumerate(names):
+            own = replace(context, give_up=give_up(names[place:], time.monotonic(), over))
+            run = replace(run, parts=[*run.parts, _part(name, own, over)], seconds=time.monotonic() - begin)
             figures.dump(run, options.results / "peers.json")
     except KeyboardInterrupt as error:
         if isinstance(error, Interrupted):
-            run = replace(run, parts=[*run.parts, error.part], seconds=time.monotonic() - begin)
-            figures.dump(run, options.results / "peers.json")
+            run = replace(run, parts=[*run.parts, error.part])
+        run = replace(run, notes=[*run.notes, "The run was interrupted."], seconds=time.monotonic() - begin)
+        figures.dump(run, options.results / "peers.json")
         say("interrupted: what was measured until now is kept")
         code = 130
     finally:
         end(store)
         shutil.rmtree(directory, ignore_errors=True)
-    return code or _draw(console, run, options)
+    return _draw(console, run, options) or code
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -105,7 +134,16 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench.peers", description=__doc__.splitlines()[0] if __doc__ else ""
     )
     parser.add_argument("--quick", action="store_true", help="fewer latencies and runs, short loads; figures vary more")
-    parser.add_argument("--parts", type=_names_of(list(PARTS)), help=f"of {','.join(PARTS)} (all of them)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="about how long all of it may take: what the verdict rests on comes first, and what no time is left for"
+        f" is told as missing (no bound; with --quick {QUICK_MINUTES:g})",
+    )
+    parser.add_argument(
+        "--parts", type=_names_of(list(PARTS)), help=f"of {','.join(PARTS)} (all of them, in this order)"
+    )
     parser.add_argument(
         "--systems", type=lambda text: text.split(";"), help="names as in the report, with ; between them (all)"
     )
@@ -118,7 +156,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--dir", type=Path, default=Path("/var/tmp"), help="journals and caches: a real disk (/var/tmp)"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where figures, tables and plots go (.results)")
-    parser.add_argument("--publish", type=Path, default=None, help="copy page and plots there too")
+    parser.add_argument(
+        "--publish", type=Path, default=None, help="make the run the one that the documents show: docs/peers"
+    )
     parser.add_argument("--draw", action="store_true", help="measure nothing: draw the figures that were kept")
     return parser.parse_args(arguments)
 
@@ -144,15 +184,54 @@ def measure_of(where: str) -> Measure:
     return found
 
 
-def _part(name: str, context: Context) -> Part:
-    """Run it in a folder of its own. What it raises is a reason in the report."""
+def give_up(names: Sequence[str], now: float, over: float) -> float:
+    """When the first of these parts gives up, if all of them are to be done by `over`."""
+    return now + (over - now) * SHARES[names[0]] / sum(SHARES[name] for name in names)
+
+
+@contextlib.contextmanager
+def _cut_off_after(seconds: float) -> Iterator[list[bool]]:
+    """KeyboardInterrupt after so long, which the list then tells from one of the user's."""
+    late: list[bool] = []
+
+    def over(number: int, frame: FrameType | None) -> None:
+        late.append(True)
+        raise KeyboardInterrupt
+
+    if math.isinf(seconds):
+        yield late
+        return
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield late
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _part(name: str, context: Context, over: float = math.inf) -> Part:
+    """Run it in a folder of its own. What it raises is a reason in the report. Interrupted, with what there is until then, for
+    a user's interrupt; one that takes longer than its time gives what it has. `over`: of the whole run."""
+    begin = time.monotonic()
+    given = context.give_up - begin
+    if given < LEAST_S and over - begin < LEAST_S:
+        context.say(f"{name}: no time left")
+        return Part(name, name.capitalize(), missing=["the whole part: no time left"])
     own = replace(context, directory=context.directory / name)
     own.directory.mkdir()
-    context.say(f"{name}: begins")
-    begin = time.monotonic()
+    context.say(f"{name}: begins" + ("" if math.isinf(given) else f", {given:.0f} s"))
+    late: list[bool] = []
     try:
-        context.store.reset()
-        part = measure_of(PARTS[name])(own)
+        with _cut_off_after(given * (1 + LATE_SHARE) + LATE_S) as late:
+            context.store.reset()
+            part = measure_of(PARTS[name])(own)
+    except KeyboardInterrupt as error:
+        whole = Part(name, name.capitalize(), missing=["the whole part: cut off before it ended"])
+        part = replace(error.part if isinstance(error, Interrupted) else whole, seconds=time.monotonic() - begin)
+        if not late:
+            raise Interrupted(part) from None
+        context.say(f"{name}: {CUT}")
     except (BenchFailed, ImportError, OSError, subprocess.SubprocessError) as error:
         context.say(f"{name}: {error}")
         reason = (str(error).splitlines() or [repr(error)])[0]

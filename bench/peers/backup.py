@@ -230,6 +230,8 @@ def backups(context: Context, plan: HomePlan) -> Part:
         if gone:
             missing.append(f"{system}: {gone}")
             continue
+        if context.no_time(system, missing):
+            continue
         directory = context.directory / f"backup-{system.replace(' ', '-')}"
         directory.mkdir(parents=True)
         try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench import bare_client
 from bench.cost import prices
 from bench.peers import names
-from bench.peers.context import Context, Interrupted
+from bench.peers.context import Context, kept
 from bench.peers.figures import (
     CPU_S_PER_GIB,
     CPU_US,
@@ -39,6 +39,7 @@ from bench.peers.figures import (
 from bench.peers.load import KIB, MIB, Door, Job, Ran, door
 from bench.peers.systems import Known, Place, System, cpu_of
 from bench.peers.table import SYSTEMS
+from bench.peers.table import known as known_as
 from bench.processes import BenchFailed
 from bench.store import Stats
 
@@ -64,7 +65,7 @@ DISCARDED = "discard of everything"
 class Plan:
     """`cold_reads`: of one row at QD8, twice as many at QD32; few enough that most visit a part of their own.
     `sequential_bytes`: of one run. `few_bytes`: the same for systems that would take minutes for it. `budget_s`: no system
-    begins at a latency after that; the report says what was left out."""
+    begins at a latency after that, and none goes on to its next group of rows; the report says what was left out."""
 
     volume_bytes: int = 256 * MIB
     cold_reads: int = 512
@@ -74,10 +75,21 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(volume_bytes=128 * MIB, cold_reads=256, sequential_bytes=128 * MIB, few_bytes=8 * MIB, budget_s=420.0)
+QUICK = Plan(volume_bytes=128 * MIB, cold_reads=256, sequential_bytes=128 * MIB, few_bytes=8 * MIB, budget_s=300.0)
 
 RANDOM, FLUSHES, SEQUENTIAL, READS, WARM, FRESH, DISCARD, LINKED = range(8)
 LINK_MIB_S = 100
+WORDS = (
+    "random writes",
+    "writes with flushes",
+    "in order",
+    "cold reads",
+    "warm",
+    "on a fresh volume",
+    "discard",
+    f"behind a link of {LINK_MIB_S} MiB/s",
+)
+"""Of the groups, by their numbers."""
 BARE_CONNECTIONS = 32
 """As many requests as s3block has in flight by default (`concurrency`)."""
 
@@ -111,6 +123,28 @@ SCOPES: Mapping[str, Scope] = {
 }
 
 
+JUDGED = (names.OURS, names.S3BACKER_TUNED, names.TGT)
+"""What the verdict rests on, with the bare client; measured before all others."""
+QUICK_NEAR = (READS, WARM, RANDOM, SEQUENTIAL)
+"""What a quick run asks at its first latency too, where it is not the one that targets name."""
+QUICK_ALONE: Mapping[str, Scope] = {
+    names.NBDKIT: Scope((READS, RANDOM), depths=(1,), far_only=True, slow=True),
+    names.NBDKIT_CACHE: Scope((READS, RANDOM, FLUSHES), depths=(1,), far_only=True, slow=True),
+}
+"""In a quick run, in place of `SCOPES`: their rows in order and at depth take longer than all of ours."""
+QUICK_LEFT_OUT = (names.S3BACKER_FILE,)
+
+
+def scope_of(name: str, *, quick: bool) -> Scope:
+    return QUICK_ALONE.get(name, SCOPES[name]) if quick else SCOPES[name]
+
+
+_QUICK_NOTE = (
+    "A quick run: flushes, links and fresh volumes at 20 ms alone, no discards, nbdkit one command at a time, 's3backer tuned, "
+    "its file' not at all."
+)
+
+
 def run(context: Context) -> Part:
     """The whole matrix. A system that fails is reported and left out from there on; the others go on."""
     return Matrix(context, QUICK if context.quick else FULL).run()
@@ -126,53 +160,51 @@ class Matrix:
 
     def run(self) -> Part:
         begin = time.monotonic()
-        try:
+        with kept(partial(self._found, begin)):
             self._measure()
-        except KeyboardInterrupt:
-            self._missing.append("interrupted: what comes after the last figure was not measured")
-            raise Interrupted(self._found(begin)) from None
         return self._found(begin)
 
     def _measure(self) -> None:
         context = self._context
-        give_up = time.monotonic() + self._plan.budget_s
+        self._context = context = replace(context, give_up=min(context.give_up, time.monotonic() + self._plan.budget_s))
         with contextlib.ExitStack() as stack:
-            served: list[tuple[Known, System]] = []
-            filled: set[str] = set()
+            served: dict[str, System] = {}
             for known in self._wanted():
                 if absent := known.missing():
                     self._missing.append(f"{known.name}: {absent}")
-                    continue
-                system = stack.enter_context(known.make(self._place(known.name, FILLED)))
-                if system.bucket in filled or self._tried(known.name, "fill", partial(self._fill, system)):
-                    served.append((known, system))
-                    filled |= {system.bucket} - {""}
                 else:
+                    served[known.name] = stack.enter_context(known.make(self._place(known.name, FILLED)))
+            filled: set[str] = set()
+            for latency_ms, name in visits([*served], context.latencies_ms):
+                if name == names.BARE_CLIENT:
+                    if not context.systems or name in context.systems:
+                        self._tried(name, f"{latency_ms} ms", partial(self._bare, latency_ms))
+                    continue
+                scope = scope_of(name, quick=context.quick)
+                if name not in served or not self._meets(scope, latency_ms):
+                    continue
+                if context.no_time(f"{name} at {latency_ms} ms", self._missing):
+                    continue
+                system = served[name]
+                volume = system.bucket or name
+                if volume not in filled and not self._tried(name, "fill", partial(self._fill, system)):
                     system.kill()
                     # Whoever shares it begins with nothing, and finds nobody in it.
                     context.store.remove(system.bucket or FILLED)
-            for latency_ms in in_order(context.latencies_ms):
-                if not context.systems or names.BARE_CLIENT in context.systems:
-                    self._tried(names.BARE_CLIENT, f"{latency_ms} ms", partial(self._bare, latency_ms))
+                    del served[name]
+                    continue
+                filled.add(volume)
                 context.store.set_latency(latency_ms)
-                for known, system in list(served):
-                    scope = SCOPES[known.name]
-                    if not self._meets(scope, latency_ms):
-                        continue
-                    if time.monotonic() > give_up:
-                        self._missing.append(
-                            f"{known.name} at {latency_ms} ms: no time left ({self._plan.budget_s:.0f} s)"
-                        )
-                        continue
-                    context.say(f"{latency_ms} ms: {known.name}")
-                    one = Measuring(
-                        context, self._plan, system, scope, latency_ms, self._place(known.name, "fresh"), known
-                    )
-                    try:
-                        if not self._tried(f"{known.name} at {latency_ms} ms", "matrix", one.run):
-                            system.kill()
-                    finally:
-                        self._figures += one.figures
+                context.say(f"{latency_ms} ms: {name}")
+                one = Measuring(
+                    context, self._plan, system, scope, latency_ms, self._place(name, "fresh"), known_as(name)
+                )
+                try:
+                    if not self._tried(f"{name} at {latency_ms} ms", "matrix", one.run):
+                        system.kill()
+                finally:
+                    self._figures += one.figures
+                    self._missing += one.missing
             context.store.set_latency(0)
 
     def _found(self, begin: float) -> Part:
@@ -207,12 +239,18 @@ class Matrix:
             "Warm reads of s3backer and of tgt's local file are answered by the kernel's page cache, which tgt (rdwr) reads "
             "through: s3backer's own processes then do nothing.",
             "tgt, local file and the slow systems are measured at the first latency and at 20 ms alone.",
+            *([_QUICK_NOTE] if context.quick else []),
         ]
 
     def _wanted(self) -> list[Known]:
         """Those that matter most first, should the time not do for all."""
         asked = self._context.systems
-        found = [known for known in SYSTEMS if known.name in SCOPES and (not asked or known.name in asked)]
+        left_out = QUICK_LEFT_OUT if self._context.quick else ()
+        found = [
+            known
+            for known in SYSTEMS
+            if known.name in SCOPES and (known.name in asked if asked else known.name not in left_out)
+        ]
         return sorted(found, key=lambda known: list(SCOPES).index(known.name))
 
     def _place(self, name: str, what: str) -> Place:
@@ -260,8 +298,10 @@ class Measuring:
         self._repeats = 1 if scope.slow else context.repeats
         self._local = not system.bucket
         self.figures: list[Figure] = []
+        self.missing: list[str] = []
 
     def run(self) -> None:
+        """Group by group, until the part's time is over; `missing` then tells what was left out."""
         groups = {
             READS: self._reads,
             WARM: self._warm,
@@ -276,9 +316,12 @@ class Measuring:
         near = self._latency_ms == latencies[0]
         far = self._latency_ms == (REFERENCE_MS if REFERENCE_MS in latencies else latencies[-1])
         for group in sorted(self._scope.groups, key=list(groups).index):
-            # A quick run asks what latency changes little at one latency alone.
-            once = {WARM: near or self._local, LINKED: far, FRESH: far, DISCARD: far}
-            if not self._context.quick or once.get(group, True):
+            # A quick run asks what latency changes little at one latency alone, and leaves discards to the part `files`.
+            once = {WARM: near or self._local, LINKED: far, FRESH: far, DISCARD: False}
+            if self._context.quick and not (once.get(group, True) and (far or group in QUICK_NEAR)):
+                continue
+            what = f"{self._system.name} at {self._latency_ms} ms, {WORDS[group]}"
+            if not self._context.no_time(what, self.missing):
                 groups[group]()
         self._system.stop()
 
@@ -579,6 +622,15 @@ def facts(taken: Sequence[Taken], runs: Sequence[Ran], *, stored: bool, reads: b
 def in_order(latencies_ms: Sequence[int]) -> list[int]:
     """The one that targets name, then the first, then the others: should the time not do for all."""
     return sorted(latencies_ms, key=lambda one: (one != REFERENCE_MS, one != latencies_ms[0], one))
+
+
+def visits(served: Sequence[str], latencies_ms: Sequence[int]) -> list[tuple[int, str]]:
+    """Who is met at which latency, in the order of what the verdict needs: of `JUDGED` all, then the others."""
+    judged = [name for name in served if name in JUDGED]
+    others = [name for name in served if name not in JUDGED]
+    order = in_order(latencies_ms)
+    found = [(latency_ms, name) for latency_ms in order for name in (names.BARE_CLIENT, *judged)]
+    return found + [(latency_ms, name) for latency_ms in order for name in others]
 
 
 def bare(context: Context, latency_ms: int) -> list[Figure]:

@@ -1,7 +1,10 @@
 """What every part of the run is given."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.peers.figures import Part
@@ -23,6 +26,15 @@ class Context:
     seconds: float
     """How long a load that is bounded by time lasts."""
     say: Callable[[str], None]
+    give_up: float = math.inf
+    """Of `time.monotonic`: what would begin after it is left out, and told as missing."""
+
+    def no_time(self, what: str, missing: list[str]) -> bool:
+        """Whether the part's time is over; what is left out for it goes to `missing`."""
+        over = time.monotonic() > self.give_up
+        if over:
+            missing.append(f"{what}: no time left")
+        return over
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,3 +43,16 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, part: Part) -> None:
         super().__init__()
         self.part = part
+
+
+CUT: str = "cut off: what comes after the last figure was not measured"
+
+
+@contextmanager
+def kept(found: Callable[[], Part]) -> Iterator[None]:
+    """Whoever interrupts a part in here gets what it has `found` until then, as Interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        part = found()
+        raise Interrupted(replace(part, missing=[*part.missing, CUT])) from None

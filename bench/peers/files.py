@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.peers import disk_file, local_file, source_tree, table
-from bench.peers.context import Context
+from bench.peers.context import Context, kept
 from bench.peers.disk_file import DiskFile, Ext4
 from bench.peers.figures import Figure, Part
 from bench.peers.names import NBDKIT_CACHE, OURS, S3BACKER_PACKAGED, S3BACKER_TUNED, SECONDS, TGT
@@ -89,6 +89,7 @@ def run(context: Context) -> Part:
     """The part of the report; `missing` says what could not be measured, and why."""
     begin = time.monotonic()
     limits = QUICK if context.quick else DEFAULT
+    limits = replace(limits, all=min(limits.all, context.give_up - begin))
     why = disk_file.missing(*PROGRAMS)
     if why:
         return Part("files", "Files and file systems", missing=[f"all of it: {why}"])
@@ -98,6 +99,37 @@ def run(context: Context) -> Part:
     missing: list[str] = []
     wanted = [name for name in (QUICK_SYSTEMS if context.quick else SYSTEMS) if _asked(context, name)]
     latencies = _latencies(context)
+
+    def found() -> Part:
+        # A local file knows no latency of the store: measured once, it stands beside all.
+        local = [figure for figure in figures if figure.system == TGT]
+        beside = [
+            replace(one, latency_ms=latency_ms)
+            for latency_ms in latencies
+            for one in local
+            if one.latency_ms != latency_ms
+        ]
+        told = list(dict.fromkeys(missing))
+        title = "Files and file systems"
+        return Part("files", title, [*figures, *beside], notes=NOTES, missing=told, seconds=time.monotonic() - begin)
+
+    with kept(found):
+        _visited(context, limits, archive, wanted, latencies, figures, missing)
+    archive.unlink()
+    context.store.set_latency(0)
+    return found()
+
+
+def _visited(
+    context: Context,
+    limits: Limits,
+    archive: Path,
+    wanted: Sequence[str],
+    latencies: Sequence[int],
+    figures: list[Figure],
+    missing: list[str],
+) -> None:
+    begin = time.monotonic()
     for latency_ms in latencies:
         for name in wanted:
             if name == TGT and any(figure.system == TGT for figure in figures):
@@ -111,23 +143,11 @@ def run(context: Context) -> Part:
                 missing.append(f"{name}: {reason}")
                 continue
             visit = Visit(context, known, latency_ms, archive, limits)
-            visit.run()
-            figures += visit.figures
-            missing += visit.missing
-    # A local file knows no latency of the store: measured once, it stands beside all.
-    local = [figure for figure in figures if figure.system == TGT]
-    for latency_ms in latencies:
-        figures += [replace(one, latency_ms=latency_ms) for one in local if one.latency_ms != latency_ms]
-    archive.unlink()
-    context.store.set_latency(0)
-    return Part(
-        "files",
-        "Files and file systems",
-        figures=figures,
-        notes=NOTES,
-        missing=list(dict.fromkeys(missing)),
-        seconds=time.monotonic() - begin,
-    )
+            try:
+                visit.run()
+            finally:
+                figures += visit.figures
+                missing += visit.missing
 
 
 def _latencies(context: Context) -> Sequence[int]:

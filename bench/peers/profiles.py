@@ -23,7 +23,7 @@ from bench.home import FILES_A_DIRECTORY, SETTLE_S, Site
 from bench.lister import READY, Client
 from bench.mirror import NAME, configure
 from bench.peers import sampling
-from bench.peers.context import Context
+from bench.peers.context import Context, kept
 from bench.peers.figures import Part, Profile
 from bench.processes import BenchFailed, end, start, wait_for_line
 from bench.pve_node import Node
@@ -67,24 +67,37 @@ def run(context: Context) -> Part:
     directory = context.directory / PART
     directory.mkdir(parents=True)
     context.store.set_latency(0)
-    try:
-        for name, path in PATHS.items():
-            context.say(f"profiles: {name}")
-            try:
-                for profile in path(context, plan, directory):
-                    found.append(profile)
-            except (BenchFailed, OSError, subprocess.SubprocessError) as error:
-                missing.append(f"{name}: {str(error)[:500]}")
-    finally:
-        context.store.set_latency(0)
-        shutil.rmtree(directory)
-    notes = (
-        f"perf samples {sampling.PERF_HZ} times a second by the CPU clock, py-spy {sampling.PY_SPY_HZ} times, in turn; "
-        "only what is on a processor is seen, and shares are of that",
-        "py-spy tells which of our functions; it stops a process to look, and so finds it more often at a system call than perf"
-        " does, whose shares are the truer ones",
-    )
-    return Part(PART, TITLE, profiles=found, notes=notes, missing=missing, seconds=time.monotonic() - begin)
+
+    def result() -> Part:
+        return Part(PART, TITLE, profiles=found, notes=NOTES, missing=missing, seconds=time.monotonic() - begin)
+
+    with kept(result):
+        try:
+            _followed(context, plan, directory, found, missing)
+        finally:
+            context.store.set_latency(0)
+            shutil.rmtree(directory)
+    return result()
+
+
+def _followed(context: Context, plan: Plan, directory: Path, found: list[Profile], missing: list[str]) -> None:
+    for name, path in PATHS.items():
+        if context.no_time(name, missing):
+            continue
+        context.say(f"profiles: {name}")
+        try:
+            for profile in path(context, plan, directory):
+                found.append(profile)
+        except (BenchFailed, OSError, subprocess.SubprocessError) as error:
+            missing.append(f"{name}: {str(error)[:500]}")
+
+
+NOTES: Final = (
+    f"perf samples {sampling.PERF_HZ} times a second by the CPU clock, py-spy {sampling.PY_SPY_HZ} times, in turn; "
+    "only what is on a processor is seen, and shares are of that",
+    "py-spy tells which of our functions; it stops a process to look, and so finds it more often at a system call than perf"
+    " does, whose shares are the truer ones",
+)
 
 
 # --- under load ----------------------------------------------------------------------------------------------

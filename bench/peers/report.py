@@ -77,7 +77,8 @@ HOW_TO_READ: Final = (
     " and keeps what was written there until a flush.",
     "**tgt on a local file** is no peer but a ceiling: the same protocol with the data on this host's disk and no bucket.",
     "**The bare client** does nothing but the requests: as many at once as s3block may have, at least as many bytes. What it"
-    " gets is what the store gives.",
+    " gets is what the store gives. It packs nothing, and s3block does (the data is half compressible): behind a full link"
+    " s3block can so be ahead of it.",
     "**Latency** is what the store waits before each answer. 0 ms is a server in the same rack, 5 ms the same region, 20 ms"
     " another one, 50 ms another continent.",
     "**Dollars** are requests alone, at the prices of `bench/cost.py`; storage and traffic come on top.",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.peers.context import Context
+from bench.peers.context import Context, kept
 from bench.peers.figures import CPU_US, PEAK_MIB, REQUESTS, UP_PER_BYTE, Figure, Part
 from bench.peers.measuring import MIB, UP_MIB, Taken, command, middle
 from bench.peers.names import COWSYNC, KEYS, RCLONE, WHAT_CHANGED
@@ -72,20 +72,43 @@ def synced(context: Context, plan: SyncPlan) -> Part:
     asked = [system for system in (COWSYNC, RCLONE) if not context.systems or system in context.systems]
     if missing:
         asked = [system for system in asked if system != RCLONE]
-    try:
-        figures = _listings(context, directory, plan, asked)
-        environment = compiled(directory) | {"BUCKETWORKS_SPENDING_DIR": "off"}
-        with _store(directory) as store:
-            for way in (BY_STORE, THROUGH_HOST):
-                try:
-                    figures += _mirrors(
-                        context, _Mirrored(store, environment), directory / way.replace(" ", "-"), plan, way, asked
-                    )
-                except BenchFailed as error:  # what was found before is no worse for it
-                    missing.append(f"mirror, {way}: {error}")
-    finally:
-        shutil.rmtree(directory)
-    notes = [
+    figures: list[Figure] = []
+
+    def found() -> Part:
+        return Part(NAME, TITLE, figures, notes=_notes(plan), missing=missing, seconds=time.monotonic() - begin)
+
+    with kept(found):
+        try:
+            _measured(context, directory, plan, asked, figures, missing)
+        finally:
+            shutil.rmtree(directory)
+    return found()
+
+
+def _measured(
+    context: Context,
+    directory: Path,
+    plan: SyncPlan,
+    asked: Sequence[str],
+    figures: list[Figure],
+    missing: list[str],
+) -> None:
+    figures += _listings(context, directory, plan, asked, missing)
+    environment = compiled(directory) | {"BUCKETWORKS_SPENDING_DIR": "off"}
+    with _store(directory) as store:
+        for way in (BY_STORE, THROUGH_HOST):
+            if context.no_time(f"mirror, {way}", missing):
+                continue
+            try:
+                figures += _mirrors(
+                    context, _Mirrored(store, environment), directory / way.replace(" ", "-"), plan, way, asked
+                )
+            except BenchFailed as error:  # what was found before is no worse for it
+                missing.append(f"mirror, {way}: {error}")
+
+
+def _notes(plan: SyncPlan) -> list[str]:
+    return [
         f"{WHAT_CHANGED}: of every thousand objects one was changed, removed or added; all found just these. rclone"
         f" compares sizes and MD5 of two listings, --checkers {CHECKERS}, no HEAD; cowsync a listing with what it remembers",
         "memory is of all processes, what they share counted once (Pss, sampled); CPU for each key of the source",
@@ -93,13 +116,14 @@ def synced(context: Context, plan: SyncPlan) -> Part:
         f" rclone sync --checksum --fast-list, {CHECKERS} transfers; cowsync run as it is by default, {CHECKERS} copies at"
         " once, with its journal, and a HEAD before each overwrite",
     ]
-    return Part(NAME, TITLE, figures, notes=notes, missing=missing, seconds=time.monotonic() - begin)
 
 
 # --- listings ------------------------------------------------------------------------------------------------
 
 
-def _listings(context: Context, directory: Path, plan: SyncPlan, asked: Sequence[str]) -> list[Figure]:
+def _listings(
+    context: Context, directory: Path, plan: SyncPlan, asked: Sequence[str], missing: list[str]
+) -> list[Figure]:
     bench = SyncBench(directory, context.say)
     latencies = [one for one in LATENCIES_MS if one in context.latencies_ms] or [0]
     slow = [one for one in latencies if one]
@@ -112,7 +136,8 @@ def _listings(context: Context, directory: Path, plan: SyncPlan, asked: Sequence
             found += bench.rclone(lister, plan.keys, RCLONE_LOADS[:2], slow)
         if COWSYNC in asked:
             found += bench.cowsync(lister, plan.keys, (1, 2), latencies, max(1, context.repeats))
-            found += bench.cowsync(lister, plan.most_keys, (2,))
+            if not context.no_time(f"{WHAT_CHANGED}, {plan.most_keys:,} keys", missing):
+                found += bench.cowsync(lister, plan.most_keys, (2,))
     finally:
         lister.close()
     runs: dict[tuple[str, int, int], list[Found]] = {}
@@ -175,6 +200,8 @@ def _mirrors(
     other = contents(SyncPlan(0, 0, plan.small, 0, 0), seed=2)
     changed = dict(list(other.items())[::100])
     latencies = [one for one in MIRROR_LATENCIES_MS if one in context.latencies_ms] or list(context.latencies_ms[:1])
+    if context.quick:
+        latencies = latencies[-1:]
     figures = []
     for latency in latencies:
         for system in asked:

@@ -337,7 +337,7 @@ TARGETS: Final[Sequence[Target]] = (
         )
         for words, flush in _FLUSHES.items()
     ),
-    fewer_puts(_WRITE, names.S3BACKER_TUNED, "PUTs for the same writes: 1/50 of s3backer tuned's"),
+    fewer_puts(_WRITE, names.S3BACKER_TUNED, "PUTs for each GiB of such writes: 1/50 of s3backer tuned's"),
     *(
         near_bare(load + link, f"{words}{given}: 95 % of a bare client's rate at every latency")
         for load, words in (

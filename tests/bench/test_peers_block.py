@@ -3,21 +3,24 @@
 One rule: peers are run where they are installed, for a moment; figures are the benchmark's business and none is asserted.
 """
 
+import math
 import os
 import shutil
+import signal
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.peers import __main__ as peers
-from bench.peers import block, figures, names, nbdkit, s3backer, table, warm
-from bench.peers.context import Context
-from bench.peers.figures import CPU_US, DOLLARS_PER_GIB, GETS_PER_GIB, P50_US, PUTS_PER_GIB, UP_PER_BYTE, Part
+from bench.peers import block, figures, names, nbdkit, publish, s3backer, table, warm
+from bench.peers.context import CUT, Context, kept
+from bench.peers.figures import CPU_US, DOLLARS_PER_GIB, GETS_PER_GIB, P50_US, PUTS_PER_GIB, UP_PER_BYTE, Figure, Part
 from bench.peers.load import Door, Job, Ran, door_command, parse
 from bench.peers.systems import Place, System
-from bench.processes import BenchFailed
+from bench.processes import BenchFailed, end, start
 from bench.store import Client, Stats
 
 MIB = 1 << 20
@@ -240,3 +243,89 @@ def test_a_row_is_measured(tmp_path: Path, store: Client) -> None:
     assert each.facts[block.FLUSH_P50_US] > 0
     figures.dump(figures.Run("now", {}, {}, [Part("block", "blocks", one.figures)]), tmp_path / "run.json")
     assert figures.load(tmp_path / "run.json").find(each.load, names.OURS, 0) == each
+
+
+# --- a run that is bounded or interrupted --------------------------------------------------------------------
+
+
+def test_what_the_verdict_rests_on_is_visited_first() -> None:
+    found = block.visits([names.OURS, names.S3BACKER_SYNC, names.TGT], (0, 20))
+    judged = [(20, names.BARE_CLIENT), (20, names.OURS), (20, names.TGT)]
+    assert found[:3] == judged
+    assert found[-2:] == [(20, names.S3BACKER_SYNC), (0, names.S3BACKER_SYNC)]
+
+
+def test_time_is_shared_among_the_parts_that_are_left() -> None:
+    assert set(peers.SHARES) == set(peers.PARTS)
+    assert peers.give_up(["ledger"], 100.0, 160.0) == 160.0
+    assert peers.give_up(["warm", "block"], 0.0, 375.0) == 75.0
+    assert peers.give_up(["block"], 0.0, math.inf) == math.inf
+
+
+def _endless(context: Context) -> Part:
+    figure = Figure("load", names.OURS, 20, names.OPS, (1.0,))
+    with kept(lambda: Part("warm", "Warm", [figure], missing=["before"])):
+        time.sleep(3600)
+    raise AssertionError("not cut off")
+
+
+def test_a_part_that_takes_too_long_is_cut_off_and_gives_what_it_has(
+    tmp_path: Path, store: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "measure_of", lambda where: _endless)
+    monkeypatch.setattr(peers, "LATE_S", 0.2)
+    before = signal.getsignal(signal.SIGALRM)
+    context = replace(_context(tmp_path, store.port), give_up=time.monotonic())
+    part = peers._part("warm", context)
+    assert len(part.figures) == 1
+    assert part.missing == ["before", CUT]
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_a_part_without_time_is_not_begun(tmp_path: Path, store: Client) -> None:
+    now = time.monotonic()
+    part = peers._part("warm", replace(_context(tmp_path, store.port), give_up=now), now)
+    assert part.missing == ["the whole part: no time left"]
+
+
+def test_an_interrupted_run_is_kept_drawn_and_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(context: Context) -> Part:
+        if context.directory.name == "block":
+            return Part("block", "Blocks", [Figure("load", names.OURS, 20, names.OPS, (1.0,))])
+        raise KeyboardInterrupt
+
+    published: list[figures.Run] = []
+
+    def kept_there(run: figures.Run, root: Path, folder: Path) -> list[Path]:
+        published.append(run)
+        return []
+
+    monkeypatch.setattr(peers, "measure_of", lambda where: interrupted)
+    monkeypatch.setattr(peers, "_machine", lambda directory: {})
+    monkeypatch.setattr(peers, "_notes", lambda directory, client: [])
+    monkeypatch.setattr(publish, "publish", kept_there)
+    words = ["--quick", "--parts", "warm,block", "--systems", "none", "--dir", str(tmp_path), "--publish", "docs/peers"]
+    # 130: as a shell tells of a Ctrl-C.
+    assert peers.main([*words, "--results", str(tmp_path / "results")]) == 130
+    (run,) = published
+    assert [part.name for part in run.parts] == ["block", "warm"]
+    assert run.parts[1].missing
+    assert "The run was interrupted." in run.notes
+    assert (tmp_path / "results" / "peers.md").exists()
+    assert not list(tmp_path.glob("bucketworks-peers-*"))
+
+
+def test_what_was_started_does_not_hear_a_terminals_interrupt(tmp_path: Path) -> None:
+    process = start(["sleep", "60"], tmp_path / "log")
+    try:
+        assert os.getpgid(process.pid) != os.getpgid(0)
+    finally:
+        end(process)
+
+
+def test_a_matrix_without_time_says_what_it_left_out(tmp_path: Path, store: Client) -> None:
+    context = replace(_context(tmp_path, store.port), give_up=time.monotonic(), systems=[names.OURS])
+    part = block.run(context)
+    assert not part.figures
+    assert part.missing == [f"{names.OURS} at 0 ms: no time left"]

@@ -76,7 +76,7 @@ def test_a_fiftieth_of_the_puts(ours: float, met: bool) -> None:
         of(load, names.OURS, 1, facts={PUTS_PER_GIB: ours}),
         of(load, names.S3BACKER_TUNED, 1, facts={PUTS_PER_GIB: 1000}),
     )
-    assert judged(run, "PUTs for the same writes").met is met
+    assert judged(run, "PUTs for each GiB of such writes").met is met
 
 
 def test_the_latency_at_which_least_of_the_store_is_used_decides() -> None:
