@@ -225,6 +225,17 @@ class Destager:
                     await self._execution.run(self._store.delete, paths.extent(entry.extent, entry.gen, self.epoch))
         return None
 
+    def abandon(self) -> None:
+        """No commit will follow: what was begun for it and is not on its way yet stays here."""
+        task, self._ahead = self._ahead, None
+        if task is None:
+            return
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled() and task.exception() is None:
+            for whole in task.result().wholes.values():
+                whole.cancel()
+
     def _flush_note(self, end: int) -> dict[str, Any]:
         """Once everything that an earlier writer may have promised from its journal alone is in the bucket, the log says so:
         from there on a flush means the bucket, and the journal is nothing that a successor must wait for."""

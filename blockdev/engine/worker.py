@@ -498,6 +498,8 @@ class Worker:
         finally:
             for task in list(self._tasks):
                 task.cancel()
+            if self._destager is not None:
+                self._destager.abandon()
         if isinstance(self.failure, Fenced):
             await self._say_stopped()
             self._send(link.Failed("fenced", str(self.failure)))
@@ -590,8 +592,14 @@ class Worker:
         """Room for commits in the middle of something long: of what there is now, since writes may never end."""
         await self._operate_soon()
         until = self._head
-        while not self._stopped and await self._commit_due() and self._committed < until:
-            pass
+        try:
+            while not self._stopped and await self._commit_due() and self._committed < until:
+                pass
+        except Exception as error:
+            # It is not the operation's failure. Nothing else may be tried under that commit's number: its objects are on
+            # their way, and another content under the same keys could be overtaken by them.
+            self._fail(error)
+            raise
 
     async def _operate_soon(self) -> None:
         while self._asked_soon and not self._stopped:

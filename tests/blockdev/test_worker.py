@@ -19,7 +19,7 @@ from blockdev.engine.checkpoint import CheckpointSettings
 from blockdev.engine.collector import CollectorSettings
 from blockdev.engine.destager import CommitSettings, Extras
 from blockdev.engine.worker import COLLECT_BESIDE_FLUSHES_S, WorkerSettings
-from blockdev.errors import AttachRefused
+from blockdev.errors import AttachRefused, CorruptFormat, Fenced
 from blockdev.extents.memory_map import MemoryKeyValueStore
 from blockdev.journal.format import MORE
 from blockdev.segments import paths, record
@@ -192,6 +192,85 @@ def test_what_was_begun_for_a_commit_goes_when_another_record_takes_its_number(t
         bench.task = asyncio.create_task(bench.worker.run())
         assert await bench.read(0, 4 * MIB // 512) == old[: 3 * MIB] + new
         await bench.detach()
+
+    asyncio.run(main())
+
+
+def test_a_commit_that_fails_in_the_middle_of_an_operation_stops_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second try under its number would put other content under keys that the first may still be writing."""
+
+    async def main() -> None:
+        bench = WorkerBench(tmp_path, settings=SMALL)
+        await bench.attach(run=False)
+        destager = bench.worker._destager
+        assert destager is not None
+        bench.write(0, os.urandom(MIB))
+        bench.worker.receive(link.Appended(bench.journal.head))
+        await destager.commit(bench.journal.head)
+        # Old enough to be looked at.
+        for _ in range(2):
+            await destager.mark({"purpose": "test"})
+        bench.write(0, os.urandom(2 * MIB))
+        bench.worker.receive(link.Appended(bench.journal.head))
+
+        async def failing(*_: object) -> None:
+            raise CorruptFormat("made up", what="a page of the map")
+
+        monkeypatch.setattr(destager, "commit", failing)
+        bench.worker.receive(link.Operate(1, "gc", {"orphans": True}))
+        await bench.worker._operate(bench.worker._asked.popleft())
+        assert isinstance(bench.worker.failure, CorruptFormat)
+        assert [m.kind for m in bench.messages if isinstance(m, link.Failed)] == ["corrupt"]
+        bench.close()
+
+    asyncio.run(main())
+
+
+class _Gated(StoreWrapper):
+    """Holds objects of one commit back."""
+
+    def __init__(self, inner: MemoryStore, held: int) -> None:
+        super().__init__(inner)
+        self._held = held
+        self.came = threading.Event()
+        self.gate = threading.Event()
+
+    def put(self, key: str, data: Any, *, metadata: dict[str, str] | None = None) -> str:
+        if key.startswith("ext/") and f"/{self._held:012x}-" in key:
+            self.came.set()
+            assert self.gate.wait(30)
+        return super().put(key, data, metadata=metadata)
+
+
+def test_who_is_fenced_sends_nothing_more_of_what_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        store = _Gated(MemoryStore(), held=3)
+        bench = WorkerBench(tmp_path, store, settings=replace(SMALL, commit=replace(SMALL.commit, uploads=1)))
+        await bench.attach(run=False)
+        destager = bench.worker._destager
+        assert destager is not None
+        for at in range(0, 16 * MIB, MIB):
+            bench.write(at // 512, os.urandom(MIB))
+        append = destager.append
+
+        async def fenced(made: record.Record, *others: Any) -> None:
+            if made.seq == 2:
+                assert await asyncio.to_thread(store.came.wait, 30)
+                raise Fenced("made up")
+            await append(made, *others)
+
+        monkeypatch.setattr(destager, "append", fenced)
+        bench.worker.receive(link.Stopped())
+        bench.worker.receive(link.Appended(bench.journal.head))
+        await bench.worker.run()
+        assert isinstance(bench.worker.failure, Fenced)
+        before = asyncio.all_tasks()
+        store.gate.set()
+        await asyncio.wait_for(asyncio.gather(*(before - {asyncio.current_task()}), return_exceptions=True), 30)
+        assert len([key for key in _keys(store, "ext/") if f"/{3:012x}-" in key]) <= 1
+        bench.close()
 
     asyncio.run(main())
 
