@@ -75,6 +75,9 @@ class _Fiber:
             except ssl.SSLWantWriteError:
                 self._ready(sock.fileno(), timeout_s, self._loop.add_writer, self._loop.remove_writer)
 
+    def signal(self) -> "_Signal":
+        return _Signal(self._loop, self._wait)
+
     def _ready(
         self, descriptor: int, timeout_s: float | None, watch: Callable[..., Any], forget: Callable[[int], Any]
     ) -> None:
@@ -88,6 +91,19 @@ class _Fiber:
             if timer is not None:
                 timer.cancel()
             forget(descriptor)
+
+
+class _Signal:
+    def __init__(self, loop: asyncio.AbstractEventLoop, wait: Callable[[Any], Any]) -> None:
+        self._loop = loop
+        self._wait = wait
+        self._came: asyncio.Future[bool] = loop.create_future()
+
+    def set(self) -> None:
+        self._loop.call_soon_threadsafe(_settle, self._came, True)
+
+    def wait(self) -> object:
+        return self._wait(self._came)
 
 
 def _settle(future: "asyncio.Future[bool]", value: bool) -> None:

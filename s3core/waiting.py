@@ -7,6 +7,7 @@ One rule: whoever waits for the store waits here, and holds no lock meanwhile.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
@@ -14,7 +15,15 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 TURN_S = 0.001
-"""How often a fiber looks whether it is its turn."""
+"""How often a fiber looks whether a connection is free."""
+
+
+class Signal(Protocol):
+    """One wait of one caller. `set` may be called by any thread, before the wait too; see `threading.Event`."""
+
+    def set(self) -> None: ...
+
+    def wait(self) -> object: ...
 
 
 class Waiter(Protocol):
@@ -27,6 +36,8 @@ class Waiter(Protocol):
         ...
 
     def receive(self, sock: Any, buffer: memoryview, timeout_s: float | None) -> int: ...
+
+    def signal(self) -> Signal: ...
 
 
 class _Here(threading.local):
@@ -57,19 +68,39 @@ def receive(sock: Any, buffer: memoryview, timeout_s: float | None) -> int:
 
 
 class Turns(AbstractContextManager[None]):
-    """So many may be at it at once, threads and fibers together."""
+    """So many may be at it at once, threads and fibers together; who came first is first."""
 
     def __init__(self, places: int) -> None:
-        self._places = threading.BoundedSemaphore(places)
+        self._free = places  # more than 0 only while nobody waits
+        self._lock = threading.Lock()
+        self._queue: deque[Signal] = deque()
 
     def __enter__(self) -> None:
-        waiter = here.waiter
-        if waiter is None:
-            self._places.acquire()
-            return
-        # What frees a place may be this very thread's next step, so it must not block.
-        while not self._places.acquire(blocking=False):
-            waiter.sleep(TURN_S)
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            waiter = here.waiter
+            mine = threading.Event() if waiter is None else waiter.signal()
+            self._queue.append(mine)
+        try:
+            mine.wait()
+        except BaseException:
+            with self._lock:
+                given = mine not in self._queue
+                if not given:
+                    self._queue.remove(mine)
+            if given:
+                self._give_on()
+            raise
 
     def __exit__(self, *_: object) -> None:
-        self._places.release()
+        self._give_on()
+
+    def _give_on(self) -> None:
+        with self._lock:
+            if not self._queue:
+                self._free += 1
+                return
+            following = self._queue.popleft()
+        following.set()

@@ -117,6 +117,59 @@ def test_threads_and_fibers_share_the_places_and_nobody_blocks_the_loop() -> Non
     assert (most, done, inside) == (2, 15, 0)
 
 
+def test_who_waits_for_a_place_gets_it_in_order_and_costs_nothing_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that wait may not overtake fibers, nor may fibers look again and again: a thousand looks a second each."""
+    turns = waiting.Turns(1)
+    order: list[int] = []
+
+    def call(number: int) -> None:
+        with turns:
+            order.append(number)
+
+    async def mixed() -> None:
+        loop = asyncio.get_running_loop()
+        turns.__enter__()
+        calls: list[asyncio.Future[None]] = []
+        for number in range(20):
+            on_thread = number % 4 == 3
+            begun = (
+                loop.run_in_executor(None, call, number) if on_thread else asyncio.ensure_future(converse(call, number))
+            )
+            calls.append(begun)
+            while len(turns._queue) <= number:
+                await asyncio.sleep(0.001)
+        monkeypatch.setattr(asyncio, "sleep", None)
+        turns.__exit__()
+        await asyncio.gather(*calls)
+
+    run(mixed())
+    assert order == list(range(20))
+
+
+def test_a_place_is_not_lost_with_who_was_cancelled_while_waiting_for_it() -> None:
+    turns = waiting.Turns(1)
+    done: list[int] = []
+
+    def call(number: int) -> None:
+        with turns:
+            done.append(number)
+
+    async def cancelled() -> None:
+        turns.__enter__()
+        calls = [asyncio.ensure_future(converse(call, number)) for number in range(3)]
+        while len(turns._queue) < 3:
+            await asyncio.sleep(0.001)
+        calls[1].cancel()  # while it waits
+        await asyncio.sleep(0)
+        turns.__exit__()
+        calls[0].cancel()  # after the place was given to it, before it could go on
+        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.wait_for(converse(call, 3), 30)
+
+    run(cancelled())
+    assert done == [2, 3]
+
+
 class Slow:
     """A server whose answers come piece by piece, on connections of their own."""
 
