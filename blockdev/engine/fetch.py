@@ -21,6 +21,7 @@ from blockdev.segments.cipher import Cipher
 from blockdev.segments.paths import INLINE, ContainerRef
 from blockdev.segments.root import PAGE_EXTENTS
 from blockdev.units import Geometry
+from s3core import waiting
 from s3core.errors import Corrupt, NotFound, StoreError
 from s3core.store import ObjectStore
 
@@ -283,7 +284,8 @@ class Fetcher:
         try:
             if offset < 0:
                 data = self._store.get(key).data
-                self._local.put(key, [data])
+                # Megabytes: a disk that is busy may take its time, and a fiber's loop has none.
+                waiting.in_thread(self._local.put, key, [data])
             else:
                 data = self._store.get_range(key, offset, length).data
         except StoreError as error:

@@ -153,7 +153,7 @@ class Host:
             await asyncio.sleep(0.01)
 
     async def _beat(self, worker: Worker) -> None:
-        """Signs of life, for the daemon: calls of the store wait in threads, so this loop turns or the worker hangs."""
+        """Signs of life, for the daemon: whatever waits for the store leaves this loop turning, or the worker hangs."""
         while True:
             self._link.send(link.Alive(worker.progress))
             await asyncio.sleep(BEAT_S)

@@ -28,6 +28,7 @@ from blockdev.segments.key_slot import Secret
 from blockdev.segments.root import PAGE_EXTENTS
 from blockdev.segments.volume_file import cipher_of
 from blockdev.units import KIB, MIB
+from s3core import fibers
 from s3core.errors import Unavailable
 from s3core.memory import MemoryStore
 from s3core.store import ObjectStore
@@ -585,6 +586,26 @@ def test_a_slot_from_before_a_rollback_is_not_kept(tmp_path: Path) -> None:
         assert isinstance(answer, link.Fetched)
         assert answer.frames[0].state == "data"
         assert bench.slots.slots[0].startswith(b"a" * 4096)
+        await bench.detach()
+
+    asyncio.run(main())
+
+
+def test_a_fiber_keeps_a_whole_object_on_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment has megabytes; a disk that is busy would hold up the loop with its writing."""
+
+    async def main() -> None:
+        bench = WorkerBench(tmp_path)
+        await bench.attach()
+        bench.write(0, os.urandom(MIB))
+        await bench.commit()
+        (key,) = _keys(bench.store, "ext/")
+        threads = []
+        monkeypatch.setattr(bench.local, "put", lambda *_: threads.append(threading.get_ident()))
+        data = await fibers.converse(bench.worker._fetcher._get, key, -1, 0)
+        assert data == bench.store.get(key).data
+        assert len(threads) == 1
+        assert threads[0] != threading.get_ident()
         await bench.detach()
 
     asyncio.run(main())
