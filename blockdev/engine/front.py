@@ -652,7 +652,8 @@ class Front:
     def _write_early(self) -> None:
         """As much was appended as the last flush had to sync, so the next one is likely on its way. The disk begins before it
         comes: of the two things an fdatasync waits for, data and the disk's own cache, the first is then done."""
-        if not self._stopped and self._journal.synced < self._journal.head:
+        size = self._journal.head - self._journal.synced
+        if not self._stopped and 0 < size <= EARLY_BYTES_MAX:
             self._journal.begin_writing()
 
     def _flushed(self, token: int, position: int, failure: LocalDiskFailed | None) -> None:

@@ -648,6 +648,19 @@ def test_what_a_flush_will_wait_for_is_begun_before_it_comes() -> None:
     assert len(world.journal_file.begun) == 2, "too much to be begun by the front"
 
 
+def test_a_large_write_behind_a_small_flush_is_not_begun() -> None:
+    """The kernel takes it to the disk's queue at once, and whoever else is on this thread waits."""
+    world = World(ring_bytes=4096 * KIB)
+    world.front.inline_flush = True
+    world.front.write(0, [fill(1)])
+    assert world.flush() is None
+    for number in range(80):
+        world.front.write(number * 8, [fill(1)])
+    world.front.commit()
+    world.soon.pop()()
+    assert not world.journal_file.begun
+
+
 def test_what_was_begun_is_left_alone_once_it_is_synced_or_the_volume_has_stopped() -> None:
     world = World()
     world.front.inline_flush = True
