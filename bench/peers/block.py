@@ -37,7 +37,7 @@ from bench.peers.figures import (
     Part,
 )
 from bench.peers.load import KIB, MIB, Door, Job, Ran, door
-from bench.peers.systems import Known, Place, System, cpu_of
+from bench.peers.systems import Known, Place, System, cpu_of, drained_s
 from bench.peers.table import SYSTEMS
 from bench.peers.table import known as known_as
 from bench.processes import BenchFailed
@@ -390,11 +390,11 @@ class Measuring:
             self._begin_cold()
             with self._counted() as count, door(self._system, self._context.directory) as found:
                 ran = found.run(Job("write", block, depth, 0, size, total_bytes=size))
-                begin = time.monotonic()
                 peak = self._system.peak_bytes()
+                # What fio needs to start is nobody's, nor is what a system needs to end.
+                behind_s = 0.0 if self._local else drained_s(self._system, self._context.store)
             answered.append(count(ran, peak))
-            # What fio needs to start is nobody's; all from its last answer to the end of the system is the system's.
-            whole.append(size / MIB / (ran.seconds + time.monotonic() - begin))
+            whole.append(size / MIB / (ran.seconds + behind_s))
         self._add(name + ACKNOWLEDGED, names.MIBS, answered)
         if not self._local:
             self._add(name, names.MIBS, answered, values=whole)

@@ -22,7 +22,7 @@ from bench.peers.context import Context, kept
 from bench.peers.disk_file import DiskFile, Ext4
 from bench.peers.figures import Figure, Part
 from bench.peers.names import NBDKIT_CACHE, OURS, S3BACKER_PACKAGED, S3BACKER_TUNED, SECONDS, TGT
-from bench.peers.systems import Known, Place, System
+from bench.peers.systems import Known, Place, System, drained_s
 from bench.processes import BenchFailed
 
 MIB = 1024 * 1024
@@ -371,9 +371,8 @@ class Visit:
 
     def _drained(self, system: System) -> float:
         begin = time.monotonic()
-        system.drain()
-        seconds = time.monotonic() - begin
-        self._begin += seconds
+        seconds = drained_s(system, self.context.store)
+        self._begin += time.monotonic() - begin
         return seconds
 
     def _left(self) -> float:

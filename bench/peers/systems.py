@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ MIB = 1024 * 1024
 DRAIN_S_MAX = 600.0
 QUIET_S = 0.6
 """Longer than s3backer waits with a block that it may still get more of (250 ms)."""
+WATCHED_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,32 @@ def until_quiet(store: Client, bucket: str, quiet_s: float = QUIET_S) -> None:
             seen, last = now, time.monotonic()
         if last - begin > DRAIN_S_MAX:
             raise BenchFailed(f"still writing to the bucket {DRAIN_S_MAX:.0f} s after the last write")
+
+
+def drained_s(system: System, store: Client) -> float:
+    """Drain it; seconds until the last of it was in the bucket. What a system (or whoever looks at it) takes to be sure of that
+    is not among them."""
+    begin = last = time.monotonic()
+    over = threading.Event()
+    # The watcher's own: two threads cannot share a connection.
+    own = Client(store.port)
+    seen = _work(own, system.bucket)
+
+    def watch() -> None:
+        nonlocal last, seen
+        while not over.wait(WATCHED_S):
+            now = _work(own, system.bucket)
+            if now != seen:
+                seen, last = now, time.monotonic()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        system.drain()
+    finally:
+        over.set()
+        watcher.join()
+    return (last if _work(own, system.bucket) == seen else time.monotonic()) - begin
 
 
 def _work(store: Client, bucket: str) -> tuple[int, int, int]:

@@ -3,6 +3,8 @@
 One rule: peers are run where they are installed, for a moment; figures are the benchmark's business and none is asserted.
 """
 
+import contextlib
+import http.client
 import math
 import os
 import shutil
@@ -11,6 +13,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,7 +22,7 @@ from bench.peers import block, figures, names, nbdkit, publish, s3backer, table,
 from bench.peers.context import CUT, Context, kept
 from bench.peers.figures import CPU_US, DOLLARS_PER_GIB, GETS_PER_GIB, P50_US, PUTS_PER_GIB, UP_PER_BYTE, Figure, Part
 from bench.peers.load import Door, Job, Ran, door_command, parse
-from bench.peers.systems import Place, System
+from bench.peers.systems import Place, System, drained_s
 from bench.processes import BenchFailed, end, start
 from bench.store import Client, Stats
 
@@ -329,3 +332,28 @@ def test_a_matrix_without_time_says_what_it_left_out(tmp_path: Path, store: Clie
     part = block.run(context)
     assert not part.figures
     assert part.missing == [f"{names.OURS} at 0 ms: no time left"]
+
+
+class _Late:
+    """A system that has everything in its bucket long before it says so."""
+
+    bucket = "late"
+
+    def __init__(self, store: Client) -> None:
+        self._store = store
+
+    def drain(self) -> None:
+        time.sleep(0.2)
+        connection = http.client.HTTPConnection("127.0.0.1", self._store.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("PUT", "/late/key", b"body")
+            assert connection.getresponse().status == 200
+        time.sleep(1.0)
+
+
+def test_draining_lasts_until_the_last_byte_is_there_and_no_longer(store: Client) -> None:
+    system = cast(System, _Late(store))
+    begin = time.monotonic()
+    took = drained_s(system, store)
+    assert 0.2 <= took <= time.monotonic() - begin - 0.5
+    store.remove("late")
