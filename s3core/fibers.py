@@ -10,6 +10,7 @@ the loop. Reading and writing small local files counts as not waiting.
 import asyncio
 import ssl
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from greenlet import greenlet
@@ -17,6 +18,10 @@ from greenlet import greenlet
 from s3core.waiting import here
 
 T = TypeVar("T")
+
+#: For what waits elsewhere: connections to a server that does not answer take all their time, and not six at a time, as on
+#: the loop's own threads; nor may they wait for threads that wait for what a fiber holds.
+_threads = ThreadPoolExecutor(32, thread_name_prefix="fibers")
 
 
 async def converse(function: Callable[..., T], *args: Any) -> T:
@@ -62,7 +67,7 @@ class _Fiber:
         self._wait(asyncio.sleep(seconds))
 
     def in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        result: T = self._wait(self._loop.run_in_executor(None, function, *args))
+        result: T = self._wait(self._loop.run_in_executor(_threads, function, *args))
         return result
 
     def receive(self, sock: Any, buffer: memoryview, timeout_s: float | None) -> int:

@@ -72,6 +72,16 @@ def test_what_waits_elsewhere_is_called_on_a_thread() -> None:
     assert waiting.in_thread(threading.get_ident) == threading.get_ident()
 
 
+def test_many_may_wait_elsewhere_at_once() -> None:
+    """Each connection to a server that is away waits for its whole time: they must not stand in line for that."""
+    together = threading.Barrier(24)
+
+    async def many() -> None:
+        await asyncio.gather(*(converse(waiting.in_thread, together.wait, 30) for _ in range(24)))
+
+    run(many())
+
+
 def test_a_cancelled_call_ends_where_it_waits() -> None:
     cleaned = []
 
