@@ -123,6 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures.dump(run, options.results / "peers.json")
         say("interrupted: what was measured until now is kept")
         code = 130
+    except BenchFailed as error:
+        print(f"nothing can be measured: {error}", file=sys.stderr)
+        return 1
     finally:
         end(store)
         shutil.rmtree(directory, ignore_errors=True)
@@ -237,8 +240,16 @@ def _part(name: str, context: Context, over: float = math.inf) -> Part:
         reason = (str(error).splitlines() or [repr(error)])[0]
         part = Part(name, name.capitalize(), missing=[f"the whole part: {reason}"])
     finally:
+        _unmount_below(own.directory)
         shutil.rmtree(own.directory, ignore_errors=True)
     return replace(part, seconds=time.monotonic() - begin)
+
+
+def _unmount_below(directory: Path) -> None:
+    """What is still mounted there was left by somebody who was interrupted while he took it down."""
+    below = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in reversed([path for path in below if Path(path).is_relative_to(directory.absolute())]):
+        subprocess.run(["umount", "-l", mount], check=False)
 
 
 def _machine(directory: Path) -> dict[str, str]:

@@ -285,6 +285,12 @@ def _top(run: Run) -> list[str]:
         f"- **Machine**: {facts_of_machine}",
         f"- **Measured**: {measured}",
     ]
+    counts = {len(figure.values) for part in run.parts for figure in part.figures}
+    if counts:
+        several = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
+        lines.append(
+            f"- **Runs of each load**: {several}" + ("; of one run no spread can be told" if min(counts) < 2 else "")
+        )
     if distances:
         lines.append(
             "- **Store**: a loopback server of the benchmark's own that keeps S3's conditions, and waits"

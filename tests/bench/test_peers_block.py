@@ -159,7 +159,7 @@ def test_facts_are_per_unit() -> None:
     assert PUTS_PER_GIB not in block.facts([taken], [ran], stored=True, reads=True)
 
 
-def _failing(context: Context) -> Part:
+def _failing(context: Context | None = None) -> Part:
     raise BenchFailed("no disk\nits log")
 
 
@@ -357,3 +357,22 @@ def test_draining_lasts_until_the_last_byte_is_there_and_no_longer(store: Client
     took = drained_s(system, store)
     assert 0.2 <= took <= time.monotonic() - begin - 0.5
     store.remove("late")
+
+
+def test_a_run_that_cannot_begin_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "wait_for_line", lambda log, marker, process: _failing())
+    monkeypatch.setattr(peers, "_machine", lambda directory: {})
+    assert peers.main(["--dir", str(tmp_path)]) == 1
+    assert "nothing can be measured: no disk" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mount_that_was_left_is_taken_down(tmp_path: Path) -> None:
+    mount = tmp_path / "left"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(mount)], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    peers._unmount_below(tmp_path)
+    assert str(mount) not in Path("/proc/self/mountinfo").read_text()

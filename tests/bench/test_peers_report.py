@@ -370,3 +370,11 @@ def test_systems_that_nobody_put_in_order_come_last() -> None:
     grid = report.correctness(Run("now", {}, {}, [Part("c", "C", outcomes=(asked, replace(asked, system=names.OURS)))]))
     assert grid is not None
     assert grid.header == ["question", names.OURS, "other"]
+
+
+def test_a_load_that_ran_once_has_no_spread() -> None:
+    figure = Figure("load", names.OURS, 20, names.OPS, (1.0,))
+    page = report.markdown(Run("now", {}, {}, [Part("block", "Blocks", [figure])]))
+    assert "**Runs of each load**: 1; of one run no spread can be told" in page
+    page = report.markdown(Run("now", {}, {}, [Part("block", "Blocks", [replace(figure, values=(1.0, 2.0, 3.0))])]))
+    assert "**Runs of each load**: 3\n" in page
