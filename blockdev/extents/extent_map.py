@@ -10,7 +10,6 @@ volume of any size costs one root.
 
 import json
 import struct
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,6 +27,7 @@ from blockdev.segments.paths import INLINE, ContainerRef
 from blockdev.segments.record import BaseEntry, PatchEntry, Record, RecordKind
 from blockdev.segments.root import PAGE_EXTENTS, ContainerUse, DeadObject, PageRef, Root
 from blockdev.units import Geometry
+from s3core.waiting import Turns
 
 PURGE_EXTENTS_MAX = 4096
 """Map entries removed at most in the transaction of one record when whole extents are discarded; the rest
@@ -188,7 +188,8 @@ class ExtentMap:
     def __init__(self, kv: KeyValueStore, geometry: Geometry) -> None:
         self._kv = kv
         self._geometry = geometry
-        self._lock = threading.Lock()
+        # Not a lock of the interpreter's: a fiber that wants it would hold up its loop for all of a long `apply`.
+        self._lock = Turns(1)
         self._ranges = RangeSet()
         self._state: MapState | None = None
         self._unloaded: list[int] = []

@@ -611,6 +611,33 @@ def test_a_fiber_keeps_a_whole_object_on_a_thread(tmp_path: Path, monkeypatch: p
     asyncio.run(main())
 
 
+def test_a_fiber_that_waits_for_the_map_leaves_its_loop_turning(tmp_path: Path) -> None:
+    """A large record is applied for a tenth of a second of CPU, on a thread that comes last on a busy host."""
+
+    async def main() -> None:
+        bench = WorkerBench(tmp_path)
+        await bench.attach()
+        held, turned = threading.Event(), threading.Event()
+
+        def apply() -> bool:
+            with bench.map._lock:
+                held.set()
+                return turned.wait(10)
+
+        applied = asyncio.ensure_future(asyncio.to_thread(apply))
+        await asyncio.to_thread(held.wait, 30)
+        found = asyncio.ensure_future(fibers.converse(bench.map.lookup, [0]))
+        await asyncio.sleep(0.01)
+        assert not found.done()
+        turned.set()
+        assert await applied, "the loop stood still until the map was free"
+        state, _ = await found
+        assert state == bench.map.state
+        await bench.detach()
+
+    asyncio.run(main())
+
+
 class _Flaky(StoreWrapper):
     """Refuses the GETs that `refuses` chooses by their number."""
 
