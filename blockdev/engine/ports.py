@@ -38,8 +38,9 @@ class Execution(Protocol):
 
 
 class ThreadExecution:
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="worker")
+    def __init__(self, threads: int, begin: Callable[[], None] | None = None) -> None:
+        """`begin` is the first that each thread does. It may not raise."""
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="worker", initializer=begin)
 
     def run(self, function: Callable[..., T], *args: Any) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._pool, function, *args)

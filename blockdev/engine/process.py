@@ -120,6 +120,15 @@ class Host:
         self._gone = asyncio.Event()
         self._link = SocketLink(self._loop, sock, self._closed)
         self._reading = ReadPriority()
+        self._nice = NICE
+        self._execution = ThreadExecution(THREADS, self._begin_thread)
+
+    def _begin_thread(self) -> None:
+        """A thread inherits the priority of the one that began it: the loop's, which a read may have raised just now."""
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
+        except OSError as error:
+            log.debug("priority stays as it is: %s", error)
 
     def _closed(self) -> None:
         # The daemon is dead. Whatever is under way may finish or not: the log decides, and the next attach looks.
@@ -127,7 +136,7 @@ class Host:
 
     async def run(self) -> None:
         try:
-            assembly = await assemble(self._orders, _config(self._orders), ThreadExecution(THREADS), self._link.send)
+            assembly = await assemble(self._orders, _config(self._orders), self._execution, self._link.send)
             worker = assembly.worker
             await worker.start()
         except _failures() as error:
@@ -160,16 +169,15 @@ class Host:
 
     async def _steer(self, worker: Worker) -> None:
         """Raise or lower the priority with the backlog."""
-        nice = NICE
         while True:
             await asyncio.sleep(STEER_S)
             late = worker.lag_seconds() > LATE_INTERVALS * self._orders.commit_interval_s and not worker.saves_commits
             wanted = 0 if worker.urgent or worker.detaching or late else NICE
-            if wanted != nice:
-                nice = wanted
-                _set_priority(nice)
+            if wanted != self._nice:
+                self._nice = wanted
+                _set_priority(wanted)
                 self._reading.kept()
-            self._reading.look(nice)
+            self._reading.look(wanted)
 
 
 async def _main(orders: Orders, sock: socket.socket) -> None:

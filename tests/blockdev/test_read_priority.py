@@ -1,12 +1,16 @@
 """The worker's fetching thread comes first while a host waits for a read, and no longer."""
 
+import asyncio
 import os
+import socket
 import threading
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
-from blockdev.engine.process import NICE, NICE_READING, ReadPriority
+from blockdev.engine.assembly import Orders
+from blockdev.engine.process import NICE, NICE_READING, Host, ReadPriority
 
 
 def on_a_thread(check: Callable[[], None]) -> None:
@@ -47,6 +51,24 @@ def test_a_read_raises_it_until_none_came_between_two_looks() -> None:
         assert nice() == NICE_READING
         reading.look(NICE)
         assert nice() == NICE
+
+    on_a_thread(check)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+def test_a_thread_that_is_begun_meanwhile_does_not_inherit_it() -> None:
+    """What compresses and sends would run beside the front at equal priority from then on."""
+
+    async def begun() -> int:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            host = Host(cast(Orders, None), ours)  # nothing is attached
+            host._reading.asked()
+            assert nice() == NICE_READING
+            return await host._execution.run(nice)
+
+    def check() -> None:
+        assert asyncio.run(begun()) == NICE
 
     on_a_thread(check)
 
