@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[{time.monotonic() - begin:5.0f} s] {text}", highlight=False, markup=False)
 
     # What is mounted and started is taken down by whoever made it, which needs an exception and not an end.
-    signal.signal(signal.SIGTERM, _interrupted)
+    before = signal.signal(signal.SIGTERM, _interrupted)
     directory = Path(tempfile.mkdtemp(prefix="bucketworks-peers-", dir=options.dir))
     log = directory / "store.log"
     store = start([sys.executable, "-m", "bench.store"], log)
@@ -129,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         end(store)
         shutil.rmtree(directory, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
     return _draw(console, run, options) or code
 
 

@@ -114,10 +114,10 @@ SCOPES: Mapping[str, Scope] = {
     names.OURS: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL, LINKED, FRESH, DISCARD)),
     names.S3BACKER_TUNED: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL, FRESH, DISCARD), sequential_share=4),
     names.TGT: Scope((RANDOM, FLUSHES, SEQUENTIAL, WARM), far_only=True),
+    names.S3BACKER_PACKAGED: Scope((READS, RANDOM, SEQUENTIAL), depths=(1,), far_only=True, slow=True),
     names.OURS_FLUSH_S3: Scope((FLUSHES,), slow=True),
     names.S3BACKER_SYNC: Scope((RANDOM, FLUSHES), depths=(1,), slow=True),
     names.S3BACKER_FILE: Scope((READS, RANDOM), depths=(1, 8), far_only=True, slow=True),
-    names.S3BACKER_PACKAGED: Scope((READS, RANDOM, SEQUENTIAL), depths=(1,), far_only=True, slow=True),
     names.NBDKIT: Scope((READS, RANDOM, SEQUENTIAL), far_only=True, slow=True),
     names.NBDKIT_CACHE: Scope((READS, WARM, RANDOM, FLUSHES, SEQUENTIAL), far_only=True, slow=True),
 }

@@ -71,7 +71,9 @@ HOW_TO_READ: Final = (
     " keeps what it acknowledges, and its equal here is *s3block flush=s3*. By default s3block's flush is on this host's"
     " disk, in its journal. The table of correctness says what each system had after a kill.",
     "**s3backer is measured twice**: as Debian packages it (blocks of 4 KiB, defaults), and tuned for this load. The MD5 cache"
-    " and write delay of its defaults hold back writes to a block that was just written; tuned, both are off. Version 1.5.4"
+    " and write delay of its defaults hold back writes to a block that was just written; tuned, both are off. A write of 4 KiB"
+    " into a block of 64 KiB that is not here fetches that block first, which packaged it need not: the overview and the"
+    " verdict name both, wherever both were measured. Version 1.5.4"
     " knows FUSE only, so tgt serves its file by iSCSI; *its file* is without tgt.",
     "**nbdkit's S3 plugin** has no lock and no order across objects; with `--filter=cache` it answers from a local file"
     " and keeps what was written there until a flush.",

@@ -19,6 +19,8 @@ BARE_SHARE: Final = 0.95
 COWSYNC_TIMES: Final = 10
 COWSYNC_MEMORY_SHARE: Final = 1 / 10
 P99_MAX_US: Final = 100
+ALSO_TOLD: Final[Mapping[str, Sequence[str]]] = {names.S3BACKER_TUNED: (names.S3BACKER_PACKAGED,)}
+"""Whom a row names beside the peer that decides: other settings of the same program may suit the load better."""
 DISK_FLUSHES: Final = "disk_flushes_per_s"
 """As bench.peers.warm tells it beside rows with flushes."""
 COLD_DEPTHS: Final = (8, 32)
@@ -128,6 +130,9 @@ def ahead(load: str, peer: str, target: str, *, factor: float = 1.0, latency_ms:
         ratio = ours.value / theirs.value
         met = ratio > 1 if factor == 1 else ratio >= factor
         said = f"{_rate(ours)}; {_rate(theirs)}"
+        for name in ALSO_TOLD.get(peer, ()):
+            if other := near(run, load, name, latency_ms):
+                said += f"; {_rate(other)}"
         if factor == 1 and overlap(ours, theirs):
             said += "; their runs overlap"
         return Verdict(target, times(ratio), met, said if met else said + _cpu(ours))

@@ -317,6 +317,7 @@ def test_an_interrupted_run_is_kept_drawn_and_published(tmp_path: Path, monkeypa
     assert "The run was interrupted." in run.notes
     assert (tmp_path / "results" / "peers.md").exists()
     assert not list(tmp_path.glob("bucketworks-peers-*"))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_what_was_started_does_not_hear_a_terminals_interrupt(tmp_path: Path) -> None:

@@ -378,3 +378,20 @@ def test_a_load_that_ran_once_has_no_spread() -> None:
     assert "**Runs of each load**: 1; of one run no spread can be told" in page
     page = report.markdown(Run("now", {}, {}, [Part("block", "Blocks", [replace(figure, values=(1.0, 2.0, 3.0))])]))
     assert "**Runs of each load**: 3\n" in page
+
+
+def test_the_settings_of_s3backer_that_suit_the_load_best_are_those_of_the_overview() -> None:
+    load = names.random_write(1)
+
+    def seen(system: str, rate: float, puts: float) -> Figure:
+        return Figure(load, system, 20, names.OPS, (rate,), facts={PUTS_PER_GIB: puts})
+
+    ours, tuned = seen(names.OURS, 3000, 600), seen(names.S3BACKER_TUNED, 40, 250_000)
+    packaged = seen(names.S3BACKER_PACKAGED, 900, 262_000)
+    run = Run("now", {}, {}, [Part("block", "Blocks", [ours, tuned, packaged])])
+    writes, puts = publish.headlines(run)
+    assert writes[1:] == ("3,000/s", "900/s (s3backer, packaged)")
+    assert puts[1:] == ("600", "250,000 (s3backer, tuned)")
+    assert "s3backer packaged: 900 op/s" in judged(run, "4K random writes, QD1").said
+    (alone, _) = publish.headlines(replace(run, parts=[Part("block", "Blocks", [ours, tuned])]))
+    assert alone[2] == "40/s (s3backer, tuned)"
