@@ -32,7 +32,9 @@ from s3core.store import Buffer
 
 #: Tried first when the region is to be asked for; every provider either takes it or names its own.
 FIRST_GUESS_REGION = "us-east-1"
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+#: Longer than any size, and not so long that Python refuses to make a number of it.
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ def whole_body(answer: Answer, key: str) -> bytes:
     if stated is None:
         if "chunked" not in answer.headers.get("transfer-encoding", ""):
             raise Unavailable("the answer does not say how long it is, so a cut could not be seen", key=key)
-    elif int(stated) != len(answer.body):
+    elif not _NUMBER.fullmatch(stated) or int(stated) != len(answer.body):
         raise Unavailable(f"{stated} bytes were announced and {len(answer.body)} came", key=key)
     return answer.body
 

@@ -13,6 +13,7 @@ import pytest
 from s3core.endpoint import Address, Credentials, Endpoint
 from s3core.errors import StoreError, Unavailable
 from s3core.s3_http import Answer, Transport
+from s3core.s3_requests import ranged_body
 from tests.servers.certificates import make_server_certificate
 from tests.servers.tunnel import TunnelProxy
 
@@ -217,3 +218,18 @@ def test_a_connection_that_is_kept_open_keeps_no_body() -> None:
         assert answer.body == BIG
         references = sys.getrefcount(answer.body)  # outside of the assert, which holds one more
     assert references <= 2
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-length": "5, 5"},
+        {"content-length": "five"},
+        {"content-length": "0" * 5000 + "5"},
+        {"content-length": "5", "content-range": "bytes 0-" + "0" * 5000 + "4/5"},
+    ],
+)
+def test_sizes_that_are_no_numbers_make_an_answer_that_is_tried_again(headers: dict[str, str]) -> None:
+    """Not a ValueError, which nobody expects of a store: a volume would stop for what a proxy says."""
+    with pytest.raises(Unavailable):
+        ranged_body(Answer(206, headers, b"hello"), "key", 0, 5)
