@@ -180,7 +180,8 @@ class _Connection(HTTPConnection):
             if end < 0 and early.count(b"\n", 0, filled) != early.count(b"\r\n", 0, filled):
                 break  # lines that end otherwise are never followed by the end that is looked for
         plain = _plain(early, end, options.request_method) if end >= 0 else None
-        if plain is None or filled - end - 4 > plain.length_remaining:
+        too_much = plain is not None and filled - end - 4 > plain.length_remaining
+        if plain is None or too_much:
             rest = bytes(view[:filled])
 
             def usual(sock: Any, *args: Any, **named: Any) -> http.client.HTTPResponse:
@@ -188,7 +189,10 @@ class _Connection(HTTPConnection):
                 response.fp = io.BufferedReader(_Rest(rest, response.fp, sock, timeout_s))
                 return response
 
-            return self._taken(super().getresponse, usual)
+            response = self._taken(super().getresponse, usual)
+            if too_much:
+                self.close()  # where there was more, still more may come, and would be taken for the next answer
+            return response
         self._response_options = None
         plain.data = _body(sock, view[end + 4 : filled], plain.length_remaining, timeout_s)
         plain.length_remaining = 0

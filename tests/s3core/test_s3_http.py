@@ -141,6 +141,15 @@ def test_a_connection_the_server_closes_is_not_used_again() -> None:
     assert counts == [1, 1]
 
 
+@pytest.mark.parametrize(("method", "length"), [("GET", 2), ("HEAD", 4)])
+def test_a_connection_on_which_more_came_than_was_announced_is_not_used_again(method: str, length: int) -> None:
+    more = OK + b"Content-Length: %d\r\n\r\nokno" % length
+    with served([more], [OK + b"X: lose\r\nContent-Length: 2\r\n\r\nok"]) as (transport, address, counts):
+        assert ask(transport, address, method).body == (b"ok" if method == "GET" else b"")
+        assert ask(transport, address).body == b"ok"
+    assert counts == [1, 1]
+
+
 def test_a_length_that_is_no_number_leaves_the_end_to_the_connection() -> None:
     digits = b"0" * 5000 + b"5"  # more than Python makes a number of
     with served([OK + b"X: lose\r\nContent-Length: " + digits + b"\r\n\r\nhello"]) as (transport, address, _):
