@@ -298,7 +298,9 @@ def _draw(console: Console, run: Run, options: argparse.Namespace) -> int:
         return 1
 
     files = publish.redraw(run, options.results)
-    if options.publish:
+    if options.publish and not publish.headlines(run):
+        print("not published: of what the overview shows nothing was measured", file=sys.stderr)
+    elif options.publish:
         files += publish.publish(run, Path.cwd(), options.publish)
     report.show(run, console)
     print("kept:", ", ".join(str(file) for file in files))

@@ -295,9 +295,11 @@ def test_a_part_without_time_is_not_begun(tmp_path: Path, store: Client) -> None
 def test_an_interrupted_run_is_kept_drawn_and_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(context: Context) -> Part:
         if context.directory.name == "block":
-            return Part("block", "Blocks", [Figure("load", names.OURS, 20, names.OPS, (1.0,))])
+            return Part("block", "Blocks", measured)
         raise KeyboardInterrupt
 
+    load = names.random_write(1)
+    measured = [Figure(load, name, 20, names.OPS, (2.0,)) for name in (names.OURS, names.S3BACKER_TUNED)]
     published: list[figures.Run] = []
 
     def kept_there(run: figures.Run, root: Path, folder: Path) -> list[Path]:
@@ -318,6 +320,10 @@ def test_an_interrupted_run_is_kept_drawn_and_published(tmp_path: Path, monkeypa
     assert (tmp_path / "results" / "peers.md").exists()
     assert not list(tmp_path.glob("bucketworks-peers-*"))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    # One that has nothing to show leaves what is published as it is.
+    measured.clear()
+    assert peers.main([*words, "--results", str(tmp_path / "results")]) == 130
+    assert published == [run]
 
 
 def test_what_was_started_does_not_hear_a_terminals_interrupt(tmp_path: Path) -> None:
