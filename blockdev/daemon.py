@@ -27,6 +27,7 @@ from blockdev.engine.assembly import Orders
 from blockdev.engine.attach import open_volume_file
 from blockdev.engine.cache import ReadCache, open_cache
 from blockdev.engine.front import Front
+from blockdev.engine.misses import GUESSES_MAX
 from blockdev.engine.process import SWITCH_INTERVAL_S
 from blockdev.engine.socket_link import SocketLink
 from blockdev.engine.state_directory import StateDirectory
@@ -211,6 +212,7 @@ class RunningVolume:
             soon=loop.call_soon,
             read_only=self.served.settings.read_only,
             flush_to=self.served.settings.flush,
+            requests_ahead_max=requests_ahead(self._config, self.served.store_url),
         )
         front.start(ready)
         front.on_stopped = self._front_stopped
@@ -405,6 +407,13 @@ def prices_of(config: Config, store_url: str) -> Prices:
     place = parse_store_url(store_url)
     settings = config.endpoints.get(place.name) if place.scheme == "s3" else None
     return settings_to_endpoint(place.name, settings, path=config.path).prices if settings is not None else Prices()
+
+
+def requests_ahead(config: Config, store_url: str) -> int:
+    """Requests at once for what nobody waits for yet: half of what the store may be asked, if that is less than usual."""
+    place = parse_store_url(store_url)
+    settings = config.endpoints.get(place.name) if place.scheme == "s3" else None
+    return min(GUESSES_MAX, max(1, settings.concurrency // 2)) if settings is not None else GUESSES_MAX
 
 
 def _address(text: str) -> Address:

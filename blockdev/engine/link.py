@@ -34,11 +34,14 @@ class FetchFrame:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """front -> worker: bring these frames (of any extents). `id` comes back in `Fetched`, possibly in several parts."""
+    """front -> worker: bring these frames (of any extents). `id` comes back in `Fetched`, possibly in several parts.
+    `speculative`: no read wanted them when they were asked for, so nothing is tried for long. `awaited`: a host waits, for
+    these or for others asked for before."""
 
     id: int
     frames: tuple[FetchFrame, ...]
     speculative: bool = False
+    awaited: bool = True
 
 
 @dataclass(frozen=True, slots=True)

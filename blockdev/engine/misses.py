@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 ReadDone = Callable[[list[Buffer] | Exception], None]
 ATTEMPTS_MAX = 8
 """Fetches of one frame whose content did not survive in the cache file until it was read, before the read fails."""
+GUESSES_MAX = 16
+"""Fetches ahead of streams that are under way at once: half of the requests that a store is asked by default, so that a read
+that must wait always finds a place."""
 
 
 @dataclass(slots=True)
@@ -65,7 +68,8 @@ ReadAgain = Callable[[int, int, ReadDone], list[Buffer] | None]
 
 
 class Misses:
-    """Owned by the front's thread. `frame_count` bounds read-ahead."""
+    """Owned by the front's thread. `frame_count` bounds read-ahead, which goes in pieces that end at multiples of
+    `piece_frames`, each a fetch of its own, `guesses_max` at once."""
 
     def __init__(
         self,
@@ -75,6 +79,8 @@ class Misses:
         read_again: ReadAgain,
         *,
         frame_count: int,
+        piece_frames: int = 1,
+        guesses_max: int = GUESSES_MAX,
     ) -> None:
         self._cache = cache
         self._read_again = read_again
@@ -85,6 +91,10 @@ class Misses:
         self._next_id = 1
         self._speculative = 0
         self._speculative_max = max(1, cache.layout.slots // 4)
+        self._guesses: dict[int, int] = {}
+        """Fetches of guesses under way -> frames that are still to come."""
+        self._guesses_max = guesses_max
+        self._piece = piece_frames
         self.frame_count = frame_count
         self.fetched_frames = 0
         self.refetched_frames = 0
@@ -124,28 +134,47 @@ class Misses:
         if wanted:
             self._fetch(wanted, speculative=False)
 
+    @property
+    def room_ahead(self) -> int:
+        """Frames that `read_ahead` may be given now: whole pieces, since each takes a request."""
+        pieces = self._guesses_max - len(self._guesses)
+        return max(0, min(pieces * self._piece, self._speculative_max - self._speculative))
+
     def read_ahead(self, begin: int, end: int) -> None:
         """Fetch these frames unless they are here or under way, as far as there is room for guesses."""
+        end = min(end, self.frame_count)
+        while begin < end and len(self._guesses) < self._guesses_max:
+            stop = min(end, (begin // self._piece + 1) * self._piece)
+            if not self._guess(begin, stop):
+                return
+            begin = stop
+
+    def _guess(self, begin: int, end: int) -> bool:
+        """One fetch; False if there is no room for all of it."""
         cache = self._cache
         wanted = []
-        for frame in range(begin, min(end, self.frame_count)):
-            if self._speculative >= self._speculative_max:
-                break
+        full = False
+        for frame in range(begin, end):
             slot = cache.find(frame)
             if frame in self._inflight or frame in cache.zero_frames or (slot >= 0 and cache.valid[slot]):
                 continue
-            lent = cache.lend(frame)
+            lent = cache.lend(frame) if self._speculative < self._speculative_max else None
             if lent is None:
+                full = True
                 break
             self._inflight[frame] = _Inflight(slot=lent[0], speculative=True)
             self._speculative += 1
             wanted.append(FetchFrame(frame, *lent))
         if wanted:
             self.readahead_frames += len(wanted)
+            self._guesses[self._next_id] = len(wanted)
             self._fetch(wanted, speculative=True)
+        return not full
 
     def _fetch(self, wanted: list[FetchFrame], *, speculative: bool) -> None:
-        self._send(Fetch(self._next_id, tuple(wanted), speculative))
+        # A stream that is read ahead well waits for guesses alone.
+        awaited = not speculative or any(inflight.wants for inflight in self._inflight.values())
+        self._send(Fetch(self._next_id, tuple(wanted), speculative, awaited))
         self._next_id += 1
 
     # --- answers ------------------------------------------------------------------------------------------------
@@ -153,15 +182,25 @@ class Misses:
     def fetched(self, message: Fetched, late: BlockError | None = None) -> None:
         """Install what the worker brought and answer the reads that were waiting for it; with `late`, by that error."""
         answers: list[tuple[Waiting, list[Buffer] | Exception]] = []
+        if message.id in self._guesses:
+            self._guesses[message.id] -= len(message.frames)
+            if self._guesses[message.id] <= 0:
+                del self._guesses[message.id]
         for outcome in message.frames:
             inflight = self._inflight.get(outcome.frame)
             if inflight is None or inflight.slot != outcome.slot:
                 raise ValueError(f"the worker answered for frame {outcome.frame}, which it was not asked for")
             self.fetched_frames += 1
-            if inflight.speculative:
+            guessed = inflight.speculative
+            if guessed:
                 inflight.speculative = False
                 self._speculative -= 1
             error = self._install(outcome, message.covered, inflight)
+            if guessed and inflight.wants and isinstance(error, StoreUnreachable):
+                # The worker has no patience with guesses. For the reads that joined this one it shall have.
+                inflight.slot = -1
+                self._unsent.append(outcome.frame)
+                continue
             if error is None and message.covered < inflight.stale_below:
                 self.refetched_frames += 1
                 if inflight.wants:
@@ -276,6 +315,7 @@ class Misses:
         waitings = [want.waiting for inflight in self._inflight.values() for want in inflight.wants]
         self._inflight.clear()
         self._unsent.clear()
+        self._guesses.clear()
         for waiting in waitings:
             if not waiting.over:
                 waiting.over = True

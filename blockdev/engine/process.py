@@ -146,7 +146,7 @@ class Host:
             return
 
         def receive(message: link.ToWorker) -> None:
-            if isinstance(message, link.Fetch) and not message.speculative:
+            if isinstance(message, link.Fetch) and message.awaited:
                 self._reading.asked()
             worker.receive(message)
 

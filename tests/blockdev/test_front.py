@@ -1,5 +1,6 @@
 """The front, case by case: what is acknowledged when, what is asked of the worker, what happens when things break."""
 
+import random
 from collections.abc import Callable
 from functools import partial
 
@@ -471,6 +472,163 @@ def test_sequential_reads_are_fetched_ahead() -> None:
     stats = world.front.snapshot()
     assert stats["readahead_frames"] > 30
     assert stats["read_misses"] < 20
+
+
+PIECE = 8
+"""Frames of an extent, and of a piece that is fetched ahead, in the streaming world."""
+
+
+def streaming_world(read_ahead_bytes: int = 128 * KIB) -> World:
+    """A written volume of 24 MiB, 192 extents of 8 frames, with a cache for all of it: a stream's window grows to 96 frames."""
+    world = World(
+        Geometry(24 * MIB, frame_bytes=16 * KIB, extent_bytes=128 * KIB),
+        slots=1536,
+        read_ahead_bytes=read_ahead_bytes,
+    )
+    world.bucket.changed.update(dict.fromkeys(range(1536), 1))
+    return world
+
+
+def round_trips(world: World, depth: int = 1) -> int:
+    """Read the volume in order, an extent at a time, `depth` reads at once; everything asked for is answered a round trip
+    later. How many it took."""
+    ends = world.front.sector_count
+    place = rounds = under_way = 0
+    answered: list[ReadAnswer] = []
+    while place < ends:
+        while place < ends and under_way - len(answered) < depth:
+            local = world.front.read(place, 256, answered.append)
+            under_way += local is None
+            place += 256
+        while world.worker.look_up():
+            pass
+        while world.worker.deliver():
+            pass
+        rounds += 1
+    assert not [answer for answer in answered if isinstance(answer, Exception)]
+    return rounds
+
+
+def asked_frames(world: World) -> list[int]:
+    return [item.frame for fetch in fetches(world) for item in fetch.frames]
+
+
+def test_a_long_stream_has_many_requests_under_way_and_none_twice() -> None:
+    # 192 extents, 12 at once once the window has grown: 16 round trips. With a window of one extent they are 97.
+    world = streaming_world()
+    assert round_trips(world) <= 20
+    assert sorted(asked_frames(world)) == list(range(1536)), "each frame once"
+    assert len(fetches(world)) <= 200, "an extent is one request"
+
+
+def test_a_deep_queue_adds_to_what_is_under_way() -> None:
+    world = streaming_world()
+    assert round_trips(world, depth=8) <= 15
+    assert sorted(asked_frames(world)) == list(range(1536))
+
+
+def test_without_read_ahead_each_read_is_a_round_trip_and_nothing_more_is_asked() -> None:
+    world = streaming_world(read_ahead_bytes=0)
+    assert round_trips(world) == 192
+    assert len(fetches(world)) == 192
+    assert not [fetch for fetch in fetches(world) if fetch.speculative]
+
+
+def test_scattered_reads_cost_no_request_and_no_frame_more() -> None:
+    world = streaming_world()
+    places = random.Random(5).sample(range(0, 1536, 2), 500)
+    for frame in places:
+        world.read(frame * 32, 32)
+        world.read(frame * 32 + 8, 8)
+    assert len(fetches(world)) == 500
+    assert sorted(asked_frames(world)) == sorted(places)
+
+
+def test_scattered_reads_after_a_stream_cost_nothing_more_either() -> None:
+    world = streaming_world()
+    for lba in range(0, 256 * 40, 256):
+        world.read(lba, 256)
+    before = len(asked_frames(world))
+    places = random.Random(6).sample(range(800, 1536, 2), 200)
+    for frame in places:
+        world.read(frame * 32 + 8, 8)
+    assert asked_frames(world)[before:] == places
+
+
+def test_guesses_take_bounded_places_and_slots_and_a_read_that_waits_goes_beside_them() -> None:
+    world = streaming_world()
+    for lba in range(0, 256 * 40, 256):
+        world.read(lba, 256)
+    for lba in range(256 * 40, 256 * 70, 256):  # nothing is answered any more
+        world.front.read(lba, 256, lambda answer: None)
+    under_way = [fetch for fetch in world.worker.fetches if fetch.speculative]
+    assert len(under_way) <= 16
+    assert sum(len(fetch.frames) for fetch in under_way) <= 16 * PIECE
+    world.front.read(1500 * 32, 8, lambda answer: None)
+    last = world.worker.fetches[-1]
+    assert not last.speculative
+    assert [item.frame for item in last.frames] == [1500]
+    world.front.write(0, [fill(7)])
+    world.front.commit()
+    assert world.read(0, 8) == fill(7)
+
+
+def test_a_small_cache_lends_guesses_a_quarter_at_most() -> None:
+    world = streaming_world()
+    small = World(world.geometry, slots=32, read_ahead_bytes=1 * MIB)
+    small.bucket.changed.update(dict.fromkeys(range(1536), 1))
+    for frame in range(40):
+        small.front.read(frame * 32, 32, lambda answer: None)
+        lent = sum(len(fetch.frames) for fetch in small.worker.fetches if fetch.speculative)
+        assert lent <= 8
+    small.worker.serve()
+    assert small.read(1500 * 32, 32) == bytes(16 * KIB)
+
+
+def test_a_stream_that_stops_asks_for_nothing_more() -> None:
+    world = streaming_world()
+    for lba in range(0, 256 * 20, 256):
+        world.read(lba, 256)
+    asked = len(fetches(world))
+    world.worker.serve()
+    for _ in range(10):
+        world.front.tick(1.0)
+    assert len(fetches(world)) == asked
+    assert max(asked_frames(world)) < 20 * PIECE + 96
+
+
+def test_a_read_that_joined_a_guess_waits_out_an_outage_as_any_other() -> None:
+    world = streaming_world()
+    world.read(0, 32)
+    asked: list[ReadAnswer] = []
+    joined: list[ReadAnswer] = []
+    world.front.read(32, 32, asked.append)
+    world.front.read(64, 32, joined.append)
+    wanted, guessed, further = world.worker.fetches
+    assert [fetch.speculative for fetch in (wanted, guessed, further)] == [False, True, True]
+    assert all(fetch.awaited for fetch in (wanted, guessed, further)), "a host waits, whatever for"
+    assert [item.frame for item in guessed.frames] == [2]
+    world.worker.unreachable = True
+    for _ in range(3):
+        world.worker.look_up()
+        world.worker.deliver()
+    assert isinstance(asked[0], StoreUnreachable), "the worker itself tries again for long"
+    assert not joined
+    (again,) = world.worker.fetches
+    assert not again.speculative
+    assert [item.frame for item in again.frames] == [2]
+    world.worker.unreachable = False
+    world.worker.serve()
+    assert b"".join(joined[0]) == bytes(16 * KIB)  # type: ignore[arg-type]  # an error would be one
+
+
+def test_guesses_that_nobody_waits_for_say_so() -> None:
+    world = streaming_world()
+    for frame in range(20):
+        world.read(frame * 32, 32)
+    guesses = [fetch for fetch in fetches(world) if fetch.speculative]
+    assert any(not fetch.awaited for fetch in guesses)
+    assert all(fetch.awaited for fetch in fetches(world) if not fetch.speculative)
 
 
 # --- things that break
