@@ -168,10 +168,6 @@ class Site:
         places = [f"--{name}={self._folder / name}" for name in ("etc", "state", "run")]
         return [sys.executable, str(self._folder / "agent.pyz"), *places, f"--base={self._folder / 'disk'}", *verb]
 
-    @property
-    def console_pid(self) -> int:
-        return self._console.pid
-
     def agent(self, *verb: str) -> tuple[float, float, float]:
         """(seconds, of them on a processor, MiB at the most) of one command."""
         command = self.command(*verb)

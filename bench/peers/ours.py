@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from bench import volume
-from bench.peers.systems import DRAIN_S_MAX, Account, Place, cpu_of, family, kill_all, peak_of
+from bench.peers.systems import DRAIN_S_MAX, Account, Place, family, kill_all, peak_of
 from bench.processes import BenchFailed, free_port, start, tail, wait_for_line
 
 NAME = "s3block"
@@ -94,11 +94,6 @@ class S3Block:
 
     def cpu_s(self) -> float:
         return self._account.total(self.pids())
-
-    def cpu_of_each(self) -> tuple[float, float]:
-        """CPU seconds of the process that serves and of those that speak to the bucket, of those that run."""
-        front, *others = self.pids()
-        return cpu_of([front]), cpu_of(others)
 
     def peak_bytes(self) -> int:
         return peak_of(self.pids())

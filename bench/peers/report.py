@@ -240,14 +240,6 @@ def correctness(run: Run) -> Grid | None:
     return Grid("Correctness", ["question", *systems], rows)
 
 
-def verdict_grid(rows: Sequence[Verdict]) -> Grid:
-    return Grid(
-        "Verdict",
-        ["target", "seen", "verdict", "figures"],
-        [[row.target, row.figure, row.word, row.said] for row in rows],
-    )
-
-
 # --- the page ------------------------------------------------------------------------------------------------
 
 
