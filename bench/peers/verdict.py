@@ -49,7 +49,40 @@ class Verdict:
 
 Target = Callable[[Run], Verdict]
 
-WHERE_THE_TIME_GOES: Final[dict[str, str]] = {}
+WHERE_THE_TIME_GOES: Final[dict[str, str]] = {
+    **{
+        f"1 MiB sequential writes{given}: 95 % of a bare client's rate at every latency": (
+            "The load is a burst of about 128 MiB that the journal takes in a fifth of a second. The rate is the same at every "
+            "distance and on the link: most of what was timed is the last piece, which waits for the end of its commit's "
+            "interval of five seconds. Longer writes are bound by the worker's processor time, about 4 ms for each MiB: "
+            "`python -m bench speed` has their rate; a second process that compresses would change it"
+        )
+        for given in (", link of 100 MiB/s", "")
+    },
+    "the same, no flush: faster than tgt on a local file": (
+        "The worker compresses and sends meanwhile: the processors are shared with it, with fio and with the hop before it; "
+        "beside tgt there is no such work. Without that hop, under qemu-img, see the warm writes below"
+    ),
+    "1 MiB cold sequential reads: 95 % of a bare client's rate at every latency": (
+        "The bare client neither unpacks nor checks nor keeps what it gets. For each MiB the worker takes about 1.5 ms of "
+        "processor time (unpacking, checksums, writing to the cache's file), the front 1 ms: two processors are full"
+    ),
+    f"cold 4K random reads, QD32: depth / latency ({32 * 1000 // REFERENCE_MS:,}/s at {REFERENCE_MS} ms)": (
+        "Each read costs the worker about 0.4 ms and the front 0.15 ms of processor time, and fio and the hop before it "
+        "theirs. A leaner message between front and worker would change it"
+    ),
+    "warm 4K reads, QD1: ahead of tgt": (
+        "One command at a time is two wake-ups and little else; which of the two is ahead changes from run to run"
+    ),
+    f"QD1 while the destager works: p99 below {P99_MAX_US} us": (
+        "The initiator's own wake-ups are in it, about as much as in tgt's; the rest is waiting for a processor beside the "
+        "worker"
+    ),
+    "cowsync: 10 x rclone's keys a second": (
+        "Near the store a third of the time is the start of Python and its modules. At a distance each process lists its "
+        "ranges one page after another and waits in between, where rclone has 16 checkers: more ranges at once would change it"
+    ),
+}
 """For a target that is not met, by its words: where the time goes, and what would change it. Shown only then."""
 
 
