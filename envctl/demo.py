@@ -22,7 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from types import FrameType
@@ -435,8 +435,12 @@ def _with_port(listen: str) -> str:
     host, _, port = listen.rpartition(":")
     if port != "0":
         return listen
-    with socket.create_server((host.strip("[]"), 0)) as found:
-        return f"{host}:{found.getsockname()[1]}"
+    # It is bound again later, when the demo has its people: not one of those that the kernel gives to whoever asks meanwhile.
+    for _ in range(100):
+        chosen = 20_000 + secrets.randbelow(12_000)
+        with suppress(OSError), socket.create_server((host.strip("[]"), chosen)):
+            return f"{host}:{chosen}"
+    return listen
 
 
 def _tell(url: str, words: dict[str, str], kept: Path | None) -> None:
